@@ -1,0 +1,1 @@
+"""The how: shared rooms that the root files build on and that never import the root."""

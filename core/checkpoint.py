@@ -1,0 +1,157 @@
+"""How is a trained model kept on disk, and how is a wrong one refused?
+
+A model folder holds one sub-folder a component (``config.json`` + ``model.safetensors``) and ``model_index.json`` with a
+hash of every weight file. Files are written under a temporary name, synced and renamed; loading is strict and never
+unpickles anything. This module does not know what the components are.
+
+Format of the weights: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+INDEX = "model_index.json"
+FORMAT = 1
+
+
+class ModelFolderError(RuntimeError):
+    """A model folder is missing, damaged or does not fit; the message says what to do."""
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as source:
+        while block := source.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` never holds a part of it: temporary name, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".writing")
+    with open(aside, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(aside, path)
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that the code in ``folder`` stands at, or None outside a checkout."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """The parsed ``model_index.json``; raises ModelFolderError when it is not there or not readable."""
+    path = Path(folder) / INDEX
+    if not path.exists():
+        raise ModelFolderError(f"{folder} is not a model folder ({INDEX} is missing); train one or name another --model")
+    try:
+        index = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ModelFolderError(f"{path} is damaged ({error}); restore it from the repository") from error
+    if index.get("format") != FORMAT:
+        raise ModelFolderError(f"{path} has format {index.get('format')!r}; this version reads format {FORMAT}")
+    return index
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, with a final newline."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def update_index(folder: str | Path, **values: Any) -> None:
+    """Merge top-level ``values`` into ``model_index.json`` (made when absent)."""
+    folder = Path(folder)
+    index = read_index(folder) if (folder / INDEX).exists() else {"format": FORMAT, "components": {}}
+    index.update(values)
+    write_json(folder / INDEX, index)
+
+
+def save_component(
+    folder: str | Path,
+    component: str,
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    half: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """Write one component and its entry in the index; returns the hash of its weights.
+
+    ``half`` stores floating-point tensors as fp16. ``extra`` (parent hashes, metrics, ...) goes into the index entry.
+    Raises ValueError when a weight is not finite or overflows fp16.
+    """
+    target = Path(folder) / component
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, value in state_dict.items():
+        value = value.detach().cpu()
+        if half and value.is_floating_point():
+            value = value.to(torch.float16)
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{component}: weight {name} is not finite; it is not released")
+        tensors[name] = value.contiguous().clone()
+    weights = target / "model.safetensors"
+    aside = weights.with_name(weights.name + ".writing")
+    save_file(tensors, aside, metadata={"component": component})
+    with open(aside, "rb+") as handle:
+        os.fsync(handle.fileno())
+    os.replace(aside, weights)
+    write_json(target / "config.json", dict(config))
+    digest = file_hash(weights)
+    components = dict(read_index(folder)["components"]) if (Path(folder) / INDEX).exists() else {}
+    components[component] = {"sha256": digest, "bytes": weights.stat().st_size, **dict(extra or {})}
+    update_index(folder, components=components)
+    return digest
+
+
+def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(config, state_dict in fp32) of one component, checked against the hash in the index."""
+    folder = Path(folder)
+    entry = read_index(folder)["components"].get(component)
+    weights, config = folder / component / "model.safetensors", folder / component / "config.json"
+    if entry is None or not weights.exists() or not config.exists():
+        raise ModelFolderError(f"{folder} has no component {component!r}; train it or restore the folder")
+    if file_hash(weights) != entry["sha256"]:
+        raise ModelFolderError(f"{weights} does not match {INDEX}: damaged or half-copied; restore the folder")
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise ModelFolderError(f"{weights} cannot be read ({error}); restore the folder") from error
+    state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return json.loads(config.read_text()), state
+
+
+def component_hash(folder: str | Path, component: str) -> str:
+    """The recorded hash of one component's weights."""
+    entry = read_index(folder)["components"].get(component)
+    if entry is None:
+        raise ModelFolderError(f"{folder} has no component {component!r}")
+    return str(entry["sha256"])
+
+
+def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """``load_state_dict(strict=True)`` whose failure is one readable sentence."""
+    try:
+        module.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise ModelFolderError(f"the weights of {what} do not fit its configuration: {str(error)[:400]}") from error

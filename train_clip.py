@@ -1,0 +1,544 @@
+"""What does a sentence mean in pictures? The text encoder, its tokenizer, and the image tower it learns with.
+
+A small CLIP trained from scratch: a transformer over sub-words and a convolutional tower over pixels, contrasted with
+*soft* targets, because one caption ("a smiling woman") is true of many pictures in a batch. The text side conditions the
+UNet; the feature maps of the image side serve the VAE as a perceptual loss. It does not know about diffusion.
+
+    python train_clip.py --train      tokenizer, caption bank, both towers, release to the model folder
+    python train_clip.py --eval       retrieval and zero-shot attribute accuracy on people never seen
+
+Sources: CLIP https://arxiv.org/abs/2103.00020, byte-level BPE with dropout https://arxiv.org/abs/1910.13267, soft targets
+(PyramidCLIP) https://arxiv.org/abs/2204.14095; here the targets come from the facts that each caption states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.checkpoint import git_commit, load_component, load_strictly, save_component, write_atomically, write_json
+from vae import PixelNorm, ResBlock
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
+
+# ----------------------------------------------------------------------------------------------------------- tokenizer
+
+PAD, START, END = "[PAD]", "[START]", "[END]"
+
+
+class Tokenizer:
+    """Lower-cased byte-level BPE; every string has tokens, whatever its script, so nothing is ever "unknown".
+
+    Calling it gives ids [B, L] int64 and mask [B, L] bool (True = real token), padded to the longest of the batch.
+    """
+
+    def __init__(self, backend: Any, max_length: int) -> None:
+        self.backend, self.max_length = backend, max_length
+        backend.enable_truncation(max_length)
+        backend.no_padding()
+
+    @property
+    def size(self) -> int:
+        """Number of pieces, special ones included."""
+        return int(self.backend.get_vocab_size())
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, with start and end, truncated to ``max_length``."""
+        return [encoding.ids for encoding in self.backend.encode_batch(list(texts))]
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        rows = self.ids(texts)
+        ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int64)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
+        return ids, mask
+
+    def save(self, path: Path) -> None:
+        """Write ``tokenizer.json`` (without the training-time dropout)."""
+        dropout, self.backend.model.dropout = self.backend.model.dropout, None
+        write_atomically(path, self.backend.to_str(pretty=True).encode())
+        self.backend.model.dropout = dropout
+
+    @staticmethod
+    def load(path: Path, max_length: int) -> Tokenizer:
+        """Read ``tokenizer.json``."""
+        from tokenizers import Tokenizer as Backend
+
+        return Tokenizer(Backend.from_file(str(path)), max_length)
+
+
+def train_tokenizer(texts: Sequence[str], max_pieces: int, max_length: int) -> Tokenizer:
+    """Learn at most ``max_pieces`` (<= 4096) sub-words from texts."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+    backend = Backend(models.BPE())
+    backend.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = trainers.BpeTrainer(vocab_size=max_pieces, special_tokens=[PAD, START, END], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20)
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, backend.token_to_id(START)), (END, backend.token_to_id(END))])
+    return Tokenizer(backend, max_length)
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Sizes of both towers; ``pieces`` is set from the trained tokenizer."""
+
+    pieces: int = 4096
+    max_length: int = 80
+    text_width: int = 192
+    text_layers: int = 4
+    text_heads: int = 4
+    image_channels: tuple[int, int, int] = (64, 128, 256)  # at H/4, H/8, H/16
+    image_blocks: tuple[int, int, int] = (1, 1, 2)
+    embed_dim: int = 192
+
+
+PRESETS = {
+    "celeba128": CLIPConfig(),
+    "tiny": CLIPConfig(pieces=512, text_width=32, text_layers=1, text_heads=2, image_channels=(8, 12, 16),
+                       image_blocks=(1, 1, 1), embed_dim=32),
+}
+
+
+@dataclass
+class TextEmbedding:
+    """tokens [B, L, E], mask [B, L] (True = real token), pooled [B, E]."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+
+class TextBlock(nn.Module):
+    """Pre-norm self-attention over real tokens, then a feed-forward of four times the width. [B, L, E] -> same."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, L, D]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return x + self.feed(self.norm2(x))
+
+
+class TextEncoder(nn.Module):
+    """Token ids [B, L] and mask [B, L] -> TextEmbedding; the start token's output is the pooled embedding."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.pieces, config.text_width)
+        self.positions = nn.Parameter(torch.randn(config.max_length, config.text_width) * 0.02)
+        self.blocks = nn.ModuleList(TextBlock(config.text_width, config.text_heads) for _ in range(config.text_layers))
+        self.norm = nn.LayerNorm(config.text_width)
+        nn.init.normal_(self.tokens.weight, std=0.05)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> TextEmbedding:
+        x = self.tokens(ids) + self.positions[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x).float()
+        return TextEmbedding(x, mask, x[:, 0])
+
+
+class ImageTower(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] -> embedding [B, embed_dim] (not normalised)."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        widths = config.image_channels
+        self.door = nn.Conv2d(48, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
+            for width, blocks in zip(widths, config.image_blocks, strict=True)
+        )
+        self.downs = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.norm = PixelNorm(widths[-1])
+        self.head = nn.Linear(widths[-1], config.embed_dim)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps at H/4, H/8 and H/16, each [B, C, h, w]; the VAE's perceptual loss compares these."""
+        x = self.door(F.pixel_unshuffle(images, 4))
+        maps = [self.stages[0](x)]
+        for down, stage in zip(self.downs, list(self.stages)[1:], strict=True):
+            maps.append(stage(down(F.pixel_unshuffle(maps[-1], 2))))
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(F.silu(self.norm(self.features(images)[-1])).mean((2, 3)))
+
+
+class CLIP(nn.Module):
+    """Both towers and the learned temperature."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text = TextEncoder(config)
+        self.text_head = nn.Linear(config.text_width, config.embed_dim, bias=False)
+        self.image = ImageTower(config)
+        self.log_temperature = nn.Parameter(torch.tensor(2.3))  # similarity is multiplied by exp of this
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> TextEmbedding:
+        """Ids and mask [B, L] -> token and pooled embeddings for conditioning."""
+        return self.text(ids, mask)
+
+    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask [B, L] -> unit vectors [B, embed_dim] in the space shared with pictures."""
+        return F.normalize(self.text_head(self.text(ids, mask).pooled).float(), dim=-1)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> unit vectors [B, embed_dim]."""
+        return F.normalize(self.image(images).float(), dim=-1)
+
+
+def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> tuple[CLIP, Tokenizer]:
+    """The trained CLIP and its tokenizer of a model folder, ready for inference (no gradients)."""
+    config, state = load_component(folder, "clip")
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
+    model = CLIP(CLIPConfig(**fields))
+    load_strictly(model, state, "CLIP")
+    tokenizer = Tokenizer.load(Path(folder) / "clip" / "tokenizer.json", model.config.max_length)
+    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------------- loss
+
+
+def soft_targets(facts: Tensor, attributes: Tensor, sharpness: float = 2.0) -> Tensor:
+    """How well each picture satisfies each caption: exp(-sharpness * number of violated facts).
+
+    Shapes: facts [T, A] in {-1, 0, +1} (0 = not stated), attributes [I, A] in {-1, +1}, result [T, I] in (0, 1].
+    """
+    violations = 0.5 * (facts.abs().sum(1, keepdim=True) - facts @ attributes.T)
+    return torch.exp(-sharpness * violations)
+
+
+def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor, targets: Tensor) -> Tensor:
+    """Symmetric cross-entropy between softmax(scale * text @ image^T) and the row- and column-normalised targets.
+
+    Shapes: text [T, E] and image [I, E] unit vectors, targets [T, I].
+    """
+    logits = scale * text @ image.T
+    by_text = -(targets / targets.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    by_image = -(targets / targets.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0).mean()
+    return 0.5 * (by_text + by_image)
+
+
+# -------------------------------------------------------------------------------------------------------- caption bank
+
+
+@dataclass
+class CaptionBank:
+    """Several tokenized captions an image, so that no training step runs Python over strings.
+
+    Shapes: ids [N, K, L] int16-sized, lengths [N, K], facts [N, K, A] int8 in {-1, 0, 1}; empty captions have length 2.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    facts: Tensor
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For image rows [B]: ids [B, L], mask [B, L], facts [B, A] float, empty [B] bool; L is the batch's longest."""
+        pick = torch.randint(self.ids.shape[1], (len(rows),), generator=generator).to(rows.device)
+        lengths = self.lengths[rows, pick].long()
+        longest = int(lengths.max())
+        mask = torch.arange(longest, device=rows.device)[None] < lengths[:, None]
+        return self.ids[rows, pick, :longest].long(), mask, self.facts[rows, pick].float(), lengths <= 2
+
+
+def build_caption_bank(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, *, captions_per_image: int,
+                       seed: int, empty_share: float, workers: int = 1) -> CaptionBank:
+    """Draw and tokenize captions for the chosen images; a store with its own text labels uses those instead.
+
+    Every caption depends on (seed, image row, k) alone.
+    """
+    texts, facts = draw_texts(store, indices, captions_per_image, seed, empty_share)
+    rows = tokenizer.ids(texts)
+    longest = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), longest), np.int16)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    shape = (len(indices), captions_per_image)
+    lengths = np.array([len(row) for row in rows], np.int16)
+    return CaptionBank(torch.from_numpy(ids).view(*shape, -1), torch.from_numpy(lengths).view(*shape),
+                       torch.from_numpy(facts).view(*shape, -1))
+
+
+def draw_texts(store: FaceStore, indices: np.ndarray, count: int, seed: int, empty_share: float
+               ) -> tuple[list[str], np.ndarray]:
+    """``count`` captions for each image, image after image, and their facts [len * count, 40] int8."""
+    from core.captions import ATTRIBUTES, draw_caption
+    from core.training import mix_seed
+
+    column = {name: i for i, name in enumerate(ATTRIBUTES)}
+    own = store.text_labels
+    texts, facts = [], np.zeros((len(indices) * count, len(ATTRIBUTES)), np.int8)
+    for row in indices:
+        rng = random.Random(mix_seed(seed, int(row)))
+        attributes = store.attributes[row].tolist()
+        for _ in range(count):
+            if own is not None:
+                texts.append("" if rng.random() < empty_share else rng.choice(own[str(store.image_id[row])]))
+                continue
+            caption = draw_caption(attributes, rng, empty_share=empty_share)
+            for name, value in caption.facts.items():
+                facts[len(texts), column[name]] = 1 if value else -1
+            texts.append(caption.text)
+    return texts, facts
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def train(args: argparse.Namespace) -> None:
+    """The training loop of CLIP; the same command resumes. Ends by releasing weights, tokenizer and vocabulary."""
+    from core.training import (
+        EpochSampler,
+        PowerEMA,
+        RunFolder,
+        StepGuard,
+        average_gradients,
+        learning_rate,
+        make_accelerator,
+        process_slice,
+        run_steps,
+        step_generator,
+    )
+    from dataset import FaceStore
+    from vae import load_pixels, mirror, to_images
+
+    accelerator = make_accelerator(args.device, args.precision)
+    device = accelerator.device
+    store = FaceStore.open(args.data)
+    indices = store.select(split="train", px=None)
+    run_folder, preset = Path(args.run), PRESETS[args.preset]
+
+    tokenizer_path = run_folder / "tokenizer.json"
+    if not tokenizer_path.exists() and accelerator.is_main_process:
+        sample = indices[np.random.default_rng(args.seed).permutation(len(indices))[:20000]]
+        texts, _ = draw_texts(store, sample, 2, args.seed + 1, 0.0)
+        train_tokenizer(texts, preset.pieces, preset.max_length).save(tokenizer_path)
+    accelerator.wait_for_everyone()
+    tokenizer = Tokenizer.load(tokenizer_path, preset.max_length)
+    config = CLIPConfig(**{**asdict(preset), "pieces": tokenizer.size})
+
+    tokenizer.backend.model.dropout = 0.05  # rare pieces are trained too, so a misspelt word is not noise
+    bank = build_caption_bank(store, indices, tokenizer, captions_per_image=args.captions_per_image, seed=args.seed,
+                              empty_share=0.0)
+    tokenizer.backend.model.dropout = None
+    bank = CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device))
+    pixels = load_pixels(store, indices, device)
+    attributes = torch.from_numpy(store.attributes[indices].astype(np.float32) * 2 - 1).to(device)
+
+    torch.manual_seed(args.seed)
+    model = CLIP(config).to(device, memory_format=torch.channels_last)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    ema = PowerEMA(model, relative_std=0.05)
+    sampler = EpochSampler(len(indices), args.batch_size, args.seed)
+    settings = {"component": "clip", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
+                "learning_rate": args.learning_rate, "captions_per_image": args.captions_per_image,
+                "network": json.loads(json.dumps(asdict(config)))}
+    run = RunFolder(run_folder, settings, total_steps=args.steps, decay_share=args.decay_share,
+                    main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, "ema": ema})
+    guard, mine = StepGuard(), process_slice(accelerator, args.batch_size)
+    first = run.resume()
+
+    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="CLIP"):
+        rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
+                             decay_share=args.decay_share)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        generator = step_generator(args.seed, step)
+        rows = sampler.batch(step).to(device)
+        images = mirror(to_images(pixels[rows]), generator)
+        ids, mask, facts, _ = bank.draw(rows, generator)
+        targets = soft_targets(facts, attributes[rows])
+        with accelerator.autocast():
+            text = model.embed_text(ids[mine], mask[mine])
+            image = model.encode_image(images[mine].contiguous(memory_format=torch.channels_last))
+        # every process contrasts its own texts and pictures with the pictures and texts of all
+        all_text, all_image = gather_with_gradient(accelerator, text), gather_with_gradient(accelerator, image)
+        scale = model.log_temperature.clamp(max=4.6).exp()
+        loss = contrastive_loss(all_text, all_image, scale, targets)
+        (loss * accelerator.num_processes).backward()
+        average_gradients(accelerator, parameters)
+        norm = guard.step(optimizer, parameters)
+        ema.update(model, step + 1)
+        if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
+            floor = float(contrastive_floor(targets))
+            values = {"loss": float(loss.detach()), "excess": float(loss.detach()) - floor, "grad_norm": norm, "lr": rate,
+                      "scale": float(scale.detach()), "skipped": guard.skipped}
+            run.log(step + 1, values)
+            show(f"loss {values['loss']:.3f}, {values['excess']:.3f} above the targets' own entropy")
+        if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
+            run.save(step + 1)
+    run.finish()
+    if run.main and (args.stop_at is None or args.stop_at >= args.steps):
+        from core.captions import vocabulary
+
+        final = CLIP(config)
+        final.load_state_dict(ema.state, strict=True)
+        folder = Path(args.model)
+        save_component(folder, "clip", final.state_dict(),
+                       {"network": asdict(config), "training": settings | {"steps": args.steps}},
+                       extra={"commit": git_commit(Path(__file__).parent)})
+        tokenizer.save(folder / "clip" / "tokenizer.json")
+        write_json(folder / "vocabulary.json", vocabulary())
+        print(f"released to {args.model}/clip")
+
+
+def gather_with_gradient(accelerator: Any, values: Tensor) -> Tensor:
+    """Rows of all processes in order; the gradient flows into this process's own rows."""
+    if accelerator.num_processes == 1:
+        return values
+    whole = accelerator.gather(values.detach()).clone()
+    whole[accelerator.process_index * len(values) : (accelerator.process_index + 1) * len(values)] = values
+    return whole
+
+
+def contrastive_floor(targets: Tensor) -> Tensor:
+    """The lowest value that ``contrastive_loss`` can take: the mean entropy of the normalised targets, both ways."""
+    def entropy(p: Tensor, axis: int) -> Tensor:
+        p = p / p.sum(axis, keepdim=True)
+        return -(p * p.clamp_min(1e-12).log()).sum(axis).mean()
+
+    return 0.5 * (entropy(targets, 1) + entropy(targets, 0))
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+@torch.inference_mode()
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Retrieval and zero-shot attribute accuracy on the sharp test images; writes ``metrics.json`` to the run folder."""
+    from core.captions import ATTRIBUTES
+    from core.training import make_accelerator
+    from dataset import FaceStore
+    from vae import load_pixels, to_images
+
+    device = make_accelerator(args.device, "no").device
+    model, tokenizer = load_clip(args.model, device)
+    store = FaceStore.open(args.data)
+    indices = store.select(split="test", px=128)[: args.samples]
+    pixels = load_pixels(store, indices, device)
+    image = torch.cat([model.encode_image(to_images(pixels[i : i + 64])) for i in range(0, len(pixels), 64)])
+    texts, facts = draw_texts(store, indices, 1, 12345, 0.0)
+    text = torch.cat([model.embed_text(*(t.to(device) for t in tokenizer(texts[i : i + 64])))
+                      for i in range(0, len(texts), 64)])
+    attributes = torch.from_numpy(store.attributes[indices].astype(np.float32) * 2 - 1).to(device)
+    fits = soft_targets(torch.from_numpy(facts).float().to(device), attributes, sharpness=1e9) > 0.5  # every fact true
+    ranked = (text @ image.T).argsort(1, descending=True)
+    result: dict[str, Any] = {"n": len(indices)}
+    for k in (1, 10):
+        hits = fits.gather(1, ranked[:, :k]).float()
+        result[f"text_to_image_precision_at_{k}"] = round(float(hits.mean()), 4)
+        result[f"chance_at_{k}"] = round(float(fits.float().mean()), 4)
+    scores = {}
+    for column, name in enumerate(ATTRIBUTES):
+        pairs = attribute_prompts(name)
+        sides = []
+        for prompts in pairs:
+            embedded = model.embed_text(*(t.to(device) for t in tokenizer(prompts)))
+            sides.append(F.normalize(embedded.mean(0), dim=0))
+        margin = image @ (sides[0] - sides[1])
+        truth = attributes[:, column] > 0
+        if bool(truth.any()) and not bool(truth.all()):
+            scores[name] = round(rank_auc(margin, truth), 4)
+    result["zero_shot_auc"] = scores
+    result["zero_shot_auc_mean"] = round(sum(scores.values()) / max(1, len(scores)), 4)
+    Path(args.run).mkdir(parents=True, exist_ok=True)
+    (Path(args.run) / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    return result
+
+
+def rank_auc(scores: Tensor, truth: Tensor) -> float:
+    """Area under the ROC curve of scores [N] for booleans [N] (Mann-Whitney; 0.5 = chance)."""
+    ranks = torch.empty(len(scores), dtype=torch.float64)
+    ranks[scores.cpu().argsort()] = torch.arange(1, len(scores) + 1, dtype=torch.float64)
+    positives = truth.cpu()
+    count, others = int(positives.sum()), int((~positives).sum())
+    return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def attribute_prompts(name: str, count: int = 12, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Captions that state only this attribute (and the sex they need a noun for): those with it, and those without."""
+    from core.captions import ATTRIBUTES, draw_caption
+
+    rng = random.Random(seed)
+    sides: tuple[list[str], list[str]] = ([], [])
+    for wanted in (True, False):
+        side = sides[0 if wanted else 1]
+        for _ in range(4000):
+            attributes = {attribute: False for attribute in ATTRIBUTES}
+            attributes |= {"Young": rng.random() < 0.5, "Male": rng.random() < 0.5, "No_Beard": True, name: wanted}
+            caption = draw_caption(attributes, rng, length="short")
+            stated = set(caption.facts)
+            if name in stated and len(stated - {"Male", "Young"} - {name}) <= 1:
+                side.append(caption.text)
+                if len(side) == count:
+                    break
+    for side, wanted in zip(sides, (True, False), strict=True):
+        if not side:  # the grammar has no words for this side: contrast with a caption that does not mention it
+            side.append("a person" if not wanted else f"a person, {name.replace('_', ' ').lower()}")
+    return sides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--train", action="store_true")
+    mode.add_argument("--eval", action="store_true")
+    parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
+    parser.add_argument("--model", default="models/celeba128", help="model folder to release to")
+    parser.add_argument("--run", default="runs/clip", help="folder of this run; the same command resumes from it")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--warmup-steps", type=int, default=100)
+    parser.add_argument("--decay-share", type=float, default=0.4)
+    parser.add_argument("--captions-per-image", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
+    parser.add_argument("--log-every", type=int, default=10)
+    parser.add_argument("--save-every", type=int, default=100)
+    args = parser.parse_args(argv)
+    train(args) if args.train else evaluate(args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,511 @@
+"""How does a face become a 16x16x16 latent, and a latent a face again?
+
+The whole autoencoder: network, losses, training loop, measurements, command line. Space-to-depth at the door means that
+nothing runs at full resolution with many channels, so the decoder costs under 4 GFLOP and draws four faces in a blink on
+a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks between places or depends on the picture's
+size. It does not know about text or diffusion.
+
+    python vae.py --train                    train, measure the latent statistics, release to the model folder
+    python vae.py --train --decoder-only     continue the decoder alone; encoder and cached latents stay valid
+    python vae.py --eval                     PSNR, SSIM, MS-SSIM on the test split and a grid of reconstructions
+
+Sources: VAE https://arxiv.org/abs/1312.6114, latent diffusion https://arxiv.org/abs/2112.10752, scale-equivariant latents
+(EQ-VAE) https://arxiv.org/abs/2502.09509, sub-pixel convolution https://arxiv.org/abs/1609.05158.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.checkpoint import component_hash, git_commit, load_component, load_strictly, save_component
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
+
+# ------------------------------------------------------------------------------------------------------------- network
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Widths and depths; the spatial factor is 4 (door) x 2 = 8."""
+
+    latent_channels: int = 16
+    encoder_channels: tuple[int, int] = (64, 160)  # at H/4 and H/8
+    encoder_blocks: tuple[int, int] = (1, 2)
+    decoder_channels: tuple[int, int, int] = (256, 128, 64)  # at H/8, H/4, H/2
+    decoder_blocks: tuple[int, int, int] = (3, 2, 1)
+
+
+PRESETS = {
+    "celeba128": VAEConfig(),
+    "tiny": VAEConfig(4, (16, 24), (1, 1), (24, 16, 12), (1, 1, 1)),
+}
+FACTOR = 8
+
+
+@dataclass
+class Posterior:
+    """Diagonal Gaussian over latents: mean and log-variance, each [B, C, H/8, W/8], before whitening."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation [B, C, h, w]."""
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + std * eps, with eps from ``generator``."""
+        eps = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + self.std * eps
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, 1)) in nats, mean over every latent number (Kingma & Welling, appendix B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).mean()
+
+
+class PixelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel, with a learned scale and shift. [B, C, H, W] -> same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)  # free for channels-last tensors
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(conv(norm(x)))); the second convolution starts at zero, so a new block is the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = PixelNorm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(self.norm(x))))
+
+
+class Up(nn.Module):
+    """1x1 convolution and pixel shuffle: [B, a, H, W] -> [B, b, 2H, 2W]."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(a, 4 * b, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2).contiguous(memory_format=torch.channels_last)
+
+
+class Encoder(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] -> posterior parameters [B, 2C, H/8, W/8]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        first, second = config.encoder_channels
+        self.door = nn.Conv2d(3 * 16, first, 3, padding=1)
+        self.blocks1 = nn.Sequential(*(ResBlock(first) for _ in range(config.encoder_blocks[0])))
+        self.down = nn.Conv2d(first * 4, second, 1)
+        self.blocks2 = nn.Sequential(*(ResBlock(second) for _ in range(config.encoder_blocks[1])))
+        self.norm = PixelNorm(second)
+        self.head = nn.Conv2d(second, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.door(F.pixel_unshuffle(images, 4))  # [B, c1, H/4, W/4]
+        x = self.down(F.pixel_unshuffle(self.blocks1(x), 2))  # [B, c2, H/8, W/8]
+        return self.head(F.silu(self.norm(self.blocks2(x))))
+
+
+class Decoder(nn.Module):
+    """Latents [B, C, h, w] (not whitened) -> images [B, 3, 8h, 8w], unclamped."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        a, b, c = config.decoder_channels
+        stages: list[nn.Module] = [nn.Conv2d(config.latent_channels, a, 3, padding=1)]
+        stages += [ResBlock(a) for _ in range(config.decoder_blocks[0])] + [Up(a, b)]
+        stages += [ResBlock(b) for _ in range(config.decoder_blocks[1])] + [Up(b, c)]
+        stages += [ResBlock(c) for _ in range(config.decoder_blocks[2])] + [PixelNorm(c), nn.SiLU()]
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Conv2d(c, 12, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.head(self.stages(z)), 2)
+
+
+class VAE(nn.Module):
+    """Encoder, decoder and the measured latent statistics that turn raw latents z into whitened ones x and back."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Images [B, 3, H, W] in [-1, 1], H and W multiples of 8 -> posterior [B, C, H/8, W/8]."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % FACTOR or images.shape[3] % FACTOR:
+            raise ValueError(f"images must be [B, 3, H, W] with sides a multiple of {FACTOR}, got {tuple(images.shape)}")
+        mean, logvar = self.encoder(images).float().chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(-20.0, 5.0))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Raw latents [B, C, h, w] -> images [B, 3, 8h, 8w], nominally in [-1, 1], not clamped."""
+        return self.decoder(z).float()
+
+    def whiten(self, z: Tensor) -> Tensor:
+        """Raw latents -> zero mean and unit variance per channel (as measured on the training images)."""
+        return (z - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+
+    def unwhiten(self, x: Tensor) -> Tensor:
+        """Inverse of ``whiten``."""
+        return x * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
+
+
+def load_vae(folder: str | Path, device: torch.device | str = "cpu") -> VAE:
+    """The trained VAE of a model folder, ready for inference (no gradients, channels-last)."""
+    config, state = load_component(folder, "vae")
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
+    model = VAE(VAEConfig(**fields))
+    load_strictly(model, state, "the VAE")
+    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+
+
+def charbonnier(prediction: Tensor, target: Tensor, epsilon: float = 1e-2) -> Tensor:
+    """Mean sqrt((a - b)^2 + epsilon^2) - epsilon: L1 that is smooth at zero."""
+    return ((prediction - target).square() + epsilon * epsilon).sqrt().mean() - epsilon
+
+
+def gradient_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean L1 distance of horizontal and vertical pixel differences: punishes blur where L1 alone does not."""
+    error = prediction - target
+    return (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) * 0.5
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the VAE's loss terms relative to Charbonnier = 1."""
+
+    gradient: float = 1.0
+    perceptual: float = 0.1
+    kl: float = 5e-4
+    downscale: float = 0.25
+    adversarial: float = 0.05
+    feature_matching: float = 0.1
+
+
+def perceptual_loss(features: Any, prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean L1 distance of channel-normalised feature maps of the CLIP image tower (frozen, gradients to prediction)."""
+    with torch.no_grad():
+        wanted = features(target)
+    got = features(prediction)
+    terms = [(F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).abs().sum(1).mean() / b.shape[1] ** 0.5
+             for a, b in zip(got, wanted, strict=True)]
+    return torch.stack(terms).mean()
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], channels-last."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def load_pixels(store: FaceStore, indices: Any, device: torch.device) -> Tensor:
+    """The chosen images as one uint8 tensor [N, 128, 128, 3] on the training device, so that no step reads the disk."""
+    return torch.from_numpy(store.images[indices]).to(device)
+
+
+def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip a random half of the images left to right."""
+    flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+@torch.inference_mode()
+def measure_latents(model: VAE, pixels: Tensor, seed: int = 0, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and standard deviation of posterior samples over uint8 images [N, H, W, 3]."""
+    total = square = torch.zeros(model.config.latent_channels, dtype=torch.float64)
+    count = 0
+    for start in range(0, len(pixels), batch_size):
+        generator = torch.Generator().manual_seed(seed + start)
+        posterior = model.encode(to_images(pixels[start : start + batch_size]))
+        z = Posterior(posterior.mean.cpu(), posterior.logvar.cpu()).sample(generator).double()
+        total = total + z.sum((0, 2, 3))
+        square = square + z.square().sum((0, 2, 3))
+        count += z.numel() // z.shape[1]
+    mean = total / count
+    return mean.float(), (square / count - mean.square()).clamp_min(1e-8).sqrt().float()
+
+
+def train(args: argparse.Namespace) -> None:
+    """The training loop of the VAE; the same command resumes. Ends by measuring latents and releasing the weights."""
+    from core.training import (
+        EpochSampler,
+        PowerEMA,
+        RunFolder,
+        StepGuard,
+        average_gradients,
+        learning_rate,
+        make_accelerator,
+        process_slice,
+        run_steps,
+        step_generator,
+    )
+    from dataset import FaceStore
+    from discriminator import (
+        PRESETS as ADVERSARIES,
+    )
+    from discriminator import (
+        PatchDiscriminator,
+        adaptive_weight,
+        discriminator_loss,
+        feature_matching_loss,
+        generator_loss,
+    )
+
+    accelerator = make_accelerator(args.device, args.precision)
+    device, weights = accelerator.device, LossWeights()
+    store = FaceStore.open(args.data)
+    pixels = load_pixels(store, store.select(split="train", px=128), device)
+    held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
+
+    torch.manual_seed(args.seed)  # initial weights
+    model = VAE(PRESETS[args.preset])
+    if args.init:
+        config, state = load_component(args.init, "vae")
+        load_strictly(model, state, "the VAE to start from")
+    model = model.to(device, memory_format=torch.channels_last)
+    critic = PatchDiscriminator(ADVERSARIES[args.preset]).to(device, memory_format=torch.channels_last)
+    perceptual = None
+    if args.perceptual_weight > 0:
+        from train_clip import load_clip
+
+        clip, _ = load_clip(args.model, device)
+        perceptual = clip.image.features
+    trained = list((model.decoder if args.decoder_only else model).parameters())
+    model.encoder.requires_grad_(not args.decoder_only)
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate * 0.5, betas=(0.0, 0.99), fused=True)
+    ema = PowerEMA(model, relative_std=0.05)
+    sampler = EpochSampler(len(pixels), args.batch_size, args.seed)
+    settings = {"component": "vae", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
+                "learning_rate": args.learning_rate, "decoder_only": args.decoder_only, "gan_start": args.gan_start,
+                "perceptual_weight": args.perceptual_weight, "weights": asdict(weights),
+                "network": json.loads(json.dumps(asdict(model.config)))}
+    run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
+                    main=accelerator.is_main_process,
+                    parts={"model": model, "critic": critic, "optimizer": optimizer,
+                           "critic_optimizer": critic_optimizer, "ema": ema})
+    guard, critic_guard = StepGuard(), StepGuard()
+    gan_start = int(args.gan_start * args.steps)
+    first = run.resume()
+    mine = process_slice(accelerator, args.batch_size)
+
+    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="VAE"):
+        rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
+                             decay_share=args.decay_share)
+        for group, factor in ((optimizer, 1.0), (critic_optimizer, 0.5)):
+            for parameters in group.param_groups:
+                parameters["lr"] = rate * factor
+        generator = step_generator(args.seed, step)
+        images = mirror(to_images(pixels[sampler.batch(step).to(device)]), generator)
+        noise = torch.randn(args.batch_size, model.config.latent_channels, images.shape[2] // FACTOR,
+                            images.shape[3] // FACTOR, generator=generator).to(device)
+        images, noise = images[mine].contiguous(memory_format=torch.channels_last), noise[mine]
+        adversarial_on = gan_start <= step and args.gan_start < 1
+
+        with accelerator.autocast():
+            posterior = model.encode(images)
+            z = posterior.mean + posterior.std * noise
+            recon = model.decode(z)
+            terms = {"charbonnier": charbonnier(recon, images), "gradient": gradient_loss(recon, images)}
+            terms["kl"] = posterior.kl()
+            small = model.decode(F.avg_pool2d(z, 2))  # equivariance: the latent scaled is the picture scaled
+            terms["downscale"] = charbonnier(small, F.avg_pool2d(images, 2))
+            loss = (terms["charbonnier"] + weights.gradient * terms["gradient"] + weights.kl * terms["kl"]
+                    + weights.downscale * terms["downscale"])
+            if perceptual is not None:
+                terms["perceptual"] = perceptual_loss(perceptual, recon, images)
+                loss = loss + args.perceptual_weight * terms["perceptual"]
+            if adversarial_on:
+                critic.requires_grad_(False)
+                logits_fake, features_fake = critic(recon)
+                with torch.no_grad():
+                    _, features_real = critic(images)
+                terms["adversarial"] = generator_loss(logits_fake)
+                terms["matching"] = feature_matching_loss(features_real, features_fake)
+                balance = adaptive_weight(loss, terms["adversarial"], model.decoder.head.weight)
+                terms["adaptive_weight"] = balance
+                loss = (loss + weights.adversarial * balance * terms["adversarial"]
+                        + weights.feature_matching * terms["matching"])
+                critic.requires_grad_(True)
+        loss.backward()
+        average_gradients(accelerator, trained)
+        norm = guard.step(optimizer, trained)
+
+        if adversarial_on:
+            with accelerator.autocast():
+                logits_real, _ = critic(images)
+                logits_fake, _ = critic(recon.detach())
+                terms["critic"] = discriminator_loss(logits_real, logits_fake)
+            terms["critic"].backward()
+            average_gradients(accelerator, critic.parameters())
+            critic_guard.step(critic_optimizer, list(critic.parameters()))
+        ema.update(model, step + 1)
+
+        if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
+            values = {name: float(value.detach()) for name, value in terms.items()}
+            values |= {"loss": float(loss.detach()), "grad_norm": norm, "lr": rate, "skipped": guard.skipped}
+            run.log(step + 1, values)
+            show(f"loss {values['loss']:.4f} charb {values['charbonnier']:.4f}")
+        if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
+            run.save(step + 1)
+        if run.main and len(held_out) and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
+            snapshot = averaged(model, ema, device)
+            with torch.inference_mode(), accelerator.autocast():
+                pairs = torch.cat([to_images(held_out), snapshot.decode(snapshot.encode(to_images(held_out)).mean)])
+            run.picture(f"step-{step + 1:07d}", pairs, columns=8)
+            psnr = -10 * torch.log10(((pairs[: len(held_out)] - pairs[len(held_out) :].clamp(-1, 1)) / 2).square().mean())
+            run.log(step + 1, {"val_psnr_16": float(psnr)})
+    run.finish()
+    if run.main and (args.stop_at is None or args.stop_at >= args.steps):
+        final = averaged(model, ema, device)
+        if not args.decoder_only:
+            mean, std = measure_latents(final, pixels[: args.measure])
+            final.latent_mean.copy_(mean)
+            final.latent_std.copy_(std)
+        release(final, Path(args.model), settings | {"steps": args.steps})
+        print(f"released to {args.model}/vae")
+
+
+def averaged(model: VAE, ema: Any, device: torch.device) -> VAE:
+    """A copy of the model that carries the averaged weights."""
+    copy = VAE(model.config)
+    copy.load_state_dict(ema.state, strict=True)
+    return copy.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def release(model: VAE, folder: Path, training: dict[str, Any]) -> None:
+    """Write the VAE into a model folder with its measured latent statistics and provenance."""
+    encoder = encoder_hash(model)
+    config = {"network": asdict(model.config), "factor": FACTOR, "encoder_sha256": encoder,
+              "latent_mean": model.latent_mean.tolist(), "latent_std": model.latent_std.tolist(), "training": training}
+    save_component(folder, "vae", model.state_dict(), config, extra={"commit": git_commit(Path(__file__).parent)})
+
+
+def encoder_hash(model: VAE) -> str:
+    """SHA-256 over the fp16 encoder weights and the whitening: what cached latents depend on, and nothing else."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith("decoder."):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+@torch.inference_mode()
+def reconstruction_metrics(model: VAE, pixels: Tensor, batch_size: int = 32) -> dict[str, float]:
+    """PSNR (dB), SSIM and MS-SSIM of reconstructions of uint8 images [N, 128, 128, 3]; images in [0, 1], data range 1."""
+    from torchmetrics.image import (
+        MultiScaleStructuralSimilarityIndexMeasure,
+        PeakSignalNoiseRatio,
+        StructuralSimilarityIndexMeasure,
+    )
+
+    # kernel 7 and four scales: the default 11 and five scales need sides above 160 pixels
+    ms_ssim = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0, kernel_size=7,
+                                                         betas=(0.0517, 0.3295, 0.3462, 0.2726))
+    metrics = {"psnr_db": PeakSignalNoiseRatio(data_range=1.0), "ssim": StructuralSimilarityIndexMeasure(data_range=1.0),
+               "ms_ssim": ms_ssim}
+    for start in range(0, len(pixels), batch_size):
+        images = to_images(pixels[start : start + batch_size])
+        recon = model.decode(model.encode(images).mean).clamp(-1, 1)
+        for metric in metrics.values():
+            metric.update((recon.cpu() + 1) / 2, (images.cpu() + 1) / 2)
+    return {name: float(metric.compute()) for name, metric in metrics.items()} | {"n": len(pixels)}
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, float]:
+    """Measure the released VAE on the sharp test images; writes ``metrics.json`` and a grid into the run folder."""
+    from core.training import make_accelerator, save_grid
+    from dataset import FaceStore
+
+    device = make_accelerator(args.device, "no").device
+    model = load_vae(args.model, device)
+    store = FaceStore.open(args.data)
+    pixels = load_pixels(store, store.select(split="test", px=128)[: args.samples], device)
+    result = reconstruction_metrics(model, pixels)
+    with torch.inference_mode():
+        images = to_images(pixels[:16])
+        save_grid(torch.cat([images, model.decode(model.encode(images).mean)]), Path(args.run) / "reconstructions.png", 8)
+    (Path(args.run) / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--train", action="store_true")
+    mode.add_argument("--eval", action="store_true")
+    parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
+    parser.add_argument("--model", default="models/celeba128", help="model folder to release to and read CLIP from")
+    parser.add_argument("--run", default="runs/vae", help="folder of this run; the same command resumes from it")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
+    parser.add_argument("--init", help="model folder whose VAE to start from")
+    parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--warmup-steps", type=int, default=100)
+    parser.add_argument("--decay-share", type=float, default=0.3)
+    parser.add_argument("--gan-start", type=float, default=0.35, help="share of the run before the adversary; 1 = never")
+    parser.add_argument("--perceptual-weight", type=float, default=LossWeights().perceptual, help="0 needs no CLIP")
+    parser.add_argument("--measure", type=int, default=8192, help="images that the latent statistics are measured on")
+    parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
+    parser.add_argument("--log-every", type=int, default=25)
+    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--picture-every", type=int, default=500)
+    args = parser.parse_args(argv)
+    train(args) if args.train else evaluate(args)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
