@@ -1,0 +1,465 @@
+"""How good is it? Every measured number about a trained model: one command, one JSON report, plots.
+
+The judge is an attribute network that no loss ever sees. It is trained once on real pictures, frozen, and named by its
+hash in each report; distances in its features are comparable only between reports with one hash. They are not FID.
+This file does not know how anything is trained or served: it loads a model folder and looks at what comes out. The
+metrics and their papers are in core/metrics.py, the judge is in core/judge.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core import metrics
+from core import report as reporting
+from core.captions import ATTRIBUTES, draw_caption
+from core.checkpoint import read_index
+from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
+from core.metrics import Pictures
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
+
+PARTS = ("ladder", "vae", "samples", "crowd", "memorisation", "curve")
+HEADLINE = ("Smiling", "Male", "Blond_Hair", "Black_Hair", "Eyeglasses")
+# What anybody can see in a 128 px face, two thirds of it rare enough to be ignored by a lazy model.
+VISIBLE = (
+    *HEADLINE, "Brown_Hair", "Gray_Hair", "Bald", "Bangs", "Wavy_Hair", "Receding_Hairline", "Young", "Wearing_Hat",
+    "Mouth_Slightly_Open", "No_Beard", "Goatee", "Mustache", "5_o_Clock_Shadow", "Heavy_Makeup", "Wearing_Lipstick",
+)  # fmt: skip
+# Facts that people ask for with "no ..." or "without ...": (words, attribute, the value they ask for).
+NEGATIONS = (
+    ("without glasses", "Eyeglasses", False),
+    ("no beard", "No_Beard", True),
+    ("not smiling", "Smiling", False),
+)
+
+# ------------------------------------------------------------------------------------------------------- model outputs
+
+
+@torch.inference_mode()
+def generate_images(
+    folder: str | Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    px: int = 128,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    batch: int = 32,
+) -> Pictures:
+    """Faces for prompts by the model's default sampler, each from its own seed: N prompts -> uint8 [N, 128, 128, 3].
+
+    ``precision`` "bf16" is for machines with more pictures than time; "fp32" is what is served on a CPU.
+    """
+    from tqdm import tqdm
+
+    from conditional_ldm import encode_prompts
+    from core.diffusion import make_scheduler, sample, schedule_from_config
+    from generator import FaceGenerator
+
+    engine = FaceGenerator.load(folder, device)
+    config, schedule = engine.scheduler_config, schedule_from_config(engine.scheduler_config)
+    done = []
+
+    def denoise(x: Tensor, timestep: Tensor, condition: Any) -> Tensor:
+        with torch.autocast(engine.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return engine.unet(x, timestep, condition).float()  # the solver's sums stay in fp32
+
+    for start in tqdm(range(0, len(prompts), batch), desc=f"{steps} steps", unit="batch"):
+        condition = encode_prompts(engine.clip, engine.tokenizer, prompts[start : start + batch], px=float(px))
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
+        noise = torch.stack([torch.randn(engine.info.latent_shape, generator=g) for g in generators])
+        latents = sample(
+            denoise, condition, make_scheduler(engine.info.default_sampler, config), noise.to(engine.device),
+            steps, guidance, schedule=schedule, generators=generators,
+        )  # fmt: skip
+        done.append(metrics.to_pictures(engine.vae.decode(engine.vae.unwhiten(latents))))
+    return np.concatenate(done)
+
+
+@torch.inference_mode()
+def reconstruct(folder: str | Path, pictures: Pictures, device: str = "cpu", batch: int = 32) -> Pictures:
+    """Pictures through the VAE and back, by the mean of the posterior. Shapes: uint8 [N, 128, 128, 3] -> the same."""
+    from vae import load_vae
+
+    vae = load_vae(folder, device)
+    copies = []
+    for start in range(0, len(pictures), batch):
+        images = metrics.to_tensor(pictures[start : start + batch]).to(device, memory_format=torch.channels_last)
+        copies.append(metrics.to_pictures(vae.decode(vae.encode(images).mean)))
+    return np.concatenate(copies)
+
+
+# ----------------------------------------------------------------------------------------------------------- the parts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure and how long to spend on it; everything lands in the report."""
+
+    model: str = "models/celeba128"
+    data: str = "archive/prepared"
+    judge: str = "models/judge"
+    out: str = "runs/evaluate"
+    cache: str = "runs/judge-cache"
+    parts: tuple[str, ...] = PARTS
+    samples: int = 1000
+    steps: int = 50
+    guidance: float | None = None  # None: the model's own
+    seed: int = 0
+    pool: int | None = None  # training pictures searched for copies; None: all sharp ones
+    crowd_n: int = 256
+    curve_n: int = 256
+    curve_steps: tuple[int, ...] = (2, 4, 8, 16, 30, 50, 100, 250, 500)
+    inception: str | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+
+
+QUICK = Settings(samples=256, pool=2048, crowd_n=64, curve_n=64, curve_steps=(2, 8, 30))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts drawn for held-out pictures: what each asserts (1 yes, 0 no, -1 silent) and which picture it is of."""
+
+    texts: list[str]
+    asserted: np.ndarray  # [N, 40] int8
+    source: np.ndarray  # [N] positions in the held-out rows
+
+
+def draw_prompts(attributes: np.ndarray, count: int, seed: int) -> Prompts:
+    """One caption a picture, in order and round again. Shapes: attributes [M, 40] bool."""
+    rng = random.Random(seed)
+    source = np.arange(count) % len(attributes)
+    captions = [draw_caption(attributes[row].tolist(), rng) for row in source]
+    asserted = np.full((count, len(ATTRIBUTES)), -1, np.int8)
+    for place, caption in enumerate(captions):
+        for name, value in caption.facts.items():
+            asserted[place, ATTRIBUTES.index(name)] = int(value)
+    return Prompts([caption.text for caption in captions], asserted, source)
+
+
+class Evaluation:
+    """One evaluation under way: what is measured so far, and the pictures that several parts look at.
+
+    The reference of every distance is the same n sharp training pictures. Held-out real pictures (the floor), their VAE
+    copies, their degradations and the generated pictures are all compared with it at that n, so all numbers share one
+    bias and their ratios to the floor mean something.
+    """
+
+    def __init__(self, settings: Settings, store: FaceStore) -> None:
+        from generator import pick_device
+
+        model = read_index(settings.model) if set(settings.parts) - {"ladder"} else None
+        own = (model or {}).get("defaults", {}).get("guidance_scale", 1.0)
+        self.guidance = float(own if settings.guidance is None else settings.guidance)
+        self.settings, self.store = replace(settings, guidance=self.guidance), store
+        self.out = Path(settings.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.device = str(pick_device(settings.device))
+        self.judge, self.digest = load_judge(settings.judge, self.device)
+        rng = np.random.default_rng(settings.seed)
+        train, test, val = (rng.permutation(store.select(split, px=128)) for split in ("train", "test", "val"))
+        if min(len(train), len(test)) < 4:
+            raise ValueError(f"{settings.data} has {len(train)} sharp training and {len(test)} sharp test pictures; "
+                             "at least 4 of each are needed")  # fmt: skip
+        self.train_rows, self.test_rows = train[: settings.pool], test
+        self.held_rows = np.concatenate([test, val])[: len(self.train_rows)]
+        self.n = min(settings.samples, len(self.train_rows), len(test))
+        self.reference, self.held = self.real(self.train_rows[: self.n]), self.real(test)
+        self.report: dict[str, Any] = {
+            "settings": asdict(self.settings), "model": model, "distances": {}, "checks": {}, "seconds": {},
+            "machine": {"torch": torch.__version__, "device": self.device, "threads": torch.get_num_threads()},
+        }  # fmt: skip
+        self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.prompts = draw_prompts(store.attributes[test], settings.samples, settings.seed)
+        self.samples: Pictures | None = None
+        self.floors: dict[int, float] = {}
+
+    def real(self, rows: np.ndarray) -> Seen:
+        return look_at_store(self.judge, self.digest, self.store, rows, Path(self.settings.cache))
+
+    def generate(self, prompts: Sequence[str], steps: int, guidance: float | None = None) -> Pictures:
+        """One face a prompt, from consecutive seeds."""
+        guidance = self.guidance if guidance is None else guidance
+        seeds = range(self.settings.seed, self.settings.seed + len(prompts))
+        model, precision = self.settings.model, self.settings.precision
+        return generate_images(model, prompts, seeds, steps, guidance, device=self.device, precision=precision)
+
+    def distance(self, seen: Seen, n: int | None = None) -> dict[str, float]:
+        """Both distances to the reference at n, and the first over that of held-out real pictures at the same n."""
+        n = min(len(seen), n or self.n)
+        reference, held = self.reference.features[:n], self.held.features[:n]
+        if n not in self.floors:
+            self.floors[n] = max(metrics.frechet_distance(held, reference), 1e-9)
+        value = metrics.frechet_distance(seen.features[:n], reference)
+        mmd = metrics.polynomial_mmd(seen.features[:n], reference)
+        return {"n": n, "frechet": value, "frechet_over_floor": value / self.floors[n], "mmd": mmd}
+
+    def detail(self, name: str, pictures: Pictures) -> None:
+        """Note the radial spectrum and its share above half Nyquist."""
+        frequency, power = self.curves[name] = metrics.radial_power(pictures)
+        spectrum = self.report.setdefault("spectrum", {"n": len(pictures)})
+        spectrum[name] = float(power[frequency > 0.5].sum())
+        if name != "real":
+            spectrum[f"{name}_over_real"] = spectrum[name] / max(spectrum["real"], 1e-12)
+
+    # ------------------------------------------------------------------------------------------------------ the parts
+
+    def part_judge(self) -> None:
+        """What the judge and the floor are worth: always measured."""
+        truth, seen = self.store.attributes[self.test_rows], self.held
+        table = {
+            name: {
+                "accuracy": float(((seen.logits[:, i] > 0) == truth[:, i]).mean()),
+                "balanced_accuracy": metrics.balanced_accuracy(seen.verdicts[:, i], truth[:, i]),
+                "rate": float(truth[:, i].mean()),
+            }
+            for i, name in enumerate(ATTRIBUTES)
+        }
+        means = {key: float(np.mean([row[key] for row in table.values()])) for key in ("accuracy", "balanced_accuracy")}
+        self.report["judge"] = {"hash": self.digest, "n": len(truth), **means, "attributes": table}
+        self.report["distances"]["floor"] = self.distance(self.held)
+        self.detail("real", self.store.images[self.test_rows[: self.n]])
+
+    def part_ladder(self) -> None:
+        """Does the distance rise when pictures get worse? If not, it measures nothing."""
+        pictures = self.store.images[self.test_rows[: self.n]]
+        mean_face = self.store.images[self.train_rows[: self.n]].mean(0)
+        rungs = {}
+        for kind in metrics.LADDER:
+            worse = metrics.degrade(pictures, kind, mean_face=mean_face, seed=self.settings.seed)
+            seen = look(self.judge, worse)
+            sharp = float((seen.px == len(self.judge.config.px_classes) - 1).mean())
+            detail = metrics.fine_detail_share(worse)
+            rungs[kind] = {**self.distance(seen), "called_sharp": sharp, "fine_detail": detail}
+        floor = self.report["distances"]["floor"]["frechet"]
+        self.report["ladder"] = {"n": self.n, "floor": floor, "rungs": rungs}
+        series = [floor, *(rungs[kind]["frechet"] for kind in metrics.BLURS)]
+        self.report["checks"] |= {
+            "blur_ladder_rises": all(a < b for a, b in zip(series, series[1:], strict=False)),
+            "blur_64_at_least_twice_floor": rungs["blur_64"]["frechet"] >= 2.0 * floor,
+            "all_rungs_above_floor": all(rung["frechet"] > floor for rung in rungs.values()),
+        }
+
+    def part_vae(self) -> None:
+        """The ceiling: held-out pictures through the VAE and back."""
+        pictures = self.store.images[self.test_rows[: self.n]]
+        copies = reconstruct(self.settings.model, pictures, self.device)
+        self.report["vae"] = {"n": self.n, **metrics.reconstruction_figures(pictures, copies)}
+        self.report["distances"]["vae"] = self.distance(look(self.judge, copies))
+        self.detail("vae", copies)
+        reporting.save_pairs(pictures[:16], copies[:16], self.out / "vae.png")
+
+    def part_samples(self) -> None:
+        """Distances, detail and prompt fidelity of pictures drawn for held-out captions."""
+        settings, prompts = self.settings, self.prompts
+        self.samples = self.generate(prompts.texts, settings.steps)
+        seen = look(self.judge, self.samples)
+        self.report["distances"]["generated"] = self.distance(seen)
+        self.detail("generated", self.samples[: self.n])
+        reporting.mosaic(self.samples[:100], 10).save(self.out / "samples.png")
+        real = self.held.verdicts[prompts.source]
+        truth = self.store.attributes[self.test_rows][prompts.source]
+        agreements = metrics.prompt_fidelity(prompts.asserted, truth, seen.verdicts, real)
+        scores = dict(zip(ATTRIBUTES, agreements, strict=True))
+        ratios = [score.ratio for name in VISIBLE if (score := scores[name]) is not None]
+        self.report["fidelity"] = {
+            "n": len(seen), "headline": list(HEADLINE), "num_visible": len(ratios),
+            "mean_visible": float(np.mean(ratios)) if ratios else None,
+            "worst_visible": min(ratios, default=None), "attributes": scores,
+        }  # fmt: skip
+        negations: dict[str, Any] = {}
+        for words, name, wanted in NEGATIONS:
+            column = ATTRIBUTES.index(name)
+            rows = prompts.asserted[:, column] == int(wanted)
+            if rows.any():
+                obeyed, on_real = (v[rows, column] == wanted for v in (seen.verdicts, real))
+                negations[words] = {"n": int(rows.sum()), "obeyed": obeyed.mean(), "on_real": on_real.mean()}
+        mean = float(np.mean([entry["obeyed"] for entry in negations.values()])) if negations else None
+        self.report["negations"] = {"mean": mean, **negations}
+        self.report["prompts"] = prompts.texts[:100]
+
+    def part_crowd(self) -> None:
+        """Does the empty prompt draw people as they are in the training set? Rates by the judge's probabilities."""
+        count = self.settings.crowd_n
+        crowd = self.generate([""] * count, self.settings.steps, guidance=1.0)  # nothing to be guided towards
+        ours, theirs = (torch.from_numpy(s.logits).sigmoid().mean(0) for s in (look(self.judge, crowd), self.reference))
+        gap = (ours - theirs).tolist()
+        worst = int(np.abs(gap).argmax())
+        self.report["crowd"] = {
+            "n": count, "largest_rate_difference": abs(gap[worst]), "largest_at": ATTRIBUTES[worst],
+            "rate_differences": dict(zip(ATTRIBUTES, gap, strict=True)),
+        }  # fmt: skip
+        reporting.mosaic(crowd[:100], 10).save(self.out / "crowd.png")
+
+    def part_memorisation(self) -> None:
+        """Are generated pictures nearer to training pictures than to pictures of people never seen?"""
+        if self.samples is None:
+            raise ValueError("--parts memorisation needs the part samples in the same run")
+        mirrored = self.samples[:, :, ::-1]  # training saw both mirror images
+        pools = (self.train_rows, self.held_rows)
+        # Every whole picture of the pools at once would not fit in memory; their thumbnails do.
+        parts = [np.array_split(rows, -(-len(rows) // 1024)) for rows in pools]
+        small = [np.concatenate([metrics.thumbnails(self.store.images[p]) for p in pool]) for pool in parts]
+        both = (self.samples, mirrored)
+        spaces: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
+            "features": ([look(self.judge, view).features for view in both], [self.real(r).features for r in pools]),
+            "pixels": ([metrics.thumbnails(view) for view in both], small),
+        }
+        self.report["memorisation"] = {"n": len(self.samples)}
+        for name, (views, (train, held)) in spaces.items():
+            found = metrics.memorisation(views, train, held)
+            lowest = found.ratios.min(0)
+            closest = lowest.argsort()[:12]
+            self.report["memorisation"][name] = {
+                "pool": len(held), "pools": len(found.ratios),
+                "ratio_percentiles": {str(q): np.percentile(found.ratios, q) for q in (1, 5, 50)},
+                "chance_percentiles": {str(q): np.percentile(found.chance, q) for q in (1, 5, 50)},
+                "share_below_half": (lowest < 0.5).mean(),
+                "closest": [
+                    {"sample": i, "image_id": str(self.store.image_id[self.train_rows[found.index[i]]]),
+                     "ratio": lowest[i]} for i in closest.tolist()
+                ],
+            }  # fmt: skip
+            theirs = self.store.images[self.train_rows[found.index[closest]]]
+            reporting.save_pairs(self.samples[closest], theirs, self.out / f"closest_{name}.png")
+
+    def part_curve(self) -> None:
+        """What do more steps buy?"""
+        n = min(self.settings.curve_n, self.n)
+        points = []
+        for steps in self.settings.curve_steps:
+            started = time.perf_counter()
+            if self.samples is not None and steps == self.settings.steps:
+                pictures, taken = self.samples[:n], None
+            else:
+                pictures = self.generate(self.prompts.texts[:n], steps)
+                taken = (time.perf_counter() - started) / n
+            detail = metrics.fine_detail_share(pictures) / max(self.report["spectrum"]["real"], 1e-12)
+            measured = self.distance(look(self.judge, pictures), n)
+            points.append({"steps": steps, **measured, "fine_detail_over_real": detail, "image_s": taken})
+        self.report["curve"] = {"n": n, "floor": self.distance(self.held, n), "points": points}
+
+    def part_fid(self) -> None:
+        """True FID by a network the user brings (TorchScript, uint8 [B, 3, H, W] -> the 2048 pooled features)."""
+        if self.samples is None:
+            raise ValueError("--inception needs the part samples in the same run")
+        with warnings.catch_warnings():
+            # torch would rather have torch.export, but the Inception files that people have are TorchScript
+            warnings.simplefilter("ignore", FutureWarning)
+            network = torch.jit.load(self.settings.inception, map_location=self.device).eval()
+
+        @torch.inference_mode()
+        def features(pictures: Pictures) -> np.ndarray:
+            batches = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).split(64)
+            found = torch.cat([network(batch.to(self.device)).float().cpu() for batch in batches])
+            if found.ndim != 2 or found.shape[1] != 2048:
+                raise ValueError(f"--inception gave {tuple(found.shape)}; FID needs its 2048 pooled features a picture")
+            return found.numpy()
+
+        real, held = (features(self.store.images[rows[: self.n]]) for rows in (self.train_rows, self.test_rows))
+        generated = metrics.frechet_distance(features(self.samples[: self.n]), real)
+        self.report["fid"] = {"n": self.n, "generated": generated, "floor": metrics.frechet_distance(held, real)}
+
+    def run(self) -> dict[str, Any]:
+        """Measure the parts asked for and write the report."""
+        wanted = ["judge", *(part for part in PARTS if part in self.settings.parts)]
+        for part in [*wanted, *(["fid"] if self.settings.inception else [])]:
+            print(f"{part} ...", flush=True)
+            started = time.perf_counter()
+            getattr(self, f"part_{part}")()
+            self.report["seconds"][part] = time.perf_counter() - started
+        return reporting.write(self.report, self.curves, self.out)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+def evaluate(settings: Settings) -> dict[str, Any]:
+    """Measure one model folder; trains the judge first when there is none. Returns the report as written."""
+    from dataset import FaceStore
+
+    store = FaceStore.open(settings.data)
+    if not has_judge(settings.judge):
+        train_judge(store, store.select("train"), settings.judge, device=settings.device)
+    return Evaluation(settings, store).run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; see ``python evaluate.py --help``."""
+    base = Settings()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help=f"model folder (default {base.model})")
+    parser.add_argument("--data", help=f"prepared store, see dataset.py --prepare (default {base.data})")
+    parser.add_argument("--judge", help=f"folder of the frozen judge (default {base.judge})")
+    parser.add_argument("--out", help=f"where report.json, table.md and the pictures go (default {base.out})")
+    parser.add_argument("--cache", help=f"the judge's view of real pictures, kept (default {base.cache})")
+    parser.add_argument("--parts", help=f"comma-separated choice of {','.join(PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer pictures and steps: minutes on two cores")
+    parser.add_argument("--samples", type=int, help=f"pictures drawn from held-out captions (default {base.samples})")
+    parser.add_argument("--steps", type=int, help=f"denoising steps (default {base.steps})")
+    parser.add_argument("--guidance", type=float, help="guidance scale, 1 = off (default: the model's own)")
+    parser.add_argument("--seed", type=int, help=f"of prompts, noise and choices (default {base.seed})")
+    parser.add_argument("--pool", type=int, help="training pictures searched for copies (default: all sharp ones)")
+    parser.add_argument("--crowd-n", type=int, help=f"pictures for the empty prompt (default {base.crowd_n})")
+    parser.add_argument("--curve-n", type=int, help=f"pictures a point of the step curve (default {base.curve_n})")
+    parser.add_argument("--curve-steps", help="comma-separated step counts of the curve")
+    parser.add_argument("--inception", help="TorchScript file of the Inception features, for true FID")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help=f"of the UNet (default {base.precision})")
+    parser.add_argument("--compare", help="an earlier report.json: print what changed")
+    parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
+    parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
+    parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
+    options = parser.parse_args(arguments)
+    given: dict[str, Any] = {
+        item.name: getattr(options, item.name) for item in fields(Settings) if getattr(options, item.name) is not None
+    }
+    try:
+        if options.parts is not None:
+            given["parts"] = tuple(part for part in options.parts.split(",") if part)
+            if unknown := set(given["parts"]) - set(PARTS):
+                raise ValueError(f"--parts {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+        if options.curve_steps is not None:
+            given["curve_steps"] = tuple(int(steps) for steps in options.curve_steps.split(","))
+        settings = replace(QUICK if options.quick else base, **given)
+        if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
+            raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
+    except ValueError as error:
+        parser.error(str(error))
+    if options.train_judge:
+        from dataset import FaceStore
+
+        store = FaceStore.open(settings.data)
+        train_judge(
+            store, store.select("train"), settings.judge, epochs=options.epochs, batch_size=options.batch_size,
+            seed=settings.seed, device=settings.device,
+        )  # fmt: skip
+        return 0
+    report = evaluate(settings)
+    print(reporting.table(report))
+    print(json.dumps({key: report[key] for key in ("checks", "targets", "seconds")}, indent=2))
+    if options.compare:
+        print("\n".join(reporting.compare(json.loads(Path(options.compare).read_text()), report)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
