@@ -28,7 +28,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import component_hash, git_commit, load_component, load_strictly, save_component, update_index, write_json
+from core.checkpoint import (
+    ModelFolderError,
+    component_hash,
+    git_commit,
+    load_component,
+    load_strictly,
+    save_component,
+    update_index,
+    write_json,
+)
 from core.diffusion import Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
 from vae import PixelNorm
 
@@ -54,7 +63,7 @@ class UNetConfig:
 
 PRESETS = {
     "celeba128": UNetConfig(channels=(112, 224, 224)),
-    "small": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.05),
+    "small": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0),
     "tiny": UNetConfig(4, (16, 24), (1, 1), (False, True), 8, 32, 32, 0.0),
 }
 
@@ -222,7 +231,7 @@ def load_unet(folder: str | Path, device: torch.device | str = "cpu") -> Conditi
     wrong = [name for name, value in (("vae", encoder_hash(load_vae(folder))), ("clip", component_hash(folder, "clip")))
              if parents[name] != value]
     if wrong:
-        raise ValueError(f"the UNet in {folder} was trained with another {' and '.join(wrong)}; run "
+        raise ModelFolderError(f"the UNet in {folder} was trained with another {' and '.join(wrong)}; run "
                          "`python conditional_ldm.py --train` again or restore the folder")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
     model = ConditionalUNet(UNetConfig(**fields))
@@ -306,9 +315,11 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
+        attention_kernel,
         average_gradients,
         learning_rate,
         make_accelerator,
+        mix_seed,
         process_slice,
         run_steps,
         step_generator,
@@ -354,6 +365,7 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = rate
         generator = step_generator(args.seed, step)
         noise_generator = step_generator(args.seed, step, stream=1, device=device)
+        torch.manual_seed(mix_seed(args.seed, step, 2 + accelerator.process_index))  # dropout takes no generator
         rows = sampler.batch(step).to(device)
         mirrored = torch.randint(2, (args.batch_size,), generator=generator).to(device)
         timestep = schedule.sample_timesteps(args.batch_size, generator).to(device)
@@ -362,10 +374,10 @@ def train(args: argparse.Namespace) -> None:
         eps = torch.randn(2, args.batch_size, *cache.mean.shape[2:], generator=noise_generator, device=device)
         z = cache.draw(rows[mine], mirrored[mine], eps[0, mine])
         x, eps, t = schedule.add_noise(z, eps[1, mine], timestep[mine]), eps[1, mine], timestep[mine]
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
             text = clip.encode_text(ids[mine], mask[mine])
         condition = Condition(text.tokens, text.mask, text.pooled, px[rows][mine], (null | empty)[mine])
-        with accelerator.autocast():
+        with accelerator.autocast(), attention_kernel(device):
             prediction = compiled(x, t, condition)
         error = (prediction - schedule.target(z, eps, t)).square().mean((1, 2, 3))
         loss = (error * schedule.loss_weight(t)).mean()
@@ -440,17 +452,15 @@ def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, sched
     """Pictures [len(prompts) * per_prompt, 3, 128, 128] in [-1, 1]: fixed seeds, so grids of one run can be compared."""
     device = next(model.parameters()).device
     condition = encode_prompts(clip, tokenizer, prompts).repeat(per_prompt)
-    noise = torch.stack([torch.randn(model.config.latent_channels, 16, 16,
-                                     generator=torch.Generator().manual_seed(seed + i % per_prompt))
-                         for i in range(len(condition))]).to(device)
+    generators = [torch.Generator().manual_seed(seed + i % per_prompt) for i in range(len(condition))]
+    noise = torch.stack([torch.randn(model.config.latent_channels, 16, 16, generator=one) for one in generators]).to(device)
     config = scheduler_config(schedule)
     with accelerator.autocast():
         try:
             from core.diffusion import make_scheduler
 
             z = sample(model, condition, make_scheduler(sampler or config["default_sampler"], config), noise, steps,
-                       guidance_scale, schedule=schedule,
-                       generators=[torch.Generator().manual_seed(seed + i) for i in range(len(condition))])
+                       guidance_scale, schedule=schedule, generators=generators)
         except ModuleNotFoundError as error:  # a training machine without diffusers still shows its progress
             if error.name != "diffusers":
                 raise

@@ -324,6 +324,7 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
+        attention_kernel,
         average_gradients,
         learning_rate,
         make_accelerator,
@@ -381,7 +382,7 @@ def train(args: argparse.Namespace) -> None:
         images = mirror(to_images(pixels[rows]), generator)
         ids, mask, facts, _ = bank.draw(rows, generator)
         targets = soft_targets(facts, attributes[rows])
-        with accelerator.autocast():
+        with accelerator.autocast(), attention_kernel(device):
             text = model.embed_text(ids[mine], mask[mine])
             image = model.encode_image(images[mine].contiguous(memory_format=torch.channels_last))
         # every process contrasts its own texts and pictures with the pictures and texts of all

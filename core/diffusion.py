@@ -104,11 +104,12 @@ class NoiseSchedule:
 
     def coefficients(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), each [B] float32, at integer or fractional timesteps [B] (linear in between)."""
-        t = timestep.to(torch.float64).clamp(0, NUM_TRAIN_TIMESTEPS - 1)
+        exact = torch.float32 if timestep.device.type == "mps" else torch.float64  # MPS has no float64
+        t = timestep.to(exact).clamp(0, NUM_TRAIN_TIMESTEPS - 1)
         if self.kind == "flow":
             sigma = (t + 1) / NUM_TRAIN_TIMESTEPS
             return (1.0 - sigma).float(), sigma.float()
-        table = self.alphas_cumprod(timestep.device)
+        table = self.alphas_cumprod("cpu" if exact == torch.float32 else timestep.device).to(t)
         low = t.floor().long()
         high = (low + 1).clamp(max=NUM_TRAIN_TIMESTEPS - 1)
         bar = torch.lerp(table[low], table[high], t - low)
@@ -208,6 +209,29 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     return diffusers.EulerAncestralDiscreteScheduler(**common)
 
 
+def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """Give ``scheduler`` exactly ``num_inference_steps`` distinct levels, evenly spaced from its noisiest down to the data.
+
+    diffusers' own "trailing" spacing gives one level too many or too few for most numbers (with a clipped far end) and
+    for some of them visits t = -1; on straight lines its last step goes nowhere. Returns the timesteps [n].
+    Raises ValueError outside 1 ... 1000.
+    """
+    count = num_inference_steps
+    if not 1 <= count <= NUM_TRAIN_TIMESTEPS:
+        raise ValueError(f"num_inference_steps must be 1 ... {NUM_TRAIN_TIMESTEPS}, got {count}")
+    if not hasattr(scheduler, "alphas_cumprod"):  # flow: s = 1, ..., 1/n, then 0
+        scheduler.set_timesteps(sigmas=[1.0 - i / count for i in range(count)], device=device)
+        return scheduler.timesteps
+    scheduler.set_timesteps(count, device=device)
+    end = max(int(scheduler.timesteps[0]) + 1, count)  # the clipped far end, unless all levels are needed
+    levels = [round(end - i * end / count) - 1 for i in range(count)]
+    scheduler.timesteps = torch.tensor(levels, dtype=scheduler.timesteps.dtype, device=device)
+    if hasattr(scheduler, "sigmas"):
+        bar = scheduler.alphas_cumprod[levels].double()
+        scheduler.sigmas = torch.cat([((1.0 - bar) / bar).sqrt(), bar.new_zeros(1)]).float()
+    return scheduler.timesteps
+
+
 def guided(
     model: Model,
     x: Tensor,
@@ -254,10 +278,9 @@ def sample(
     predicted clean latent after every step and stops the loop by returning True. Raises NotFiniteError on NaN/inf.
     """
     schedule = schedule or NoiseSchedule()
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
+    timesteps = set_timesteps(scheduler, num_inference_steps, noise.device)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    timesteps = scheduler.timesteps
     total, first = len(timesteps), int(start * len(timesteps))
     if first == 0:
         x = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
@@ -268,7 +291,8 @@ def sample(
             return z
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
-        x = scheduler.add_noise(z, noise, timesteps[first : first + 1].expand(len(z)))
+        t = timesteps[first : first + 1].expand(len(z))
+        x = schedule.add_noise(z, noise, t - 1) if schedule.kind == "flow" else scheduler.add_noise(z, noise, t)
     takes_noise = generators is not None and "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": list(generators or ())} if takes_noise else {}
     for done, t in enumerate(timesteps[first:], start=first + 1):

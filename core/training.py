@@ -24,6 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from core.checkpoint import write_json
+
 MASK_63 = (1 << 63) - 1
 
 
@@ -188,14 +190,28 @@ def make_accelerator(device: str = "auto", precision: str = "auto") -> Any:
     ``precision`` is "no", "bf16" or "auto" (bf16 where the CPU or GPU computes it natively, else fp32).
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     if precision == "auto":
         if torch.cuda.is_available() and device != "cpu":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+            native = "AVX512" in torch.backends.cpu.get_cpu_capability() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         precision = "bf16" if native else "no"
+    # accelerate keeps its first answer for the life of the process, but training may be followed by measuring in fp32
+    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not in_group)
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+def attention_kernel(device: torch.device) -> Any:
+    """Context that picks the fastest attention for short sequences: plain matrix products on a CPU (the fused kernel's
+    backward pass is about 1.3 times slower there at under 100 tokens), torch's own choice elsewhere."""
+    from contextlib import nullcontext
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.MATH]) if device.type == "cpu" else nullcontext()
 
 
 def process_slice(accelerator: Any, count: int) -> slice:
@@ -245,6 +261,7 @@ class RunFolder:
     main: bool = True
     keep: int = 2
     started: float = field(default_factory=time.monotonic)
+    left_behind: list[Path] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
@@ -260,7 +277,7 @@ class RunFolder:
                 )
         if self.main:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self.config, indent=2) + "\n")
+            write_json(path, self.config)  # atomic: other processes read it at this moment
 
     # -- checkpoints
 
@@ -290,6 +307,10 @@ class RunFolder:
         (aside / "state.json").write_text(json.dumps(facts))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(aside, target)
+        for path in self.left_behind:  # later ones of a curve that this run left: they must not push out its own
+            if path != target:
+                shutil.rmtree(path, ignore_errors=True)
+        self.left_behind = []
         self._prune()
 
     def _prune(self) -> None:
@@ -304,7 +325,8 @@ class RunFolder:
     def resume(self) -> int:
         """Load the newest fitting checkpoint; returns the number of finished steps (0 for a fresh run).
 
-        A run that was decaying towards another length continues from its last stable checkpoint.
+        A run that was decaying towards another length continues from its last stable checkpoint. Raises
+        CheckpointMismatch when there are checkpoints and all of them are too far down another curve.
         """
         start = decay_start(self.total_steps, self.decay_share)
         for step, path in reversed(self.checkpoints()):
@@ -312,6 +334,7 @@ class RunFolder:
             same_curve = facts["total_steps"] == self.total_steps
             old_start = decay_start(facts["total_steps"], self.decay_share)
             if not same_curve and (step > start or step > old_start):
+                self.left_behind.append(path)
                 continue
             for name, part in self.parts.items():
                 tensors = load_file(path / f"{name}.safetensors")
@@ -325,6 +348,12 @@ class RunFolder:
             self.extra = facts["extra"]
             self._drop_metrics_after(step)
             return step
+        if self.left_behind:
+            raise CheckpointMismatch(
+                f"{self.folder} holds a run of {facts['total_steps']} steps without a checkpoint that one of "
+                f"{self.total_steps} could continue (the learning rate falls before it); ask for more --steps or choose "
+                "another --run"
+            )
         return 0
 
     # -- metrics
