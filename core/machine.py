@@ -1,0 +1,170 @@
+"""What does this machine offer: memory, a free port, a browser?
+
+Each check answers with None, or with one sentence that says what is wrong and how to mend it. It does not know what
+will be served. Standard library only and no syntax newer than Python 3.7, as in `core/environment.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import shutil
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+GIB = 1024**3
+MEMORY_NEEDED = 1.5 * GIB  # measured: 0.9 GiB after all imports; the rest is the model and eight pictures
+ANYWHERE = ("0.0.0.0", "::")  # hosts that mean: listen on every address of this machine
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def free_memory() -> int | None:
+    """Bytes that a new process may use, as the system or the container says; None where nobody says."""
+    if sys.platform == "win32":
+        return windows_free_memory()
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():  # macOS frees caches and compresses when asked: its total is the honest number
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError):
+            return None
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"), flags=re.MULTILINE)
+    allowed = container_memory(Path("/sys/fs/cgroup"))
+    known = [int(available.group(1)) * 1024] if available else []
+    return min(known + ([allowed] if allowed is not None else []), default=None)
+
+
+def container_memory(group: Path) -> int | None:
+    """What a container's limit (cgroup v2) leaves over; None without a limit."""
+    try:
+        limit = int((group / "memory.max").read_text(encoding="ascii"))  # the word "max" means no limit
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        statistics = (group / "memory.stat").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    cache = re.search(r"^inactive_file (\d+)", statistics, flags=re.MULTILINE)  # given back when somebody needs it
+    return max(0, limit - used + (int(cache.group(1)) if cache else 0))
+
+
+def windows_free_memory() -> int | None:
+    """Available physical memory by GlobalMemoryStatusEx; MEMORYSTATUSEX: two 32-bit fields, then seven of 64 bits."""
+    import ctypes
+
+    status = (ctypes.c_uint64 * 8)(64)  # the first field is the structure's own length, 8 x 8 bytes
+    windows = getattr(ctypes, "windll")  # noqa: B009 - the name exists on Windows alone, mypy runs elsewhere too
+    return int(status[2]) if windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+
+
+def memory_problem(free: int | None) -> str | None:
+    """The sentence for a machine that would swap, or kill the server, while the model loads."""
+    if free is None or free >= MEMORY_NEEDED:
+        return None
+    short = f"Only {free / GIB:.1f} GiB of memory are free and {MEMORY_NEEDED / GIB:.1f} GiB are needed"
+    return f"{short}: close other programs and start again."
+
+
+# ---- address ---------------------------------------------------------------------------------------------------------
+
+
+def address_of(host: str, port: int) -> str:
+    """The URL that reaches, from this machine, a server bound to `host`."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}/"
+
+
+def lan_address() -> str | None:
+    """This machine's own address as its network sees it, for a phone; no packet is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect(("192.0.2.1", 9))  # an address of no machine (RFC 5737): only the route is looked up
+        return str(route.getsockname()[0])
+    return None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether GET /health answers 200 there."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
+    try:
+        with direct.open(address_of(host, port) + "health", timeout=2) as answer:
+            return answer.status == 200
+    except (OSError, ValueError):  # URLError and HTTPError are OSErrors; ValueError: not HTTP at all
+        return False
+
+
+def listen_once(host: str, port: int) -> None:
+    """Take the address and let it go again; raises OSError as the server would."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as listener:
+        if os.name != "nt":  # there it means something else: two servers on one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that just ended is no obstacle
+        listener.bind(address)
+        listener.listen()
+
+
+def free_port(host: str, start: int) -> int | None:
+    """The first port from `start` on that can be taken now, None after fifty tries."""
+    for port in range(start, min(start + 50, 65536)):
+        with contextlib.suppress(OSError):
+            listen_once(host, port)
+            return port
+    return None
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """The sentence for an address that the server could not take; None for a free one."""
+    try:
+        listen_once(host, port)
+        return None
+    except OSError as error:
+        other = f"start with --port {free_port(host, max(port + 1, 1025)) or 'and another number'}"
+        if error.errno in (errno.EADDRINUSE, 10048):  # 10048: the same on Windows
+            if answers(host, port):
+                there = address_of(host, port)
+                return f"Port {port} is already taken, and a server answers: open {there}, or {other}."
+            return f"Port {port} is already taken by another program: end that one, or {other}."
+        if error.errno in (errno.EACCES, 10013):
+            return f"Port {port} is not allowed for this user: {other}."
+        reason = error.strerror or error
+        return f"--host {host} is no address of this machine ({reason}): start with --host 127.0.0.1."
+
+
+# ---- browser ---------------------------------------------------------------------------------------------------------
+
+
+def can_show_pages() -> bool:
+    """Whether a graphical browser would open for this person (where none is, a text browser may take the terminal)."""
+    if os.environ.get("CI") or os.environ.get("SSH_CONNECTION"):
+        return False
+    graphical = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.platform in ("win32", "darwin") or bool(graphical)
+
+
+def find_browser() -> str | None:
+    """A browser of the Chromium family for tests of the page: on PATH, in the usual folders, in Playwright's store."""
+    on_path = (shutil.which(name) for name in BROWSERS)
+    store = "ms-playwright/chromium-*/"
+    places = (
+        (Path("/Applications"), "Google Chrome.app/Contents/MacOS/Google Chrome"),
+        (Path.home() / ".cache", store + "chrome-linux*/chrome"),
+        (Path.home() / "Library/Caches", store + "chrome-mac*/*.app/Contents/MacOS/*"),
+        (Path(os.environ.get("LOCALAPPDATA", "/nowhere")), store + "chrome-win*/chrome.exe"),
+        (Path(os.environ.get("PROGRAMFILES", "/nowhere")), "Google/Chrome/Application/chrome.exe"),
+    )
+    elsewhere = (str(path) for folder, pattern in places for path in sorted(folder.glob(pattern), reverse=True))
+    return next((path for path in (*on_path, *elsewhere) if path), None)

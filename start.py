@@ -1,0 +1,343 @@
+#!/usr/bin/env python3
+"""How do I run it? One command, from a fresh clone to the page in the browser.
+
+    ./start.py            prepares what is missing, checks, starts the server, opens the page
+    ./start.py test       prepares the test tools too, then runs ruff, mypy and pytest (arguments go to pytest)
+    ./start.py doctor     says what this machine has, what is wrong and how to mend it
+
+On Windows: `py start.py`. It needs Python 3.10 to 3.13 and nothing else: the standard library does all of this, and no
+syntax newer than Python 3.7 is used, so that an old Python gets a sentence instead of a SyntaxError. This file does not
+know how the environment is made (core/environment.py), what HTTP says (api.py) or how faces are drawn (generator.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import webbrowser
+from pathlib import Path
+from typing import NoReturn
+
+from core import environment, machine
+from core.environment import Problem, clean_env, venv_python
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_PORT = 5001
+DEFAULT_MODEL = "celeba128"
+COMPONENTS = ("vae", "clip", "unet")  # what a model folder must hold, each with its config.json and model.safetensors
+
+
+# ---- checks that know this project -----------------------------------------------------------------------------------
+
+
+def model_folder(root: Path, name: str) -> Path:
+    """`--model` is a name in models/ or the path of a folder."""
+    return root / "models" / name if (root / "models" / name).is_dir() else Path(name).expanduser().resolve()
+
+
+def model_problem(root: Path, name: str) -> str | None:
+    """The sentence for a model folder that is absent or incomplete; None for one that can be loaded."""
+    folder = model_folder(root, name)
+    if not folder.is_dir():
+        there = sorted(path.parent.name for path in (root / "models").glob("*/model_index.json"))
+        remedy = f"start with --model {there[0]}" if there else "clone the repository again, or train one (README)"
+        found = ", ".join(there) or "none"
+        return f"There is no model {name!r}, neither in models/ (found: {found}) nor as a path: {remedy}."
+    needed = [f"{part}/{file}" for part in COMPONENTS for file in ("config.json", "model.safetensors")]
+    missing = [file for file in ("model_index.json", *needed) if not (folder / file).is_file()]
+    if missing:
+        return (
+            f"The model in {folder} is not complete (missing: {', '.join(missing)}): restore it, for the bundled one "
+            f"with 'git checkout models/{name}', or train it again (README)."
+        )
+    return None
+
+
+def exposure_problem(options: argparse.Namespace) -> str | None:
+    """The sentence for a server that strangers could use; the page and the API have no other lock than the key."""
+    if machine.is_local(options.host) or options.api_key or options.insecure:
+        return None
+    return (
+        f"--host {options.host} lets everyone on the network in: choose a key with --api-key (or FACES_API_KEY), "
+        "or say --insecure."
+    )
+
+
+def device_problem(torch: dict, version: str | None, wanted: str) -> str | None:
+    """The sentence for an accelerator that is present and unused, or wanted and absent; `torch` is the probe's."""
+    if not torch["cuda"] and environment.has_nvidia():
+        if torch["cuda_build"] is None:
+            index = environment.TORCH_INDEX + "cu130"
+            mend = f"delete the folder .venv and run ./start.py --torch-index {index}"
+            return f"There is an NVIDIA GPU, but torch {version} is a CPU-only build: {mend}, or use --device cpu."
+        built = f"CUDA {torch['cuda_build']}, for which torch {version} was built"
+        return f"There is an NVIDIA GPU, but its driver is older than {built}: update the driver, or use --device cpu."
+    kind = wanted.partition(":")[0]
+    if kind in ("cuda", "mps") and not torch[kind]:
+        return f"--device {wanted} was asked for and torch {version} finds no such device: use --device auto."
+    return None
+
+
+# ---- run -------------------------------------------------------------------------------------------------------------
+
+
+def server_command(root: Path, options: argparse.Namespace) -> list[str]:
+    """The command line of api.py. The key is not in it: every user of a machine can read command lines."""
+    command = [str(venv_python(root)), str(root / "api.py"), "--host", options.host, "--port", str(options.port)]
+    command += ["--device", options.device, "--model", str(model_folder(root, options.model))]
+    command += ["--data-dir", str(options.data_dir)]
+    if options.threads:
+        command += ["--threads", str(options.threads)]
+    return command + (["--insecure"] if options.insecure else [])
+
+
+def serve(root: Path, options: argparse.Namespace) -> int:
+    """Check, prepare, start api.py in the environment, open the page when it answers; returns the exit status."""
+    for problem in (
+        model_problem(root, options.model),
+        exposure_problem(options),
+        machine.port_problem(options.host, options.port),
+        machine.memory_problem(machine.free_memory()),
+    ):
+        if problem:
+            raise Problem(problem)
+    environment.prepare(root, offline=options.offline, torch_index=options.torch_index)
+    signal.signal(signal.SIGTERM, stop)
+    # all it needs is in the model folder: HF_HUB_OFFLINE turns an attempt to download into an error at once
+    env = clean_env(HF_HUB_OFFLINE="1", **({"FACES_API_KEY": options.api_key} if options.api_key else {}))
+    print("Starting the server ...", flush=True)
+    server = subprocess.Popen(server_command(root, options), cwd=str(root), env=env, stdin=subprocess.DEVNULL)
+    try:
+        wait_until_it_answers(root, options, server)
+        address = machine.address_of(options.host, options.port)
+        print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
+        lan = machine.lan_address() if options.host in machine.ANYWHERE else None
+        if lan:
+            print(f"    On a phone or another computer:  http://{lan}:{options.port}/", flush=True)
+        if not options.no_browser and machine.can_show_pages():
+            webbrowser.open(address)
+        return server.wait()
+    except KeyboardInterrupt:
+        print("\nStopping ...", flush=True)
+        return 0
+    finally:
+        end(server)
+
+
+def wait_until_it_answers(root: Path, options: argparse.Namespace, server: subprocess.Popen) -> None:
+    """Return when GET /health answers. Raises: Problem when the server ends before that."""
+    began, told = time.monotonic(), False
+    while not machine.answers(options.host, options.port):
+        if server.poll() is not None:
+            broken = environment.import_problems(root, environment.probe(root))
+            unknown = f"The server ended with status {server.returncode} (its reason is above); try ./start.py doctor."
+            raise Problem(broken[0] if broken else unknown)
+        if not told and time.monotonic() - began > 30:
+            told = True
+            print("Still starting: the first start reads a gigabyte of libraries from the disk.", flush=True)
+        time.sleep(0.2)
+
+
+def stop(number: int, frame: object) -> NoReturn:
+    """A service manager's SIGTERM ends the server as Ctrl+C does."""
+    raise KeyboardInterrupt
+
+
+def end(server: subprocess.Popen) -> None:
+    """Leave no server behind: after Ctrl+C it is already ending; else ask, then insist."""
+    for act, patience_s in ((None, 2), (server.terminate, 10), (server.kill, 10)):
+        if act is not None:
+            act()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=patience_s)
+            return
+
+
+# ---- test ------------------------------------------------------------------------------------------------------------
+
+
+def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
+    """ruff, mypy and pytest, all of them whatever the others say; returns the worst exit status."""
+    environment.prepare(root, tests=True, offline=options.offline, torch_index=options.torch_index)
+    ensure_browser(options.offline)
+    told, worst = [], 0
+    for tool, arguments in (("ruff", ["check", "."]), ("mypy", []), ("pytest", words)):
+        print("\n$ " + " ".join(shlex.quote(word) for word in (tool, *arguments)), flush=True)
+        command, began = [str(venv_python(root)), "-m", tool, *arguments], time.monotonic()
+        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), stdin=subprocess.DEVNULL))
+        verdict = f"failed with status {status}" if status else "passed"
+        told.append(f"{tool} {verdict} in {time.monotonic() - began:.0f} s")
+        worst = max(worst, status)
+    print("\n" + ", ".join(told), flush=True)
+    return worst
+
+
+def ensure_browser(offline: bool) -> None:
+    """The tests of the page drive a real Chromium: install it where that needs no question, else say how."""
+    apt = shutil.which("apt-get")
+    if apt and not offline and not machine.find_browser() and os.geteuid() == 0:
+        env = clean_env(DEBIAN_FRONTEND="noninteractive")
+        for _ in range(2):  # mirrors fail now and then
+            subprocess.call([apt, "update"], stdin=subprocess.DEVNULL, env=env)
+            subprocess.call([apt, "install", "-y", "chromium"], stdin=subprocess.DEVNULL, env=env)
+            if machine.find_browser():
+                break
+    if not machine.find_browser():
+        remedy = f"{venv_python(Path('.'))} -m playwright install --with-deps chromium"
+        print("The tests of the page will fail, they need Chromium or Chrome: install it, or run", flush=True)
+        print("    " + remedy, flush=True)
+
+
+# ---- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def doctor(root: Path, options: argparse.Namespace) -> int:
+    """Print what this machine has and what is wrong with it; exit status 1 when something is."""
+    free, disk = machine.free_memory(), shutil.disk_usage(root).free
+    show("system", f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} cores")
+    show("memory", "unknown" if free is None else f"{free / environment.GIB:.1f} GiB free")
+    show("disk", f"{disk / environment.GIB:.1f} GiB free")
+    problems = [
+        *doctor_environment(root, options),
+        model_problem(root, options.model),
+        exposure_problem(options),
+        machine.port_problem(options.host, options.port),
+        machine.memory_problem(free),
+    ]
+    sizes = {
+        index.parent.name: sum(file.stat().st_size for file in index.parent.rglob("*") if file.is_file()) / 1e6
+        for index in sorted((root / "models").glob("*/model_index.json"))
+    }
+    show("models", ", ".join(f"{name} ({size:.0f} MB)" for name, size in sizes.items()) or "none")
+    show("address", machine.address_of(options.host, options.port))
+    show("page tests", machine.find_browser() or "no Chromium (only ./start.py test needs it)")
+    told = [problem for problem in problems if problem]
+    print()
+    for number, problem in enumerate(told, start=1):
+        print(f"{number}. {problem}")
+    print("Mend these from the first on, then look again." if told else "Nothing is wrong.")
+    return 1 if told else 0
+
+
+def doctor_environment(root: Path, options: argparse.Namespace) -> list[str | None]:
+    """The doctor's lines on .venv: Python, packages, device; returns what is wrong with them."""
+    why = environment.incomplete(root)
+    version = environment.python_version(venv_python(root))
+    if version is None:
+        show("environment", "none")
+        return [f"The environment is not ready ({why}): run ./start.py, it makes it."]
+    show("environment", ".venv with Python {}.{}".format(*version) + ("" if why else ", as pinned"))
+    found = environment.probe(root)
+    packages = found["packages"]
+    states = {name: "broken" if entry["error"] else "" for name, entry in packages.items()}
+    texts = (f"{name} {packages[name]['version'] or '-'} {state}".strip() for name, state in states.items())
+    show("packages", ", ".join(texts))
+    problems: list[str | None] = list(environment.import_problems(root, found))
+    if why and not problems:
+        problems.append(f"The environment is not as pinned ({why}): run ./start.py, it mends that.")
+    torch = found["torch"]
+    if torch:
+        gpus = ", ".join(f"cuda ({name})" for name in torch["cuda"])
+        show("device", (gpus or ("mps" if torch["mps"] else "cpu")) + f", {torch['threads']} CPU threads")
+        problems.append(device_problem(torch, packages["torch"]["version"], options.device))
+    return problems
+
+
+def show(title: str, text: str) -> None:
+    """One line of the doctor's table."""
+    print(f"{title:<13}{text}", flush=True)
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def port_number(text: str) -> int:
+    """A TCP port from a flag or its environment twin."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, give 1 to 65535 (--port or FACES_PORT)")
+    return int(text)
+
+
+def thread_count(text: str) -> int:
+    """A number of CPU threads; 0 leaves the choice to torch."""
+    if not text.isdecimal() or int(text) > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no thread count, give 0 to 1024 (--threads or FACES_THREADS)")
+    return int(text)
+
+
+def device_name(text: str) -> str:
+    """auto, cpu, mps, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no device, give auto, cpu, mps, cuda or cuda:N (--device or FACES_DEVICE)"
+        )
+    return text
+
+
+def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
+    """The flags; the default of each comes from its FACES_ twin in `env`."""
+
+    def twin(name: str, default: str = "") -> str:
+        return env.get("FACES_" + name) or default
+
+    def switch(name: str) -> bool:
+        return twin(name).lower() not in ("", "0", "no", "false")
+
+    parser = argparse.ArgumentParser(
+        prog="start.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(__doc__ or "").split("\n\nOn Windows")[0],
+        epilog="Every flag has a twin in the environment: --data-dir is FACES_DATA_DIR, --offline is FACES_OFFLINE=1.",
+    )
+    add = parser.add_argument
+    add("command", nargs="?", choices=("run", "test", "doctor"), default="run", help="run when left out")
+    add("--host", default=twin("HOST", "127.0.0.1"), help="address to listen on (%(default)s; 0.0.0.0: the network)")
+    add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
+    add("--device", type=device_name, default=twin("DEVICE", "auto"), help="auto, cpu, mps, cuda, cuda:N (%(default)s)")
+    add("--model", default=twin("MODEL", DEFAULT_MODEL), help="name in models/, or a folder (%(default)s)")
+    add("--data-dir", type=Path, default=Path(twin("DATA_DIR", str(ROOT / "data"))), help="keeps pictures (data/)")
+    add("--api-key", default=twin("API_KEY"), help="what clients must show when --host opens the network")
+    add("--insecure", action="store_true", default=switch("INSECURE"), help="open the network without a key")
+    add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
+    add("--no-browser", action="store_true", default=switch("NO_BROWSER"), help="do not open the page")
+    add("--offline", action="store_true", default=switch("OFFLINE"), help="download nothing, ever")
+    index_help = f"package index for torch and torchvision: {environment.TORCH_INDEX}cpu is small, and without GPU"
+    add("--torch-index", metavar="URL", default=twin("TORCH_INDEX") or None, help=index_help)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a Problem becomes one sentence on stderr and exit status 1."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        problem = environment.python_problem(sys.version_info[:2])
+        if problem:
+            other = environment.other_python(ROOT)
+            if other is None:
+                raise Problem(problem)
+            print(f"Using {other}, because this Python is {platform.python_version()}.", flush=True)
+            return subprocess.call([other, str(Path(__file__).resolve()), *words])
+        parser = command_line(dict(os.environ))
+        if words[:1] == ["test"]:  # the rest belongs to pytest
+            return run_tests(ROOT, words[1:], parser.parse_args(["test"]))
+        options = parser.parse_args(words)
+        return doctor(ROOT, options) if options.command == "doctor" else serve(ROOT, options)
+    except Problem as error:
+        print(f"start.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on where it was.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
