@@ -47,6 +47,7 @@ class Tokenizer:
         self.backend, self.max_length = backend, max_length
         backend.enable_truncation(max_length)
         backend.no_padding()
+        backend.encode_special_tokens = True  # a prompt that says "[END]" means those five characters
 
     @property
     def size(self) -> int:
@@ -55,7 +56,8 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with start and end, truncated to ``max_length``."""
-        return [encoding.ids for encoding in self.backend.encode_batch(list(texts))]
+        clean = [text.encode("utf-8", "replace").decode() for text in texts]  # JSON can carry half a surrogate pair
+        return [encoding.ids for encoding in self.backend.encode_batch(clean)]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = self.ids(texts)
@@ -67,10 +69,8 @@ class Tokenizer:
         return ids, mask
 
     def save(self, path: Path) -> None:
-        """Write ``tokenizer.json`` (without the training-time dropout)."""
-        dropout, self.backend.model.dropout = self.backend.model.dropout, None
+        """Write ``tokenizer.json``."""
         write_atomically(path, self.backend.to_str(pretty=True).encode())
-        self.backend.model.dropout = dropout
 
     @staticmethod
     def load(path: Path, max_length: int) -> Tokenizer:
@@ -94,6 +94,39 @@ def train_tokenizer(texts: Sequence[str], max_pieces: int, max_length: int) -> T
     backend.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, backend.token_to_id(START)), (END, backend.token_to_id(END))])
     return Tokenizer(backend, max_length)
+
+
+def dropout_ids(tokenizer: Tokenizer, texts: Sequence[str], seeds: Sequence[int], dropout: float,
+                variants: int = 32) -> list[list[int]]:
+    """Like ``tokenizer.ids`` with every merge left out with probability ``dropout``: text i depends on seeds[i] alone.
+
+    The library has this dropout too, but its random numbers cannot be seeded, so a resumed run would read other tokens.
+    Each word is drawn from a table of ``variants`` ways to split it.
+    """
+    model = json.loads(tokenizer.backend.to_str())["model"]
+    vocabulary, ranks = model["vocab"], {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
+    table: dict[str, list[list[int]]] = {}
+
+    def split(word: str, rng: random.Random) -> list[int]:
+        pieces = list(word)
+        while True:
+            merges = [(ranks[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False))
+                      if pair in ranks and rng.random() >= dropout]
+            if not merges:
+                return [vocabulary[piece] for piece in pieces]
+            _, i = min(merges)
+            pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+    rows = []
+    for text, seed in zip(texts, seeds, strict=True):
+        rng, row = random.Random(seed), []
+        clean = tokenizer.backend.normalizer.normalize_str(text)
+        for word, _ in tokenizer.backend.pre_tokenizer.pre_tokenize_str(clean):
+            if word not in table:
+                table[word] = [split(word, random.Random(f"{word} {i}")) for i in range(variants)]
+            row += table[word][int(rng.random() * variants)]
+        rows.append([vocabulary[START], *row[: tokenizer.max_length - 2], vocabulary[END]])
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -274,13 +307,19 @@ class CaptionBank:
 
 
 def build_caption_bank(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, *, captions_per_image: int,
-                       seed: int, empty_share: float, workers: int = 1) -> CaptionBank:
+                       seed: int, empty_share: float, dropout: float = 0.0) -> CaptionBank:
     """Draw and tokenize captions for the chosen images; a store with its own text labels uses those instead.
 
-    Every caption depends on (seed, image row, k) alone.
+    Every caption depends on (seed, image row, k) alone, and so does its tokens' ``dropout``.
     """
+    from core.training import mix_seed
+
     texts, facts = draw_texts(store, indices, captions_per_image, seed, empty_share)
-    rows = tokenizer.ids(texts)
+    if dropout > 0:
+        seeds = [mix_seed(seed, int(row), k) for row in indices for k in range(captions_per_image)]
+        rows = dropout_ids(tokenizer, texts, seeds, dropout)
+    else:
+        rows = tokenizer.ids(texts)
     longest = max(len(row) for row in rows)
     ids = np.zeros((len(rows), longest), np.int16)
     for i, row in enumerate(rows):
@@ -350,10 +389,8 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(tokenizer_path, preset.max_length)
     config = CLIPConfig(**{**asdict(preset), "pieces": tokenizer.size})
 
-    tokenizer.backend.model.dropout = 0.05  # rare pieces are trained too, so a misspelt word is not noise
     bank = build_caption_bank(store, indices, tokenizer, captions_per_image=args.captions_per_image, seed=args.seed,
-                              empty_share=0.0)
-    tokenizer.backend.model.dropout = None
+                              empty_share=0.0, dropout=0.05)  # rare pieces are trained too: a misspelt word is not noise
     bank = CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device))
     pixels = load_pixels(store, indices, device)
     attributes = torch.from_numpy(store.attributes[indices].astype(np.float32) * 2 - 1).to(device)
@@ -391,6 +428,7 @@ def train(args: argparse.Namespace) -> None:
         loss = contrastive_loss(all_text, all_image, scale, targets)
         (loss * accelerator.num_processes).backward()
         average_gradients(accelerator, parameters)
+        model.log_temperature.grad.div_(accelerator.num_processes)  # every process has all of it, not a share
         norm = guard.step(optimizer, parameters)
         ema.update(model, step + 1)
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
@@ -490,26 +528,24 @@ def rank_auc(scores: Tensor, truth: Tensor) -> float:
     return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * others))
 
 
-def attribute_prompts(name: str, count: int = 12, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Captions that state only this attribute (and the sex they need a noun for): those with it, and those without."""
-    from core.captions import ATTRIBUTES, draw_caption
+def attribute_prompts(name: str, count: int = 16, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Pairs of captions that differ in this one fact and agree in every other: those with it, and those without."""
+    from core.captions import draw_caption
 
     rng = random.Random(seed)
     sides: tuple[list[str], list[str]] = ([], [])
-    for wanted in (True, False):
-        side = sides[0 if wanted else 1]
-        for _ in range(4000):
-            attributes = {attribute: False for attribute in ATTRIBUTES}
-            attributes |= {"Young": rng.random() < 0.5, "Male": rng.random() < 0.5, "No_Beard": True, name: wanted}
-            caption = draw_caption(attributes, rng, length="short")
-            stated = set(caption.facts)
-            if name in stated and len(stated - {"Male", "Young"} - {name}) <= 1:
+    for _ in range(2000):
+        attributes = {"Male": rng.random() < 0.5}  # what a caption is not told, it does not mention
+        pair = [draw_caption(attributes | {name: wanted}, rng, length="short") for wanted in (True, False)]
+        others = [{key: value for key, value in caption.facts.items() if key != name} for caption in pair]
+        if others[0] == others[1] and all(name in caption.facts for caption in pair):
+            for side, caption in zip(sides, pair, strict=True):
                 side.append(caption.text)
-                if len(side) == count:
-                    break
-    for side, wanted in zip(sides, (True, False), strict=True):
-        if not side:  # the grammar has no words for this side: contrast with a caption that does not mention it
-            side.append("a person" if not wanted else f"a person, {name.replace('_', ' ').lower()}")
+            if len(sides[0]) == count:
+                break
+    if not sides[0]:  # the grammar never says this fact alone: contrast its plain name with silence
+        sides[0].append(f"a person, {name.replace('_', ' ').lower()}")
+        sides[1].append("a person")
     return sides
 
 

@@ -297,8 +297,8 @@ def train(args: argparse.Namespace) -> None:
 
     torch.manual_seed(args.seed)  # initial weights
     model = VAE(PRESETS[args.preset])
-    if args.init:
-        config, state = load_component(args.init, "vae")
+    if args.init or args.decoder_only:  # a decoder learns what an encoder already says
+        _, state = load_component(args.init or args.model, "vae")
         load_strictly(model, state, "the VAE to start from")
     model = model.to(device, memory_format=torch.channels_last)
     critic = PatchDiscriminator(ADVERSARIES[args.preset]).to(device, memory_format=torch.channels_last)
@@ -484,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="models/celeba128", help="model folder to release to and read CLIP from")
     parser.add_argument("--run", default="runs/vae", help="folder of this run; the same command resumes from it")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
-    parser.add_argument("--init", help="model folder whose VAE to start from")
+    parser.add_argument("--init", help="model folder whose VAE to start from (--decoder-only: --model)")
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
