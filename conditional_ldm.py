@@ -372,28 +372,30 @@ def train(args: argparse.Namespace) -> None:
         null = (torch.rand(args.batch_size, generator=generator) < args.caption_dropout).to(device)
         ids, mask, _, empty = bank.draw(rows, generator)
         eps = torch.randn(2, args.batch_size, *cache.mean.shape[2:], generator=noise_generator, device=device)
-        z = cache.draw(rows[mine], mirrored[mine], eps[0, mine])
-        x, eps, t = schedule.add_noise(z, eps[1, mine], timestep[mine]), eps[1, mine], timestep[mine]
-        with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
-            text = clip.encode_text(ids[mine], mask[mine])
-        condition = Condition(text.tokens, text.mask, text.pooled, px[rows][mine], (null | empty)[mine])
-        with accelerator.autocast(), attention_kernel(device):
-            prediction = compiled(x, t, condition)
-        error = (prediction - schedule.target(z, eps, t)).square().mean((1, 2, 3))
-        loss = (error * schedule.loss_weight(t)).mean()
-        loss.backward()
+        total = 0.0
+        for part in torch.arange(args.batch_size, device=device)[mine].chunk(args.accumulate):
+            z, t, noise = cache.draw(rows[part], mirrored[part], eps[0, part]), timestep[part], eps[1, part]
+            with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
+                text = clip.encode_text(ids[part], mask[part])
+            condition = Condition(text.tokens, text.mask, text.pooled, px[rows[part]], (null | empty)[part])
+            with accelerator.autocast(), attention_kernel(device):
+                prediction = compiled(schedule.add_noise(z, noise, t), t, condition)
+            error = (prediction - schedule.target(z, noise, t)).square().mean((1, 2, 3))
+            loss = (error * schedule.loss_weight(t)).sum() / (mine.stop - mine.start)
+            loss.backward()
+            total += float(loss.detach())
+            bucket = (t * (BUCKETS / 1000)).long()
+            sums.index_add_(0, bucket, error.detach())
+            counts.index_add_(0, bucket, torch.ones_like(error))
         average_gradients(accelerator, parameters)
         norm = guard.step(optimizer, parameters)
         for ema in emas.values():
             ema.update(model, step + 1)
-        bucket = (t * (BUCKETS / 1000)).long()
-        sums.index_add_(0, bucket, error.detach())
-        counts.index_add_(0, bucket, torch.ones_like(error))
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             by_level = (sums / counts.clamp_min(1)).tolist()
             values = {f"mse_noise_{i}": value for i, value in enumerate(by_level) if float(counts[i])}
-            values |= {"loss": float(loss.detach()), "grad_norm": norm, "lr": rate, "skipped": guard.skipped,
+            values |= {"loss": total, "grad_norm": norm, "lr": rate, "skipped": guard.skipped,
                        "images_seen": (step + 1) * args.batch_size}
             run.log(step + 1, values)
             show(" ".join(f"{value:.3f}" for value in by_level))
@@ -551,7 +553,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=50000)
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is cut into, where memory is short")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup-steps", type=int, default=200)
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--caption-dropout", type=float, default=0.12, help="share trained without its caption")

@@ -68,8 +68,9 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         index = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ModelFolderError(f"{path} is damaged ({error}); restore it from the repository") from error
-    if index.get("format") != FORMAT:
-        raise ModelFolderError(f"{path} has format {index.get('format')!r}; this version reads format {FORMAT}")
+    found = index.get("format") if isinstance(index, dict) else None
+    if found != FORMAT:
+        raise ModelFolderError(f"{path} has format {found!r}; this version reads format {FORMAT}")
     return index
 
 
@@ -125,7 +126,10 @@ def save_component(
 
 
 def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(config, state_dict in fp32) of one component, checked against the hash in the index."""
+    """(config, state_dict in fp32) of one component, checked against the hash in the index.
+
+    Raises ModelFolderError when the folder or the component is missing, damaged or half-copied.
+    """
     folder = Path(folder)
     entry = read_index(folder)["components"].get(component)
     weights, config = folder / component / "model.safetensors", folder / component / "config.json"
@@ -134,11 +138,10 @@ def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], 
     if file_hash(weights) != entry["sha256"]:
         raise ModelFolderError(f"{weights} does not match {INDEX}: damaged or half-copied; restore the folder")
     try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise ModelFolderError(f"{weights} cannot be read ({error}); restore the folder") from error
-    state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-    return json.loads(config.read_text()), state
+        settings, tensors = json.loads(config.read_text()), load_file(weights)
+    except (SafetensorError, ValueError) as error:
+        raise ModelFolderError(f"{folder / component} cannot be read ({error}); restore the folder") from error
+    return settings, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def component_hash(folder: str | Path, component: str) -> str:
@@ -154,4 +157,5 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], what: st
     try:
         module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
-        raise ModelFolderError(f"the weights of {what} do not fit its configuration: {str(error)[:400]}") from error
+        detail = " ".join(str(error).split())[:400]
+        raise ModelFolderError(f"the weights of {what} do not fit its configuration: {detail}") from error
