@@ -5,8 +5,8 @@ latent, the text (cross-attention to its tokens, its pooled embedding) and ``px`
 picture: soft enlargements teach shapes and people, and asking for 128 px keeps their blur out of what is drawn. It does
 not know how pictures are encoded (vae.py) or sentences are (train_clip.py).
 
-    python conditional_ldm.py --train                                train on cached latents, release to the model folder
-    python conditional_ldm.py --eval --prompt "a smiling woman"      write a grid of pictures
+    python conditional_ldm.py --train                              train on cached latents, release to the model folder
+    python conditional_ldm.py --eval --prompt "a smiling woman"    write a grid of pictures
 
 Sources: latent diffusion https://arxiv.org/abs/2112.10752, adaptive norm https://arxiv.org/abs/2105.05233 (ADM) and
 https://arxiv.org/abs/2212.09748 (zero-initialised branches), query-key normalisation https://arxiv.org/abs/2302.05442,
@@ -277,7 +277,8 @@ def build_latent_cache(vae: Any, store: FaceStore, indices: np.ndarray, folder: 
 
     from vae import encoder_hash, to_images
 
-    key = {"encoder": encoder_hash(vae), "images": hashlib.sha256("\n".join(store.image_id[indices]).encode()).hexdigest()}
+    names = "\n".join(store.image_id[indices]).encode()
+    key = {"encoder": encoder_hash(vae), "images": hashlib.sha256(names).hexdigest()}
     side = 128 // 8
     shape = (2, len(indices), vae.config.latent_channels, side, side)
     facts = folder / "cache.json"
@@ -405,7 +406,8 @@ def train(args: argparse.Namespace) -> None:
             run.save(step + 1)
         if run.main and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
             picture = averaged(model, emas["ema_long"], device)
-            run.picture(f"step-{step + 1:07d}", draw_grid(picture, vae, clip, tokenizer, schedule, accelerator), columns=8)
+            grid = draw_grid(picture, vae, clip, tokenizer, schedule, accelerator)
+            run.picture(f"step-{step + 1:07d}", grid, columns=8)
     run.finish()
     if run.main and (args.stop_at is None or args.stop_at >= args.steps):
         finished = {name: averaged(model, ema, device) for name, ema in emas.items()}
@@ -413,7 +415,7 @@ def train(args: argparse.Namespace) -> None:
                   for name, network in finished.items()}
         best = min(losses, key=losses.__getitem__)
         print("validation loss: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
-        release(finished[best], Path(args.model), schedule, {"vae": encoder_hash(vae), "clip": component_hash(args.model, "clip")},
+        release(finished[best], Path(args.model), schedule, {"vae": settings["encoder"], "clip": settings["clip"]},
                 settings | {"steps": args.steps, "ema": best, "validation_loss": losses,
                             "images_seen": args.steps * args.batch_size})
         print(f"released to {args.model}/unet")
@@ -441,7 +443,8 @@ def release(model: ConditionalUNet, folder: Path, schedule: NoiseSchedule, paren
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 GRID_PROMPTS = (
-    "", "a smiling woman with blonde hair", "a young man with black hair and glasses", "an old bald man with a grey beard",
+    "", "a smiling woman with blonde hair", "a young man with black hair and glasses",
+    "an old bald man with a grey beard",
     "a young woman with brown wavy hair wearing lipstick", "a man with a goatee wearing a hat",
     "a woman with black hair and bangs, not smiling", "a man with a big nose and a necktie",
 )
@@ -449,13 +452,14 @@ GRID_PROMPTS = (
 
 @torch.inference_mode()
 def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, schedule: NoiseSchedule, accelerator: Any,
-              prompts: Sequence[str] = GRID_PROMPTS, *, per_prompt: int = 4, steps: int = 20, guidance_scale: float = 2.0,
-              seed: int = 0, sampler: str | None = None) -> Tensor:
-    """Pictures [len(prompts) * per_prompt, 3, 128, 128] in [-1, 1]: fixed seeds, so grids of one run can be compared."""
+              prompts: Sequence[str] = GRID_PROMPTS, *, per_prompt: int = 4, steps: int = 20,
+              guidance_scale: float = 2.0, seed: int = 0, sampler: str | None = None) -> Tensor:
+    """Pictures [len(prompts) * per_prompt, 3, 128, 128] in [-1, 1]; fixed seeds, so grids of a run compare."""
     device = next(model.parameters()).device
     condition = encode_prompts(clip, tokenizer, prompts).repeat(per_prompt)
     generators = [torch.Generator().manual_seed(seed + i % per_prompt) for i in range(len(condition))]
-    noise = torch.stack([torch.randn(model.config.latent_channels, 16, 16, generator=one) for one in generators]).to(device)
+    shape = (model.config.latent_channels, 16, 16)
+    noise = torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device)
     config = scheduler_config(schedule)
     with accelerator.autocast():
         try:
@@ -486,8 +490,8 @@ def plain_ddim(model: ConditionalUNet, condition: Condition, noise: Tensor, step
 
 
 @torch.inference_mode()
-def validation_loss(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, store: FaceStore, schedule: NoiseSchedule,
-                    accelerator: Any, limit: int = 1024, seed: int = 99) -> float:
+def validation_loss(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, store: FaceStore,
+                    schedule: NoiseSchedule, accelerator: Any, limit: int = 1024, seed: int = 99) -> float:
     """Weighted loss on held-out sharp faces with fixed noise, levels and captions: comparable between checkpoints."""
     from train_clip import build_caption_bank
     from vae import to_images
@@ -506,7 +510,8 @@ def validation_loss(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any,
             z = vae.whiten(vae.encode(images).mean)
             eps = torch.randn(z.shape, generator=generator).to(device)
             text = clip.encode_text(ids, mask)
-            condition = Condition(text.tokens, text.mask, text.pooled, torch.full((len(rows),), 128.0, device=device), empty)
+            px = torch.full((len(rows),), 128.0, device=device)
+            condition = Condition(text.tokens, text.mask, text.pooled, px, empty)
             prediction = model(schedule.add_noise(z, eps, t), t, condition)
         error = (prediction - schedule.target(z, eps, t)).square().mean((1, 2, 3))
         total += float((error * schedule.loss_weight(t)).sum())
@@ -523,8 +528,9 @@ def evaluate(args: argparse.Namespace) -> Path:
     device = accelerator.device
     clip, tokenizer = load_clip(args.model, device)
     schedule = schedule_from_config(json.loads((Path(args.model) / "scheduler" / "config.json").read_text()))
-    images = draw_grid(load_unet(args.model, device), load_vae(args.model, device), clip, tokenizer, schedule, accelerator,
-                       args.prompt, per_prompt=args.n_images, steps=args.n_inf_steps, guidance_scale=args.guidance_scale,
+    unet, vae = load_unet(args.model, device), load_vae(args.model, device)
+    images = draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, args.prompt, per_prompt=args.n_images,
+                       steps=args.n_inf_steps, guidance_scale=args.guidance_scale,
                        seed=args.seed, sampler=args.sampler)
     target = Path(args.out)
     save_grid(images, target, columns=args.n_images)
@@ -545,7 +551,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sampler")
     parser.add_argument("--out", default="runs/grid.png")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder with vae/ and clip/; unet/ goes there")
+    parser.add_argument("--model", default="models/celeba128", help="model folder with vae/ and clip/")
     parser.add_argument("--run", default="runs/unet", help="folder of this run; the same command resumes from it")
     parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")

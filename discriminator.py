@@ -65,7 +65,7 @@ def generator_loss(logits_fake: Tensor) -> Tensor:
 
 
 def feature_matching_loss(features_real: Sequence[Tensor], features_fake: Sequence[Tensor]) -> Tensor:
-    """Mean L1 distance between the discriminator's features of real and reconstructed pictures, averaged over stages."""
+    """Mean L1 distance between the discriminator's features of real and reconstructed pictures, mean over stages."""
     terms = [F.l1_loss(fake.float(), real.detach().float())
              for real, fake in zip(features_real, features_fake, strict=True)]
     return torch.stack(terms).mean()

@@ -1,14 +1,14 @@
 """What does a sentence mean in pictures? The text encoder, its tokenizer, and the image tower it learns with.
 
 A small CLIP trained from scratch: a transformer over sub-words and a convolutional tower over pixels, contrasted with
-*soft* targets, because one caption ("a smiling woman") is true of many pictures in a batch. The text side conditions the
-UNet; the feature maps of the image side serve the VAE as a perceptual loss. It does not know about diffusion.
+*soft* targets, because one caption ("a smiling woman") is true of many pictures in a batch. The text side conditions
+the UNet; the feature maps of the image side serve the VAE as a perceptual loss. It does not know about diffusion.
 
     python train_clip.py --train      tokenizer, caption bank, both towers, release to the model folder
     python train_clip.py --eval       retrieval and zero-shot attribute accuracy on people never seen
 
-Sources: CLIP https://arxiv.org/abs/2103.00020, byte-level BPE with dropout https://arxiv.org/abs/1910.13267, soft targets
-(PyramidCLIP) https://arxiv.org/abs/2204.14095; here the targets come from the facts that each caption states.
+Sources: CLIP https://arxiv.org/abs/2103.00020, byte-level BPE with dropout https://arxiv.org/abs/1910.13267, soft
+targets (PyramidCLIP) https://arxiv.org/abs/2204.14095; here the targets come from the facts that each caption states.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def train_tokenizer(texts: Sequence[str], max_pieces: int, max_length: int) -> T
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20)
     backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(START, backend.token_to_id(START)), (END, backend.token_to_id(END))])
+        single=f"{START} $A {END}", special_tokens=[(piece, backend.token_to_id(piece)) for piece in (START, END)])
     return Tokenizer(backend, max_length)
 
 
@@ -390,7 +390,7 @@ def train(args: argparse.Namespace) -> None:
     config = CLIPConfig(**{**asdict(preset), "pieces": tokenizer.size})
 
     bank = build_caption_bank(store, indices, tokenizer, captions_per_image=args.captions_per_image, seed=args.seed,
-                              empty_share=0.0, dropout=0.05)  # rare pieces are trained too: a misspelt word is not noise
+                              empty_share=0.0, dropout=0.05)  # so rare pieces are trained: typos are not noise
     bank = CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device))
     pixels = load_pixels(store, indices, device)
     attributes = torch.from_numpy(store.attributes[indices].astype(np.float32) * 2 - 1).to(device)
@@ -433,8 +433,8 @@ def train(args: argparse.Namespace) -> None:
         ema.update(model, step + 1)
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             floor = float(contrastive_floor(targets))
-            values = {"loss": float(loss.detach()), "excess": float(loss.detach()) - floor, "grad_norm": norm, "lr": rate,
-                      "scale": float(scale.detach()), "skipped": guard.skipped}
+            values = {"loss": float(loss.detach()), "excess": float(loss.detach()) - floor, "grad_norm": norm,
+                      "lr": rate, "scale": float(scale.detach()), "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.3f}, {values['excess']:.3f} above the targets' own entropy")
         if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
@@ -477,7 +477,7 @@ def contrastive_floor(targets: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Retrieval and zero-shot attribute accuracy on the sharp test images; writes ``metrics.json`` to the run folder."""
+    """Retrieval and zero-shot attribute accuracy on the sharp test images; writes ``metrics.json`` to the run."""
     from core.captions import ATTRIBUTES
     from core.training import make_accelerator
     from dataset import FaceStore

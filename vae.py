@@ -1,16 +1,16 @@
 """How does a face become a 16x16x16 latent, and a latent a face again?
 
 The whole autoencoder: network, losses, training loop, measurements, command line. Space-to-depth at the door means that
-nothing runs at full resolution with many channels, so the decoder costs under 4 GFLOP and draws four faces in a blink on
-a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks between places or depends on the picture's
-size. It does not know about text or diffusion.
+nothing runs at full resolution with many channels, so the decoder costs under 4 GFLOP and draws four faces in a blink
+on a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks between places or depends on the size of
+the picture. It does not know about text or diffusion.
 
     python vae.py --train                    train, measure the latent statistics, release to the model folder
     python vae.py --train --decoder-only     continue the decoder alone; encoder and cached latents stay valid
     python vae.py --eval                     PSNR, SSIM, MS-SSIM on the test split and a grid of reconstructions
 
-Sources: VAE https://arxiv.org/abs/1312.6114, latent diffusion https://arxiv.org/abs/2112.10752, scale-equivariant latents
-(EQ-VAE) https://arxiv.org/abs/2502.09509, sub-pixel convolution https://arxiv.org/abs/1609.05158.
+Sources: VAE https://arxiv.org/abs/1312.6114, latent diffusion https://arxiv.org/abs/2112.10752, scale-equivariant
+latents (EQ-VAE) https://arxiv.org/abs/2502.09509, sub-pixel convolution https://arxiv.org/abs/1609.05158.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import component_hash, git_commit, load_component, load_strictly, save_component
+from core.checkpoint import git_commit, load_component, load_strictly, save_component
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -166,7 +166,7 @@ class VAE(nn.Module):
     def encode(self, images: Tensor) -> Posterior:
         """Images [B, 3, H, W] in [-1, 1], H and W multiples of 8 -> posterior [B, C, H/8, W/8]."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % FACTOR or images.shape[3] % FACTOR:
-            raise ValueError(f"images must be [B, 3, H, W] with sides a multiple of {FACTOR}, got {tuple(images.shape)}")
+            raise ValueError(f"images must be [B, 3, H, W], sides a multiple of {FACTOR}, got {tuple(images.shape)}")
         mean, logvar = self.encoder(images).float().chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-20.0, 5.0))
 
@@ -242,14 +242,14 @@ def load_pixels(store: FaceStore, indices: Any, device: torch.device) -> Tensor:
 
 
 def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip a random half of the images left to right."""
+    """Flip about half of the images [B, 3, H, W] left to right, as ``generator`` (on the CPU) decides."""
     flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 @torch.inference_mode()
 def measure_latents(model: VAE, pixels: Tensor, seed: int = 0, batch_size: int = 64) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and standard deviation of posterior samples over uint8 images [N, H, W, 3]."""
+    """Per-channel mean and standard deviation, each [C], of posterior samples over uint8 images [N, H, W, 3]."""
     total = square = torch.zeros(model.config.latent_channels, dtype=torch.float64)
     count = 0
     for start in range(0, len(pixels), batch_size):
@@ -311,7 +311,7 @@ def train(args: argparse.Namespace) -> None:
     trained = list((model.decoder if args.decoder_only else model).parameters())
     model.encoder.requires_grad_(not args.decoder_only)
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate * 0.5, betas=(0.0, 0.99), fused=True)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate / 2, betas=(0.0, 0.99), fused=True)
     ema = PowerEMA(model, relative_std=0.05)
     sampler = EpochSampler(len(pixels), args.batch_size, args.seed)
     settings = {"component": "vae", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
@@ -391,7 +391,8 @@ def train(args: argparse.Namespace) -> None:
             with torch.inference_mode(), accelerator.autocast():
                 pairs = torch.cat([to_images(held_out), snapshot.decode(snapshot.encode(to_images(held_out)).mean)])
             run.picture(f"step-{step + 1:07d}", pairs, columns=8)
-            psnr = -10 * torch.log10(((pairs[: len(held_out)] - pairs[len(held_out) :].clamp(-1, 1)) / 2).square().mean())
+            real, copies = pairs.clamp(-1, 1).chunk(2)
+            psnr = -10 * torch.log10(((real - copies) / 2).square().mean())
             run.log(step + 1, {"val_psnr_16": float(psnr)})
     run.finish()
     if run.main and (args.stop_at is None or args.stop_at >= args.steps):
@@ -436,7 +437,7 @@ def encoder_hash(model: VAE) -> str:
 
 @torch.inference_mode()
 def reconstruction_metrics(model: VAE, pixels: Tensor, batch_size: int = 32) -> dict[str, float]:
-    """PSNR (dB), SSIM and MS-SSIM of reconstructions of uint8 images [N, 128, 128, 3]; images in [0, 1], data range 1."""
+    """PSNR (dB), SSIM and MS-SSIM of reconstructions of uint8 images [N, 128, 128, 3]; data range 1 for [0, 1]."""
     from torchmetrics.image import (
         MultiScaleStructuralSimilarityIndexMeasure,
         PeakSignalNoiseRatio,
@@ -446,8 +447,8 @@ def reconstruction_metrics(model: VAE, pixels: Tensor, batch_size: int = 32) -> 
     # kernel 7 and four scales: the default 11 and five scales need sides above 160 pixels
     ms_ssim = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0, kernel_size=7,
                                                          betas=(0.0517, 0.3295, 0.3462, 0.2726))
-    metrics = {"psnr_db": PeakSignalNoiseRatio(data_range=1.0), "ssim": StructuralSimilarityIndexMeasure(data_range=1.0),
-               "ms_ssim": ms_ssim}
+    ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
+    metrics = {"psnr_db": PeakSignalNoiseRatio(data_range=1.0), "ssim": ssim, "ms_ssim": ms_ssim}
     for start in range(0, len(pixels), batch_size):
         images = to_images(pixels[start : start + batch_size])
         recon = model.decode(model.encode(images).mean).clamp(-1, 1)
@@ -468,7 +469,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     result = reconstruction_metrics(model, pixels)
     with torch.inference_mode():
         images = to_images(pixels[:16])
-        save_grid(torch.cat([images, model.decode(model.encode(images).mean)]), Path(args.run) / "reconstructions.png", 8)
+        pairs = torch.cat([images, model.decode(model.encode(images).mean)])
+        save_grid(pairs, Path(args.run) / "reconstructions.png", 8)
     (Path(args.run) / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     return result
@@ -492,7 +494,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--warmup-steps", type=int, default=100)
     parser.add_argument("--decay-share", type=float, default=0.3)
-    parser.add_argument("--gan-start", type=float, default=0.35, help="share of the run before the adversary; 1 = never")
+    parser.add_argument("--gan-start", type=float, default=0.35, help="share without the adversary; 1: never")
     parser.add_argument("--perceptual-weight", type=float, default=LossWeights().perceptual, help="0 needs no CLIP")
     parser.add_argument("--measure", type=int, default=8192, help="images that the latent statistics are measured on")
     parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")

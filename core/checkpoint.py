@@ -1,7 +1,7 @@
 """How is a trained model kept on disk, and how is a wrong one refused?
 
-A model folder holds one sub-folder a component (``config.json`` + ``model.safetensors``) and ``model_index.json`` with a
-hash of every weight file. Files are written under a temporary name, synced and renamed; loading is strict and never
+A model folder holds one sub-folder a component (``config.json`` + ``model.safetensors``) and ``model_index.json`` with
+a hash of every weight file. Files are written under a temporary name, synced and renamed; loading is strict and never
 unpickles anything. This module does not know what the components are.
 
 Format of the weights: https://huggingface.co/docs/safetensors
@@ -63,7 +63,7 @@ def read_index(folder: str | Path) -> dict[str, Any]:
     """The parsed ``model_index.json``; raises ModelFolderError when it is not there or not readable."""
     path = Path(folder) / INDEX
     if not path.exists():
-        raise ModelFolderError(f"{folder} is not a model folder ({INDEX} is missing); train one or name another --model")
+        raise ModelFolderError(f"{folder} is not a model folder ({INDEX} is missing); train one or name another")
     try:
         index = json.loads(path.read_text())
     except json.JSONDecodeError as error:

@@ -1,7 +1,7 @@
 """How does noise become a latent? Noise schedules, prediction targets, loss weights, guidance, sampling.
 
 Everything between a trained network and a clean latent is here, once. The network is a pure function
-``model(x, timestep, condition) -> prediction``; this module does not know its architecture, the text encoder or the VAE.
+``model(x, timestep, condition) -> prediction``; it does not know the architecture, the text encoder or the VAE.
 diffusers is imported only when a scheduler is built, because training does not need one.
 
 Notation: z clean latent, eps noise, x = alpha z + sigma eps noisy latent, t timestep in [0, 1000).
@@ -86,9 +86,9 @@ def join_conditions(parts: Sequence[Condition]) -> Condition:
 class NoiseSchedule:
     """alpha and sigma at each timestep, and the prediction target that belongs to them.
 
-    ``cosine``: variance preserving, v-prediction, min-SNR weights. ``flow``: straight lines alpha = 1 - s, sigma = s with
-    s = (t + 1) / 1000, velocity target, logit-normal times. In both, target = d x / d(angle or s), so the network's task
-    and the sampler's use of it have one form.
+    ``cosine``: variance preserving, v-prediction, min-SNR weights. ``flow``: straight lines alpha = 1 - s, sigma = s
+    with s = (t + 1) / 1000, velocity target, logit-normal times. In both, target = d x / d(angle or s), so the
+    network's task and the sampler's use of it have one form.
     """
 
     kind: Literal["cosine", "flow"] = "cosine"
@@ -116,7 +116,7 @@ class NoiseSchedule:
         return bar.sqrt().float(), (1.0 - bar).sqrt().float()
 
     def sample_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Training timesteps [count]: one per equal slice of the distribution, in random order (less noisy than i.i.d.)."""
+        """Training timesteps [count]: one from each equal slice of the distribution, shuffled (less noise)."""
         u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
         if self.kind == "flow":  # logit-normal(0, 1): most weight in the middle of the line
             u = torch.sigmoid(torch.special.ndtri(u.clamp(1e-4, 1 - 1e-4)))
@@ -210,7 +210,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | str = "cpu") -> Tensor:
-    """Give ``scheduler`` exactly ``num_inference_steps`` distinct levels, evenly spaced from its noisiest down to the data.
+    """Give ``scheduler`` exactly ``num_inference_steps`` distinct levels, evenly spaced from noise down to the data.
 
     diffusers' own "trailing" spacing gives one level too many or too few for most numbers (with a clipped far end) and
     for some of them visits t = -1; on straight lines its last step goes nowhere. Returns the timesteps [n].
@@ -272,8 +272,8 @@ def sample(
 ) -> Tensor:
     """Run the denoising loop; returns whitened clean latents [B, C, h, w].
 
-    ``noise`` [B, C, h, w] is the starting noise and ``generators`` (one an image, on the CPU) feed stochastic samplers, so
-    a picture does not depend on its neighbours. ``start`` in [0, 1) skips that share of the steps and then begins from
+    ``noise`` [B, C, h, w] is the starting noise and ``generators`` (one an image, on the CPU) feed stochastic samplers,
+    so a picture does not depend on its neighbours. ``start`` in [0, 1) skips that share of the steps and begins from
     ``z`` with noise added to the level of the first remaining step. ``on_step(done, total, denoised)`` sees the
     predicted clean latent after every step and stops the loop by returning True. Raises NotFiniteError on NaN/inf.
     """

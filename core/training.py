@@ -165,7 +165,7 @@ class StepGuard:
             self.in_a_row += 1
             if self.in_a_row > self.limit:
                 raise FloatingPointError(
-                    f"{self.in_a_row} steps in a row had no finite gradient; lower --learning-rate or use --precision no"
+                    f"{self.in_a_row} steps running had no finite gradient; lower --learning-rate or try --precision no"
                 )
         optimizer.zero_grad(set_to_none=True)
         return norm
@@ -198,7 +198,8 @@ def make_accelerator(device: str = "auto", precision: str = "auto") -> Any:
         if torch.cuda.is_available() and device != "cpu":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            native = "AVX512" in torch.backends.cpu.get_cpu_capability() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+            native = wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         precision = "bf16" if native else "no"
     # accelerate keeps its first answer for the life of the process, but training may be followed by measuring in fp32
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -242,7 +243,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split("/", 1)
-        if value.shape == parameters[int(index)].shape:  # fused kernels walk memory: same layout, or moments get mixed up
+        if value.shape == parameters[int(index)].shape:  # fused kernels walk memory: layouts must match
             value = torch.empty_like(parameters[int(index)]).copy_(value)
         state.setdefault(int(index), {})[key] = value
     whole["state"] = state
@@ -253,7 +254,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
 class RunFolder:
     """One training run on disk: ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, pictures.
 
-    ``parts`` names what a checkpoint holds: modules, optimisers and EMAs. Checkpoints are safetensors plus JSON, written
+    ``parts`` names what a checkpoint holds: modules, optimisers and EMAs. Checkpoints are safetensors and JSON, written
     to a temporary name and renamed, the newest ``keep`` stay, and the last one before the learning rate fell stays too,
     because a longer run must continue from there.
     """
@@ -356,7 +357,7 @@ class RunFolder:
         if self.left_behind:
             raise CheckpointMismatch(
                 f"{self.folder} holds a run of {facts['total_steps']} steps without a checkpoint that one of "
-                f"{self.total_steps} could continue (the learning rate falls before it); ask for more --steps or choose "
+                f"{self.total_steps} could continue (the learning rate falls before it); ask for more --steps or name "
                 "another --run"
             )
         return 0
@@ -444,7 +445,7 @@ def plot_metrics(metrics: Path, target: Path) -> None:
 def run_steps(
     first: int, total: int, *, stop_at: int | None = None, enabled: bool = True, label: str = ""
 ) -> Iterator[tuple[int, Callable[[str], None]]]:
-    """Yield (step, show) from ``first`` up to ``total`` (or ``stop_at``) behind a progress bar; ``show`` sets its text."""
+    """Yield (step, show) from ``first`` up to ``total`` (or ``stop_at``) behind a progress bar; ``show`` labels it."""
     from tqdm import tqdm
 
     last = total if stop_at is None else min(total, stop_at)
