@@ -2,7 +2,7 @@
 
 The whole autoencoder: network, losses, training loop, measurements, command line. Space-to-depth at the door means that
 nothing runs at full resolution with many channels, so the decoder costs under 4 GFLOP and draws four faces in a blink
-on a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks between places or depends on the size of
+on a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks across places or depends on the size of
 the picture. It does not know about text or diffusion.
 
     python vae.py --train                    train, measure the latent statistics, release to the model folder
