@@ -228,7 +228,8 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device
     scheduler.timesteps = torch.tensor(levels, dtype=scheduler.timesteps.dtype, device=device)
     if hasattr(scheduler, "sigmas"):
         bar = scheduler.alphas_cumprod[levels].double()
-        scheduler.sigmas = torch.cat([((1.0 - bar) / bar).sqrt(), bar.new_zeros(1)]).float()
+        # float64: in float32 the ancestral step takes the root of a small negative number after two huge levels
+        scheduler.sigmas = torch.cat([((1.0 - bar) / bar).sqrt(), bar.new_zeros(1)])
     return scheduler.timesteps
 
 

@@ -1,0 +1,312 @@
+"""Does the generator keep its promises: same seed same picture, honest steps, clean stops, PNGs that say what they are?
+
+Everything runs on a tiny model of real networks with untrained weights; the bundled model must draw too when present.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import build_tiny_model, bundled_model
+
+from api import DEFAULT_MODEL, create_app
+from core.checkpoint import ModelFolderError
+from core.diffusion import SAMPLERS
+from core.jobs import JobCancelled, JobError
+from generator import FaceGenerator, Step, encode_png, pick_device, pick_dtype, to_pixels
+
+# diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+PROMPT = "a smiling woman with blond hair"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks lose more time to threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def faces(folder: Path) -> FaceGenerator:
+    return FaceGenerator.load(folder, device="cpu")
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference in grey levels."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def test_info_comes_from_the_folder(faces: FaceGenerator) -> None:
+    info = faces.info
+    assert (info.name, info.device, info.image_size, info.latent_shape) == ("tiny", "cpu", 128, (4, 16, 16))
+    assert info.samplers == SAMPLERS and info.default_sampler in SAMPLERS and info.default_guidance_scale > 1
+    assert re.fullmatch("[0-9a-f]{64}", info.model_hash)
+
+
+def test_pictures_are_what_they_say(faces: FaceGenerator) -> None:
+    pictures = faces.generate(PROMPT, num_images=2, num_inference_steps=3, seed=7)
+    assert [(picture.index, picture.seed) for picture in pictures] == [(0, 7), (1, 8)]
+    for picture in pictures:
+        assert picture.pixels.shape == (128, 128, 3) and picture.pixels.dtype == np.uint8
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(picture.png))), picture.pixels)
+        assert len(picture.latent) == 4 * 16 * 16 * 4
+    assert difference(pictures[0].pixels, pictures[1].pixels) > 10
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_is_the_same_picture_alone_and_in_a_batch(faces: FaceGenerator, sampler: str) -> None:
+    """For every sampler, those that draw noise at every step included."""
+    together = faces.generate(PROMPT, num_images=3, num_inference_steps=4, seed=10, sampler=sampler)
+    alone = faces.generate(PROMPT, num_images=1, num_inference_steps=4, seed=12, sampler=sampler)
+    again = faces.generate(PROMPT, num_images=3, num_inference_steps=4, seed=10, sampler=sampler)
+    assert difference(together[2].pixels, alone[0].pixels) <= 1
+    assert all(one.png == other.png for one, other in zip(together, again, strict=True))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_few_steps_are_enough_for_a_picture(faces: FaceGenerator, sampler: str) -> None:
+    """The far end of the schedule is nearly pure noise, where solvers lose digits: few steps make long leaps."""
+    steps: list[Step] = []
+    for count in range(1, 6):
+        faces.generate(PROMPT, num_inference_steps=count, sampler=sampler, on_step=steps.append)
+    assert [step.total for step in steps] == [1, *[2] * 2, *[3] * 3, *[4] * 4, *[5] * 5]
+
+
+def test_prompt_negative_prompt_sampler_and_guidance_all_matter(faces: FaceGenerator) -> None:
+    def latent(**options: object) -> np.ndarray:
+        given = {"prompt": PROMPT, "num_inference_steps": 3, "seed": 1, "guidance_scale": 4.0, **options}
+        (picture,) = faces.generate(**given)  # type: ignore[arg-type]
+        return np.frombuffer(picture.latent, "<f4")
+
+    base = latent()
+    for other in ({"prompt": "an old man"}, {"negative_prompt": "an old man"}, {"guidance_scale": 7.0}, {"seed": 2},
+                  {"sampler": "Euler"}, {"prompt": ""}):
+        assert np.abs(latent(**other) - base).max() > 1e-4, other
+    assert np.array_equal(latent(prompt="  "), latent(prompt=""))  # blank is the learned null, not two tokens
+    assert np.array_equal(latent(negative_prompt=" "), base)
+    off = latent(guidance_scale=1.0)
+    assert np.array_equal(latent(guidance_scale=1.0, negative_prompt="an old man"), off)
+    assert np.abs(latent(guidance_scale=1.0 + 1e-6) - off).max() < 1e-3
+    assert np.abs(latent(guidance_scale=0.0) - latent(prompt="", guidance_scale=1.0)).max() < 1e-5
+
+
+def test_guidance_off_runs_one_pass_of_b_rows(faces: FaceGenerator) -> None:
+    rows: list[int] = []
+    handle = faces.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    try:
+        for scale in (1.0, 0.0, 3.0):
+            faces.generate(PROMPT, num_images=2, num_inference_steps=2, guidance_scale=scale)
+    finally:
+        handle.remove()
+    assert rows == [2, 2, 2, 2, 4, 4]
+
+
+def test_every_step_is_told_once_and_previews_are_pictures(faces: FaceGenerator) -> None:
+    steps: list[tuple[int, int]] = []
+    previews = []
+
+    def look(step: Step) -> None:
+        steps.append((step.done, step.total))
+        previews.append(step.previews())
+
+    pictures = faces.generate(PROMPT, num_images=2, num_inference_steps=5, seed=3, on_step=look, sampler="DDIM")
+    assert steps == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert [(preview.index, preview.seed) for preview in previews[0]] == [(0, 3), (1, 4)]
+    assert Image.open(io.BytesIO(previews[0][1].png)).size == (128, 128)
+    closeness = [np.abs(shown[0].pixels.astype(int) - pictures[0].pixels).mean() for shown in previews]
+    assert closeness[-1] < closeness[0] and closeness[-1] < 3  # what is shown is the predicted end, not the noise
+
+
+def test_previews_do_not_change_the_picture_and_cost_nothing_unasked(faces: FaceGenerator) -> None:
+    decoded: list[int] = []
+    handle = faces.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded.append(len(inputs[0])))
+    try:
+        watched = faces.generate(PROMPT, num_inference_steps=3, on_step=lambda step: step.previews() and None)
+        unwatched = faces.generate(PROMPT, num_inference_steps=3, on_step=lambda step: None)
+    finally:
+        handle.remove()
+    assert watched[0].png == unwatched[0].png
+    assert decoded == [1] * 4 + [1]
+
+
+def test_stopping_before_and_between_steps(faces: FaceGenerator) -> None:
+    steps: list[int] = []
+    with pytest.raises(JobCancelled):
+        faces.generate(PROMPT, num_inference_steps=9, on_step=lambda step: steps.append(step.done),
+                       should_stop=lambda: len(steps) == 2)
+    assert steps == [1, 2]
+    with pytest.raises(JobCancelled):
+        faces.generate(PROMPT, on_step=lambda step: steps.append(step.done), should_stop=lambda: True)
+    assert steps == [1, 2]
+
+
+def test_latents_replace_the_noise_or_are_the_start(faces: FaceGenerator) -> None:
+    first = faces.generate(PROMPT, num_inference_steps=8, seed=5)[0]
+    z = np.frombuffer(first.latent, "<f4").reshape(1, *faces.info.latent_shape)
+    unchanged = faces.generate(PROMPT, num_inference_steps=8, latents=z, start=1.0)[0]
+    assert difference(unchanged.pixels, first.pixels) == 0 and unchanged.latent == first.latent
+    steps: list[tuple[int, int]] = []
+    near = faces.generate(PROMPT, num_inference_steps=8, latents=z, start=0.9, seed=6,
+                          on_step=lambda step: steps.append((step.done, step.total)))[0]
+    assert steps == [(8, 8)]
+    far = faces.generate(PROMPT, num_inference_steps=8, latents=z, start=0.25, seed=6)[0]
+
+    def distance(picture_latent: bytes) -> float:
+        return float(np.abs(np.frombuffer(picture_latent, "<f4") - z.ravel()).mean())
+
+    assert 0 < distance(near.latent) < distance(far.latent)
+    noise = torch.randn((1, *faces.info.latent_shape), generator=torch.Generator().manual_seed(5))
+    assert faces.generate(PROMPT, num_inference_steps=8, seed=99, latents=noise)[0].latent == first.latent
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"num_images": 0}, "at least 1"), ({"num_inference_steps": 0}, "at least 1"), ({"start": 1.5}, "from 0 to 1"),
+     ({"start": 0.5}, "needs latents"), ({"sampler": "Brush"}, "'Brush' is not one of"),
+     ({"latents": np.zeros((1, 4, 8, 8))}, re.escape("must have shape [1, 4, 16, 16], got [1, 4, 8, 8]"))],
+)
+def test_wrong_arguments_are_refused(faces: FaceGenerator, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        faces.generate(PROMPT, **options)
+
+
+def test_nan_is_an_error_never_a_black_picture(folder: Path) -> None:
+    broken = FaceGenerator.load(folder, device="cpu")
+    with torch.no_grad():
+        broken.unet.head.bias.fill_(float("nan"))
+    with pytest.raises(JobError, match="NaN or infinity") as failed:
+        broken.generate(PROMPT, num_inference_steps=2)
+    assert failed.value.code == "not_finite" and failed.value.hint
+
+
+def test_out_of_memory_is_a_failure_with_a_remedy(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exception is the one that torch raises; a machine that is really full cannot be had in a test."""
+
+    def exhausted(*args: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 1 TiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faces.unet, "forward", exhausted)
+        with pytest.raises(JobError, match="too little memory") as failed:
+            faces.generate(PROMPT, num_inference_steps=2)
+    assert failed.value.code == "out_of_memory"
+    assert faces.generate(PROMPT, num_inference_steps=2)  # and the next one works
+
+
+def test_seeds_wrap_where_javascript_ends(faces: FaceGenerator) -> None:
+    pictures = faces.generate(PROMPT, num_images=2, num_inference_steps=1, seed=2**53 - 1)
+    assert [picture.seed for picture in pictures] == [2**53 - 1, 0]
+
+
+def test_pixels_are_clamped_before_the_cast() -> None:
+    images = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5, 300.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    assert to_pixels(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 255]
+
+
+def test_png_text_names_everything_and_restores_the_request(faces: FaceGenerator) -> None:
+    asked = {"num_images": 2, "num_inference_steps": 4, "seed": 41, "guidance_scale": 2.5, "sampler": "Euler a",
+             "negative_prompt": "béard"}
+    picture = faces.generate("a wömän\nsmiling", **asked)[1]  # type: ignore[arg-type]
+    text = Image.open(io.BytesIO(picture.png)).text  # type: ignore[attr-defined]
+    assert text["parameters"] == (
+        "a wömän\nsmiling\nNegative prompt: béard\nSteps: 4, Sampler: Euler a, CFG scale: 2.5, Seed: 42, "
+        f"Size: 128x128, Model hash: {faces.info.model_hash[:10]}, Model: tiny"
+    )
+    chunk = json.loads(text["text_to_image"])
+    assert chunk["model_hash"] == faces.info.model_hash
+    assert chunk["request"] == {"prompt": "a wömän\nsmiling", "n_images": 1, "n_inf_steps": 4, "sampler": "Euler a",
+                                "guidance_scale": 2.5, "negative_prompt": "béard", "start_timestep": 0.0, "seed": 42}
+    assert "trainedAlgorithmicMedia" in text["XML:com.adobe.xmp"]
+
+
+def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGenerator) -> None:
+    """Round trip with the latents included: picture -> its chunk -> POST /text_to_image -> the same picture."""
+    z = np.random.default_rng(0).standard_normal((2, *faces.info.latent_shape)).astype(np.float32)
+    picture = faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=41, latents=z, start=0.5)[1]
+    body = json.loads(Image.open(io.BytesIO(picture.png)).text["text_to_image"])["request"]  # type: ignore[attr-defined]
+    app = create_app(lambda: faces, start=False)
+    service = app.extensions["service"]
+    assert service.load()
+    client = app.test_client()
+    answer = client.post("/text_to_image", json=body)
+    assert answer.status_code == 200, answer.text
+    service.queue.run_next()
+    (entry,) = client.get(answer.headers["Location"]).get_json()["response"]
+    again = np.asarray(Image.open(io.BytesIO(base64.b64decode(entry["img"]))))
+    assert difference(again, picture.pixels) <= 1
+
+
+def test_a_preview_carries_no_text() -> None:
+    assert Image.open(io.BytesIO(encode_png(np.zeros((8, 8, 3), np.uint8)))).text == {}  # type: ignore[attr-defined]
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device().type == ("cuda" if torch.cuda.is_available() else
+                                  "mps" if torch.backends.mps.is_available() else "cpu")
+    for wrong in ("gpu", "cuda:99", "meta", "tpu"):
+        with pytest.raises(ValueError, match=wrong):
+            pick_device(wrong)
+
+
+def test_precision(folder: Path, faces: FaceGenerator) -> None:
+    """bf16 draws nearly the same picture, and the same one alone or in a batch; where it is emulated it is refused."""
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match="got 'fp8' on cpu"):
+        pick_dtype("fp8", cpu)
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        with pytest.raises(ValueError, match="bf16 on a device that has it"):
+            FaceGenerator.load(folder, device="cpu", precision="bf16")
+        return
+    fast = FaceGenerator.load(folder, device="cpu", precision="bf16")
+    together = fast.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3)
+    alone = fast.generate(PROMPT, num_images=1, num_inference_steps=4, seed=4)
+    exact = faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3)
+    assert difference(together[1].pixels, alone[0].pixels) <= 1
+    assert 0 < np.abs(together[0].pixels.astype(float) - exact[0].pixels).mean() < 3
+
+
+def test_a_missing_or_damaged_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="not a model folder"):
+        FaceGenerator.load(tmp_path / "nowhere", device="cpu")
+    damaged = tmp_path / "damaged"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            copy = damaged / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    weights = damaged / "unet" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ModelFolderError, match="does not match"):
+        FaceGenerator.load(damaged, device="cpu")
+
+
+def test_the_bundled_model_draws_faces_not_noise() -> None:
+    assert bundled_model() == DEFAULT_MODEL, "models/celeba128 is part of the repository: restore it with git checkout"
+    faces = FaceGenerator.load(DEFAULT_MODEL, device="cpu")
+    pictures = faces.generate(PROMPT, num_images=2, num_inference_steps=8, seed=10)
+    alone = faces.generate(PROMPT, num_images=1, num_inference_steps=8, seed=11)
+    assert difference(pictures[1].pixels, alone[0].pixels) <= 1
+    for picture in pictures:
+        pixels = picture.pixels.astype(float)
+        neighbours = np.corrcoef(pixels[:, 1:].ravel(), pixels[:, :-1].ravel())[0, 1]
+        middle = pixels[48:96, 44:84].mean((0, 1))
+        assert neighbours > 0.9 and middle[0] > middle[2]  # smooth, with skin in the middle
