@@ -5,7 +5,7 @@ into jobs. `main` serves it with waitress: `python api.py --model models/celeba1
 
 It does not know what draws: an engine is anything with `info` and `generate` (see `Engine`), made by a factory that
 runs in the one background thread where all model work happens. This file never imports torch, so its tests run in
-seconds. What may be asked stands in `schemas.py`, how jobs wait, run and end in `core/jobs.py`, errors and the door
+seconds. What may be asked stands in `core/schemas.py`, how jobs run in `core/jobs.py`, errors and the door
 in `core/web.py`.
 
 The stream: https://html.spec.whatwg.org/multipage/server-sent-events.html.
@@ -38,8 +38,8 @@ from flask_cors import CORS
 from core import captions
 from core.jobs import DeletedJob, Event, Job, JobQueue, QueueClosed, QueueFull, Snapshot, UnknownJob
 from core.machine import address_of, is_local
+from core.schemas import ALIASES, MAX_BODY_BYTES, UNAVAILABLE, AnalyzePrompt, EngineInfo, TextToImage, options
 from core.web import KEY_COOKIE, Problem, add_door, json_response, read_json, shown, validate
-from schemas import ALIASES, MAX_BODY_BYTES, UNAVAILABLE, AnalyzePrompt, EngineInfo, TextToImage, options
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "models" / "celeba128"
@@ -79,6 +79,8 @@ class Step(Protocol):
 
 
 class Engine(Protocol):
+    """What draws: facts about itself, and pictures for one request. Lives in the engine's thread alone."""
+
     @property
     def info(self) -> EngineInfo: ...
 
@@ -297,6 +299,8 @@ def create_app(
 
 
 def add_job_routes(app: Flask, service: Service, max_streams: int, heartbeat_s: float) -> None:
+    """Everything under /text_to_image and /jobs/: ask, watch, cancel, fetch."""
+
     queue = service.queue
     streams = threading.BoundedSemaphore(max_streams)
 
@@ -387,6 +391,8 @@ def add_job_routes(app: Flask, service: Service, max_streams: int, heartbeat_s: 
 
 
 def add_model_routes(app: Flask, service: Service) -> None:
+    """What the model understands and allows, and whether it is loaded."""
+
     @app.post("/prompt/analyze")
     def analyze() -> Response:
         wanted = validate(AnalyzePrompt, read_json())
@@ -414,6 +420,8 @@ def add_model_routes(app: Flask, service: Service) -> None:
 
 
 def add_page(app: Flask, api_key: str | None) -> None:
+    """The page, its static files, and the address that turns an API key into a cookie."""
+
     @app.get("/")
     def page() -> Response:
         return send_from_directory(ROOT, "frontend.html", mimetype="text/html")
@@ -438,6 +446,8 @@ def add_page(app: Flask, api_key: str | None) -> None:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked; ends the process with a sentence when it cannot be served."""
+
     parser = argparse.ArgumentParser(prog="api.py", description="Serve a model: HTTP, live previews and a web page.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")

@@ -26,6 +26,7 @@ import time
 import webbrowser
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 from core import environment, machine
 from core.environment import Problem, clean_env, venv_python
@@ -118,11 +119,13 @@ def serve(root: Path, options: argparse.Namespace) -> int:
     server = subprocess.Popen(server_command(root, options), cwd=str(root), env=env, stdin=subprocess.DEVNULL)
     try:
         wait_until_it_answers(root, options, server)
-        address = machine.address_of(options.host, options.port)
+        # with a key, the address carries it once and turns it into a cookie
+        door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
+        address = machine.address_of(options.host, options.port) + door
         print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
         lan = machine.lan_address() if options.host in machine.ANYWHERE else None
         if lan:
-            print(f"    On a phone or another computer:  http://{lan}:{options.port}/", flush=True)
+            print(f"    On a phone or another computer:  http://{lan}:{options.port}/{door}", flush=True)
         if not options.no_browser and machine.can_show_pages():
             webbrowser.open(address)
         return server.wait()

@@ -139,7 +139,7 @@ def test_start_serves_says_where_and_takes_the_server_along(house: Path, port: i
     process, address = begin(house, "--threads", "2", "--api-key", "secret", FACES_PORT=str(port), FACES_DEVICE="cpu")
     with process:
         try:
-            assert address == f"http://127.0.0.1:{port}/"
+            assert address == f"http://127.0.0.1:{port}/session?key=secret", "the browser gets its cookie there"
             with urllib.request.urlopen(address) as answer:
                 told = json.load(answer)
             flags = dict(zip(told["words"][::2], told["words"][1::2], strict=True))
@@ -153,7 +153,7 @@ def test_start_serves_says_where_and_takes_the_server_along(house: Path, port: i
             }
             assert told["key"] == "secret", "the key travels in the environment: command lines are public"
             again = sentence(run(house, "--port", str(port)))
-            assert f"Port {port} is already taken, and a server answers: open {address}" in again
+            assert f"Port {port} is already taken, and a server answers: open http://127.0.0.1:{port}/" in again
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0

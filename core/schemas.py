@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -115,7 +115,7 @@ class TextToImage(BaseModel):
     @classmethod
     def _listed(cls, value: str | None, info: ValidationInfo) -> str | None:
         """Names come from a list and are never looked up anywhere else; case does not matter."""
-        engine: EngineInfo = info.context
+        engine = cast(EngineInfo, info.context)
         names = engine.samplers if info.field_name == "sampler" else (engine.name,)
         known = {name.lower(): name for name in names}
         if value is None or value.lower() in known:
@@ -125,8 +125,9 @@ class TextToImage(BaseModel):
     @field_validator("latent")
     @classmethod
     def _decodes(cls, value: str | list[str] | None, info: ValidationInfo) -> str | list[str] | None:
+        shape = cast(EngineInfo, info.context).latent_shape
         for position, text in enumerate([value] if isinstance(value, str) else value or []):
-            decode_latent(text, info.context.latent_shape, "latent" if isinstance(value, str) else f"latent/{position}")
+            decode_latent(text, shape, "latent" if isinstance(value, str) else f"latent/{position}")
         return value
 
     @model_validator(mode="after")
