@@ -341,7 +341,7 @@ def train(args: argparse.Namespace) -> None:
     bank = CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device))
     px = torch.from_numpy(store.px[indices].astype(np.float32)).to(device)
 
-    schedule = NoiseSchedule(args.schedule)
+    schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight)
     torch.manual_seed(args.seed)
     model = ConditionalUNet(PRESETS[args.preset]).to(device, memory_format=torch.channels_last)
     compiled = torch.compile(model) if args.compile else model
@@ -416,7 +416,7 @@ def train(args: argparse.Namespace) -> None:
         best = min(losses, key=losses.__getitem__)
         print("validation loss: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
         release(finished[best], Path(args.model), schedule, {"vae": settings["encoder"], "clip": settings["clip"]},
-                settings | {"steps": args.steps, "ema": best, "validation_loss": losses,
+                settings | {"steps": args.steps, "loss_weight": args.loss_weight, "ema": best, "validation_loss": losses,
                             "images_seen": args.steps * args.batch_size})
         print(f"released to {args.model}/unet")
 
@@ -556,6 +556,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--schedule", choices=("cosine", "flow"), default="cosine")
+    parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
+                        help="of the noise levels; may change when a run is resumed")
     parser.add_argument("--steps", type=int, default=50000)
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--batch-size", type=int, default=64)

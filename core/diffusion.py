@@ -93,6 +93,7 @@ class NoiseSchedule:
 
     kind: Literal["cosine", "flow"] = "cosine"
     min_snr_gamma: float = 5.0
+    weighting: Literal["min-snr", "clamped-v"] = "min-snr"
 
     def alphas_cumprod(self, device: torch.device | str = "cpu") -> Tensor:
         """alpha^2 at every timestep [1000] (float64); for ``cosine`` exactly diffusers' "squaredcos_cap_v2"."""
@@ -140,12 +141,17 @@ class NoiseSchedule:
         return x - sigma * prediction if self.kind == "flow" else alpha * x - sigma * prediction
 
     def loss_weight(self, timestep: Tensor) -> Tensor:
-        """Weight [B] of the squared error of the prediction: min(SNR, gamma) / (SNR + 1) for v, 1 for flow."""
+        """Weight [B] of the squared error of the prediction; 1 for flow.
+
+        For v: ``min-snr`` is min(SNR, gamma) / (SNR + 1), which all but ignores the noisiest levels, where the text
+        decides sex, hair and pose; ``clamped-v`` is min(SNR + 1, gamma) / (SNR + 1), the same at low noise and 1 there.
+        """
         if self.kind == "flow":
             return torch.ones_like(timestep, dtype=torch.float32)
         alpha, sigma = self.coefficients(timestep)
         snr = alpha.square() / sigma.square().clamp_min(1e-12)
-        return snr.clamp(max=self.min_snr_gamma) / (snr + 1.0)
+        known = snr + 1.0 if self.weighting == "clamped-v" else snr
+        return known.clamp(max=self.min_snr_gamma) / (snr + 1.0)
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:

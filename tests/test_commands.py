@@ -1,0 +1,246 @@
+"""Do the commands that a person types work, from drawn faces to drawn pictures, one after the other, and again?"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from training import Workplace, checkpoint, make_workplace
+
+import conditional_ldm
+import train_clip
+import vae
+from conditional_ldm import load_unet
+from core.captions import ATTRIBUTES
+from core.checkpoint import ModelFolderError, component_hash, read_index
+from core.diffusion import SAMPLERS
+from core.sources import DataError
+from core.training import make_accelerator
+from train_clip import load_clip
+from vae import encoder_hash, load_vae
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return make_workplace(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def trained(place: Workplace) -> Path:
+    """CLIP, then the VAE with its adversary and CLIP's features, then the UNet; each stopped once and run again.
+
+    In bf16, as on most training machines; what follows in the same process measures and draws in fp32.
+    """
+    model = place.root / "made"
+    for component, main, more in (
+        ("clip", train_clip.main, ["--steps", 4]),
+        ("vae", vae.main, ["--steps", 4, "--gan-start", 0.5, "--picture-every", 2]),
+        ("unet", conditional_ldm.main, ["--steps", 4]),
+    ):
+        command = place.train(component, component, *more, "--precision", "bf16", model=model)
+        assert main([*command, "--stop-at", "2"]) == 0
+        assert not (model / component).exists()  # an unfinished run releases nothing
+        assert main(command) == 0
+        weights = (model / component / "model.safetensors").read_bytes()
+        assert main(command) == 0  # finished: nothing is left to do, and nothing changes
+        assert (model / component / "model.safetensors").read_bytes() == weights
+    return model
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+def test_the_model_folder_is_whole(trained: Path, place: Workplace) -> None:
+    index = read_index(trained)
+    assert set(index["components"]) == {"clip", "vae", "unet"} and index["name"] == "made"
+    assert index["image_size"] == 128 and index["latent_shape"] == [4, 16, 16]
+    assert index["defaults"]["sampler"] in SAMPLERS and index["defaults"]["guidance_scale"] > 1
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert names == {"model_index.json", "vocabulary.json", "clip/tokenizer.json", "scheduler/config.json",
+                     *(f"{part}/config.json" for part in index["components"]),
+                     *(f"{part}/model.safetensors" for part in index["components"])}
+    assert set(json.loads((trained / "vocabulary.json").read_text()).values()) <= {"known", "rare"}
+    for part in ("clip", "vae", "unet"):
+        assert all(value.dtype == torch.float16 for value in load_file(trained / part / "model.safetensors").values())
+        training = json.loads((trained / part / "config.json").read_text())["training"]
+        assert training["steps"] == 4 and training["preset"] == "tiny" and training["batch_size"] == 4
+    unet = json.loads((trained / "unet" / "config.json").read_text())
+    assert unet["parents"] == {"vae": encoder_hash(load_vae(trained)), "clip": component_hash(trained, "clip")}
+    assert unet["training"]["images_seen"] == 16 and unet["training"]["ema"] in ("ema_long", "ema_short")
+    losses = unet["training"]["validation_loss"]
+    assert losses[unet["training"]["ema"]] == min(losses.values()) and 0 < min(losses.values()) < 10
+    vae_config = json.loads((trained / "vae" / "config.json").read_text())
+    network = load_vae(trained)
+    assert np.allclose(vae_config["latent_std"], network.latent_std, rtol=1e-3) and min(vae_config["latent_std"]) > 0
+    assert not np.allclose(vae_config["latent_std"], 1.0)  # measured, not assumed
+
+
+def test_every_run_ends_with_curves_and_numbers(trained: Path, place: Workplace) -> None:
+    for component, keys in (
+        ("clip", {"loss", "excess", "scale", "grad_norm", "lr", "skipped"}),
+        ("vae", {"loss", "charbonnier", "gradient", "kl", "downscale", "perceptual", "adversarial", "matching",
+                 "adaptive_weight", "critic", "val_psnr_16", "grad_norm", "lr", "skipped"}),
+        ("unet", {"loss", "images_seen", "grad_norm", "lr", "skipped"}),
+    ):
+        run = place.root / component
+        found = lines(run)
+        assert keys <= {key for line in found for key in line}, component
+        assert [line["step"] for line in found if "loss" in line] == [1, 2, 3, 4]
+        assert all(np.isfinite(list(line.values())).all() and line.get("skipped", 0) == 0 for line in found)
+        assert size(run / "curves.png")[0] > 1000 and list((run / "tensorboard").glob("events.*"))
+    assert [line["step"] for line in lines(place.root / "vae") if "critic" in line] == [3, 4]  # from half way on
+    buckets = {key: line[key] for line in lines(place.root / "unet") for key in line if key.startswith("mse_noise_")}
+    assert len(buckets) >= 4 and max(buckets) <= "mse_noise_4"  # the loss by level of noise
+    assert size(place.root / "vae" / "pictures" / "step-0000004.png") == (8 * 128, 128)
+    assert size(place.root / "unet" / "pictures" / "step-0000004.png") == (8 * 128, 4 * 128)
+
+
+def test_measuring_clip(trained: Path, place: Workplace) -> None:
+    assert train_clip.main(["--eval", "--data", str(place.store), "--model", str(trained), "--run",
+                            str(place.root / "clip-eval"), "--device", "cpu"]) == 0
+    found = json.loads((place.root / "clip-eval" / "metrics.json").read_text())
+    assert found["n"] == 2 and 0 <= found["text_to_image_precision_at_1"] <= 1
+    assert set(found["zero_shot_auc"]) <= set(ATTRIBUTES) and 0 <= found["zero_shot_auc_mean"] <= 1
+
+
+def test_measuring_the_vae(trained: Path, place: Workplace) -> None:
+    run = place.root / "vae-eval"
+    assert vae.main(["--eval", "--data", str(place.store), "--model", str(trained), "--run", str(run),
+                     "--device", "cpu"]) == 0
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["n"] == 2 and 3 < found["psnr_db"] < 60 and -1 < found["ssim"] < 1 and 0 <= found["ms_ssim"] <= 1
+    assert size(run / "reconstructions.png") == (8 * 128, 128)
+
+
+def test_drawing_a_grid(trained: Path, place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    def draw(name: str, *more: str) -> np.ndarray:
+        out = place.root / f"{name}.png"
+        assert conditional_ldm.main(["--eval", "--prompt", "a smiling woman", "--model", str(trained), "--n-images",
+                                     "3", "--n-inf-steps", "4", "--device", "cpu", "--out", str(out), *more]) == 0
+        assert f"wrote {out}" in capsys.readouterr().out
+        with Image.open(out) as image:
+            return np.asarray(image.convert("RGB"))
+
+    two = draw("two", "--prompt", "", "--precision", "no")
+    assert two.shape == (2 * 128, 3 * 128, 3) and two.std() > 1
+    again, other = draw("again", "--precision", "no"), draw("other", "--precision", "no", "--seed", "5")
+    assert np.abs(again.astype(int) - two[:128].astype(int)).max() <= 1 and (other != again).any()  # a row a prompt
+    for sampler in ("DDPM", "UniPC"):
+        assert draw(sampler, "--sampler", sampler).shape == (128, 3 * 128, 3)
+    with pytest.raises(ValueError, match="'Brush' is not one of"):
+        draw("none", "--sampler", "Brush")
+    with pytest.raises(SystemExit):
+        conditional_ldm.main(["--eval", "--model", str(trained)])
+    assert "--eval needs at least one --prompt" in capsys.readouterr().err
+
+
+def test_the_flow_schedule_trains_and_draws(trained: Path, place: Workplace) -> None:
+    command = place.train("unet", "flow", "--schedule", "flow", "--steps", 2, "--captions-per-image", 1)
+    assert conditional_ldm.main(command) == 0
+    model = place.root / "flow-model"
+    config = json.loads((model / "scheduler" / "config.json").read_text())
+    assert config["schedule"] == "flow" and config["samplers"] == ["Flow Euler"]
+    out = place.root / "flow.png"
+    conditional_ldm.main(["--eval", "--prompt", "a man", "--model", str(model), "--n-images", "1", "--n-inf-steps", "3",
+                          "--device", "cpu", "--out", str(out)])
+    assert size(out) == (128, 128)
+
+
+def test_training_pictures_need_no_diffusers(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain DDIM of the training machine draws what the "DDIM" sampler draws, up to the grid of its levels."""
+    clip, tokenizer = load_clip(trained)
+    unet, network = load_unet(trained), load_vae(trained)
+    schedule, accelerator = conditional_ldm.NoiseSchedule(), make_accelerator("cpu", "no")
+
+    def draw(sampler: str | None) -> torch.Tensor:
+        return conditional_ldm.draw_grid(unet, network, clip, tokenizer, schedule, accelerator, ["a man"], per_prompt=2,
+                                         steps=50, sampler=sampler)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "diffusers", None)  # importing it raises, as where it is not installed
+        plain = draw(None)
+    same, other = draw("DDIM"), draw("DDIM").flip(0)
+    assert float((plain - same).abs().mean()) < 0.25 * float((plain - other).abs().mean())
+
+
+# ------------------------------------------------------------------------------------------------------ decoder alone
+
+
+def test_a_decoder_trained_alone_keeps_the_encoder_and_the_unet(trained: Path, place: Workplace) -> None:
+    """Without --init it goes on from the model's own VAE, and the UNet and the cached latents stay valid."""
+    model = Path(shutil.copytree(trained, place.root / "decoder-model"))
+    before = load_vae(model)
+    command = place.train("vae", "decoder", "--decoder-only", "--steps", 3, "--gan-start", 1, "--perceptual-weight", 0,
+                          model=model)
+    assert vae.main([*command, "--stop-at", "1"]) == 0
+    assert vae.main(command) == 0
+    after = load_vae(model)
+    assert encoder_hash(after) == encoder_hash(before)
+    for name, value in after.state_dict().items():
+        assert torch.equal(value, before.state_dict()[name]) == (not name.startswith("decoder.")), name
+    assert component_hash(model, "vae") != component_hash(trained, "vae")
+    load_unet(model)
+    run = checkpoint(place.root / "decoder", 3)
+    first = before.state_dict()["encoder.door.weight"]
+    assert torch.equal(run["model/encoder.door.weight"], first) and torch.equal(run["ema/encoder.door.weight"], first)
+    with pytest.raises(ModelFolderError, match="not a model folder"):  # an encoder that never learned is no start
+        vae.main(place.train("vae", "orphan", "--decoder-only", "--steps", 2, model=place.root / "nowhere"))
+
+
+def test_a_vae_can_start_from_another(trained: Path, place: Workplace) -> None:
+    command = place.train("vae", "warm", "--steps", 2, "--stop-at", 1, "--gan-start", 1, "--perceptual-weight", 0,
+                          "--init", trained, "--learning-rate", 1e-9)
+    assert vae.main(command) == 0
+    start, weights = load_vae(trained).state_dict(), checkpoint(place.root / "warm", 1)
+    assert all(torch.allclose(weights[f"model/{name}"], value, atol=1e-6) for name, value in start.items())
+
+
+def test_latents_are_cached_once_for_each_encoder(trained: Path, place: Workplace, tmp_path: Path) -> None:
+    """The second run reads the files; another encoder's are made anew; both views of every image are there."""
+    command = place.train("unet", "cached", "--steps", 9, "--stop-at", 1, model=trained)
+    command[command.index("--cache") + 1] = str(tmp_path / "cache")
+    conditional_ldm.main(command)
+    key, stamp = (tmp_path / "cache" / "cache.json").read_text(), (tmp_path / "cache" / "mean.npy").stat().st_mtime_ns
+    mean, std = (np.load(tmp_path / "cache" / f"{name}.npy") for name in ("mean", "std"))
+    assert mean.shape == std.shape == (2, 20, 4, 16, 16) and mean.dtype == np.float16 and (std > 0).all()
+    network = load_vae(trained)
+    image = np.load(place.store / "images.npy", mmap_mode="r")[3:4]
+    for view, pixels in enumerate((image, image[:, :, ::-1])):
+        posterior = network.encode(vae.to_images(torch.from_numpy(pixels.copy())))
+        assert np.allclose(network.whiten(posterior.mean), mean[view, 3], atol=5e-3)
+        assert np.allclose(posterior.std / network.latent_std[:, None, None], std[view, 3], atol=5e-3)
+    conditional_ldm.main(command)
+    assert (tmp_path / "cache" / "mean.npy").stat().st_mtime_ns == stamp
+    other = place.train("unet", "other", "--steps", 9, "--stop-at", 1)
+    other[other.index("--cache") + 1] = str(tmp_path / "cache")
+    conditional_ldm.main(other)
+    assert (tmp_path / "cache" / "cache.json").read_text() != key
+    assert (tmp_path / "cache" / "mean.npy").stat().st_mtime_ns != stamp
+
+
+def test_missing_parts_are_named(place: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="python dataset.py --prepare"):
+        train_clip.main(["--train", "--preset", "tiny", "--data", str(tmp_path / "none"), "--device", "cpu"])
+    with pytest.raises(ModelFolderError, match="not a model folder"):  # the perceptual loss needs CLIP
+        vae.main(place.train("vae", "alone", "--steps", 1, model=tmp_path / "empty"))
+    for command in ([], ["--train", "--eval"], ["--train", "--preset", "huge"]):
+        for main in (train_clip.main, vae.main, conditional_ldm.main):
+            with pytest.raises(SystemExit):
+                main(command)
+    assert "invalid choice: 'huge'" in capsys.readouterr().err
