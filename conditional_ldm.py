@@ -416,8 +416,8 @@ def train(args: argparse.Namespace) -> None:
         best = min(losses, key=losses.__getitem__)
         print("validation loss: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
         release(finished[best], Path(args.model), schedule, {"vae": settings["encoder"], "clip": settings["clip"]},
-                settings | {"steps": args.steps, "loss_weight": args.loss_weight, "ema": best, "validation_loss": losses,
-                            "images_seen": args.steps * args.batch_size})
+                settings | {"steps": args.steps, "images_seen": args.steps * args.batch_size, "ema": best,
+                            "loss_weight": args.loss_weight, "validation_loss": losses}, args.guidance_scale)
         print(f"released to {args.model}/unet")
 
 
@@ -429,7 +429,7 @@ def averaged(model: ConditionalUNet, ema: Any, device: torch.device) -> Conditio
 
 
 def release(model: ConditionalUNet, folder: Path, schedule: NoiseSchedule, parents: dict[str, str],
-            training: dict[str, Any]) -> None:
+            training: dict[str, Any], guidance_scale: float) -> None:
     """Write UNet and schedule into a model folder with the hashes of the VAE encoder and CLIP they belong to."""
     save_component(folder, "unet", model.state_dict(),
                    {"network": asdict(model.config), "parents": parents, "training": training},
@@ -437,7 +437,7 @@ def release(model: ConditionalUNet, folder: Path, schedule: NoiseSchedule, paren
     write_json(folder / "scheduler" / "config.json", scheduler_config(schedule))
     update_index(folder, name=folder.name, image_size=128,
                  latent_shape=[model.config.latent_channels, 16, 16],
-                 defaults={"guidance_scale": 2.0, "sampler": scheduler_config(schedule)["default_sampler"]})
+                 defaults={"guidance_scale": guidance_scale, "sampler": scheduler_config(schedule)["default_sampler"]})
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
@@ -547,7 +547,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", action="append", help="--eval: what to draw; may be given several times")
     parser.add_argument("--n-images", type=int, default=8, help="--eval: pictures for each prompt")
     parser.add_argument("--n-inf-steps", type=int, default=50)
-    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--guidance-scale", type=float, default=2.0, help="--train: what the released model suggests")
     parser.add_argument("--sampler")
     parser.add_argument("--out", default="runs/grid.png")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")

@@ -49,5 +49,5 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Path:
     tokenizer.save(folder / "clip" / "tokenizer.json")
     save_component(folder, "vae", vae.state_dict(), {"network": asdict(vae.config)})
     parents = {"vae": encoder_hash(load_vae(folder)), "clip": component_hash(folder, "clip")}
-    release(unet, folder, NoiseSchedule(), parents, training={})
+    release(unet, folder, NoiseSchedule(), parents, training={}, guidance_scale=2.0)
     return folder
