@@ -25,7 +25,7 @@ from torch import Tensor
 from core import metrics
 from core import report as reporting
 from core.captions import ATTRIBUTES, draw_caption
-from core.checkpoint import read_index
+from core.checkpoint import read_index, update_index
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
 
@@ -425,6 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help=f"of the UNet (default {base.precision})")
     parser.add_argument("--compare", help="an earlier report.json: print what changed")
+    parser.add_argument("--record", action="store_true", help="keep the figures in the model folder's index")
     parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
     parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
     parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
@@ -454,6 +455,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         return 0
     report = evaluate(settings)
+    if options.record:
+        kept = ("settings", "judge.hash", "distances", "fidelity", "negations", "vae", "spectrum", "curve")
+        update_index(settings.model, metrics={path: reporting.lookup(report, path) for path in kept})
     print(reporting.table(report))
     print(json.dumps({key: report[key] for key in ("checks", "targets", "seconds")}, indent=2))
     if options.compare:

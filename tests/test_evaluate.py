@@ -381,9 +381,11 @@ def test_a_whole_report_of_a_trained_model(
     command = ["--data", str(store.folder), "--judge", str(judge_folder), "--model", str(model_folder),
                "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--samples", "12", "--steps", "2",
                "--crowd-n", "3", "--curve-n", "4", "--curve-steps", "1,2", "--inception", str(inception),
-               "--device", "cpu"]  # fmt: skip
+               "--device", "cpu", "--record"]  # fmt: skip
     assert evaluate.main(command) == 0
     made = json.loads((tmp_path / "out" / "report.json").read_text())
+    kept = json.loads((model_folder / "model_index.json").read_text())["metrics"]
+    assert kept["distances"] == made["distances"] and kept["judge.hash"] == made["judge"]["hash"]
     assert set(made["distances"]) == {"floor", "vae", "generated"}
     assert {entry["n"] for entry in made["distances"].values()} == {8}  # as many as there are test pictures
     assert made["distances"]["generated"]["frechet_over_floor"] > 0
