@@ -3,7 +3,8 @@
 Network, cached latents, training loop, command line. The UNet predicts v at one noise level from the noisy whitened
 latent, the text (cross-attention to its tokens, its pooled embedding) and ``px``, the real resolution of the source
 picture: soft enlargements teach shapes and people, and asking for 128 px keeps their blur out of what is drawn. It does
-not know how pictures are encoded (vae.py) or sentences are (train_clip.py).
+not know how pictures are encoded (vae.py) or sentences are (train_clip.py). Long because a reader should find all of
+the UNet here: network, cached latents, training loop and drawing.
 
     python conditional_ldm.py --train                              train on cached latents, release to the model folder
     python conditional_ldm.py --eval --prompt "a smiling woman"    write a grid of pictures
@@ -344,14 +345,18 @@ def train(args: argparse.Namespace) -> None:
     schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight)
     torch.manual_seed(args.seed)
     model = ConditionalUNet(PRESETS[args.preset]).to(device, memory_format=torch.channels_last)
+    if args.init:
+        load_strictly(model, load_component(args.init, "unet")[1], "the UNet to start from")
     compiled = torch.compile(model) if args.compile else model
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     emas = {"ema_long": PowerEMA(model, relative_std=0.10), "ema_short": PowerEMA(model, relative_std=0.05)}
-    sampler = EpochSampler(len(indices), args.batch_size, args.seed)
+    seen = favoured_rows(store.attributes[indices], args.favour, args.favour_times)
+    sampler = EpochSampler(len(seen), args.batch_size, args.seed)
     settings = {"component": "unet", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
-                "captions_per_image": args.captions_per_image, "encoder": encoder_hash(vae),
+                "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
+                "favour_times": args.favour_times, "encoder": encoder_hash(vae),
                 "clip": component_hash(args.model, "clip"), "network": json.loads(json.dumps(asdict(model.config)))}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, **emas})
@@ -367,7 +372,7 @@ def train(args: argparse.Namespace) -> None:
         generator = step_generator(args.seed, step)
         noise_generator = step_generator(args.seed, step, stream=1, device=device)
         torch.manual_seed(mix_seed(args.seed, step, 2 + accelerator.process_index))  # dropout takes no generator
-        rows = sampler.batch(step).to(device)
+        rows = seen[sampler.batch(step)].to(device)
         mirrored = torch.randint(2, (args.batch_size,), generator=generator).to(device)
         timestep = schedule.sample_timesteps(args.batch_size, generator).to(device)
         null = (torch.rand(args.batch_size, generator=generator) < args.caption_dropout).to(device)
@@ -419,6 +424,20 @@ def train(args: argparse.Namespace) -> None:
                 settings | {"steps": args.steps, "images_seen": args.steps * args.batch_size, "ema": best,
                             "loss_weight": args.loss_weight, "validation_loss": losses}, args.guidance_scale)
         print(f"released to {args.model}/unet")
+
+
+def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int) -> Tensor:
+    """Rows of one epoch: every row once, and ``times`` times where it has one of the attributes ``names``.
+
+    Rare attributes (glasses: 6 % of CelebA) are learned late otherwise. Shapes: attributes [N, 40] bool -> [M] int64.
+    Raises ValueError for a name that CelebA does not have.
+    """
+    from core.captions import ATTRIBUTES
+
+    if unknown := set(names) - set(ATTRIBUTES):
+        raise ValueError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
+    chosen = attributes[:, [ATTRIBUTES.index(name) for name in names]].any(axis=1)
+    return torch.from_numpy(np.repeat(np.arange(len(attributes)), np.where(chosen, times, 1)))
 
 
 def averaged(model: ConditionalUNet, ema: Any, device: torch.device) -> ConditionalUNet:
@@ -555,6 +574,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", default="runs/unet", help="folder of this run; the same command resumes from it")
     parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
+    parser.add_argument("--init", help="model folder whose UNet to start from")
+    parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
+    parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")
     parser.add_argument("--schedule", choices=("cosine", "flow"), default="cosine")
     parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
                         help="of the noise levels; may change when a run is resumed")

@@ -385,3 +385,10 @@ def test_start_skips_steps_and_keeps_the_picture(schedule: NoiseSchedule, name: 
     assert torch.equal(draw(schedule, name, noise, 4, start=0.1, z=z), draw(schedule, name, noise, 4))  # rounds to none
     with pytest.raises(ValueError, match="start > 0 needs the latents z"):
         draw(schedule, name, noise, 20, start=0.5)
+
+
+def test_clamped_v_weights_equal_min_snr_at_low_noise_and_one_at_high_noise() -> None:
+    t = torch.tensor([10.0, 100.0, 950.0, 999.0])
+    clamped = NoiseSchedule(weighting="clamped-v").loss_weight(t)
+    assert torch.allclose(clamped[:2], NoiseSchedule().loss_weight(t)[:2], rtol=1e-5)
+    assert torch.allclose(clamped[2:], torch.ones(2))

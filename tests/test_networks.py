@@ -21,7 +21,8 @@ import conditional_ldm
 import discriminator
 import train_clip
 import vae
-from conditional_ldm import ConditionalUNet, encode_prompts, load_unet
+from conditional_ldm import ConditionalUNet, encode_prompts, favoured_rows, load_unet
+from core.captions import ATTRIBUTES
 from core.diffusion import Condition, join_conditions
 from dataset import FaceStore, synthetic_store
 from train_clip import CLIP, CaptionBank, Tokenizer, load_clip
@@ -501,3 +502,12 @@ def test_cached_latents_are_whitened_posterior_samples_of_either_view(folder: Pa
     for i, (row, view) in enumerate(zip(rows.tolist(), mirrored.tolist(), strict=True)):
         assert torch.equal(z[i], mean[view, row].float() + std[view, row].float() * eps[i])
     assert z.dtype == torch.float32
+
+
+def test_favoured_pictures_are_seen_more_often() -> None:
+    attributes = np.zeros((4, len(ATTRIBUTES)), bool)
+    attributes[2, ATTRIBUTES.index("Eyeglasses")] = True
+    assert favoured_rows(attributes, [], 3).tolist() == [0, 1, 2, 3]
+    assert favoured_rows(attributes, ["Eyeglasses", "Bald"], 3).tolist() == [0, 1, 2, 2, 2, 3]
+    with pytest.raises(ValueError, match="--favour Glasses"):
+        favoured_rows(attributes, ["Glasses"], 3)
