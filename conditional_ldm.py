@@ -35,6 +35,7 @@ from core.checkpoint import (
     git_commit,
     load_component,
     load_strictly,
+    read_index,
     save_component,
     update_index,
     write_json,
@@ -422,7 +423,8 @@ def train(args: argparse.Namespace) -> None:
         print("validation loss: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
         release(finished[best], Path(args.model), schedule, {"vae": settings["encoder"], "clip": settings["clip"]},
                 settings | {"steps": args.steps, "images_seen": args.steps * args.batch_size, "ema": best,
-                            "loss_weight": args.loss_weight, "validation_loss": losses}, args.guidance_scale)
+                            "loss_weight": args.loss_weight, "validation_loss": losses},
+                2.0 if args.guidance_scale is None else args.guidance_scale)
         print(f"released to {args.model}/unet")
 
 
@@ -548,8 +550,10 @@ def evaluate(args: argparse.Namespace) -> Path:
     clip, tokenizer = load_clip(args.model, device)
     schedule = schedule_from_config(json.loads((Path(args.model) / "scheduler" / "config.json").read_text()))
     unet, vae = load_unet(args.model, device), load_vae(args.model, device)
+    own = read_index(args.model)["defaults"]["guidance_scale"]
+    guidance_scale = own if args.guidance_scale is None else args.guidance_scale
     images = draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, args.prompt, per_prompt=args.n_images,
-                       steps=args.n_inf_steps, guidance_scale=args.guidance_scale,
+                       steps=args.n_inf_steps, guidance_scale=guidance_scale,
                        seed=args.seed, sampler=args.sampler)
     target = Path(args.out)
     save_grid(images, target, columns=args.n_images)
@@ -566,7 +570,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", action="append", help="--eval: what to draw; may be given several times")
     parser.add_argument("--n-images", type=int, default=8, help="--eval: pictures for each prompt")
     parser.add_argument("--n-inf-steps", type=int, default=50)
-    parser.add_argument("--guidance-scale", type=float, default=2.0, help="--train: what the released model suggests")
+    parser.add_argument("--guidance-scale", type=float,
+                        help="--eval: 1 is off (default: the model's own); --train: what the model will suggest (2)")
     parser.add_argument("--sampler")
     parser.add_argument("--out", default="runs/grid.png")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
