@@ -29,11 +29,14 @@ from core.lexicon import (
     Saying,
     weighted,
 )
-from core.phrases import words_of
-from core.prompts import Analysis, Word, read
+from core.phrases import without_article, words_of
+from core.prompts import Analysis, Claim, Word, read
 from core.sentences import GLUE, Parts, phrase, sentences, spread, tags
 
-__all__ = ["ATTRIBUTES", "Analysis", "Caption", "Word", "analyze", "draw_caption", "vocabulary"]
+__all__ = [
+    "ATTRIBUTES", "Analysis", "Caption", "Claim", "Phrase", "Word", "analyze", "draw_caption", "likely_face", "phrases",
+    "surprise", "vocabulary",
+]
 
 Fact = tuple[str, bool]
 
@@ -44,6 +47,15 @@ class Caption:
 
     text: str
     facts: Mapping[str, bool]
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One way to say in a prompt that `attribute` is `value`: "wavy hair", "a goatee", "not smiling"."""
+
+    text: str
+    attribute: str
+    value: bool
 
 
 def _options(sex: str) -> dict[Fact, tuple[Saying, ...]]:
@@ -140,15 +152,47 @@ def vocabulary() -> dict[str, str]:
     return dict(_vocabulary())
 
 
+def likely_face(rng: random.Random) -> dict[str, bool]:
+    """All 40 attributes of a made-up person, each as frequent as among the training pictures of that sex."""
+    male = rng.random() < SHARE_OF_MEN
+    return {**{name: rng.random() < rates[not male] for name, rates in RATES.items()}, "Male": male}
+
+
+def surprise(rng: random.Random) -> str:
+    """A prompt as the model read them in training: a caption of a likely face."""
+    return draw_caption(likely_face(rng), rng).text
+
+
+@lru_cache(maxsize=1)
+def phrases() -> tuple[Phrase, ...]:
+    """What a prompt can say of each attribute, the commonest words first; every text is understood as it stands."""
+    found: dict[Phrase, float] = {}
+    for saying in SAYINGS:
+        text = saying.text
+        if not saying.weight or "{" in text or saying.slot in ("frame", "nothead"):
+            continue
+        if (saying.attribute, saying.value) not in saying.facts:  # "dark hair" is black or brown, but says neither
+            continue
+        if saying.slot == "head":
+            part, _, adjective = text.partition(":")
+            text = f"{adjective} {part}"
+        elif saying.slot in ("lack", "bare"):
+            text = "no " + " ".join(without_article(text.split()))
+        elif saying.slot == "not":
+            text = f"not {text}"
+        phrase = Phrase(text, saying.attribute, saying.value)
+        weight = saying.weight / 2 if saying.sex else saying.weight  # "attractive" before "handsome"
+        found[phrase] = max(found.get(phrase, 0), weight)
+    return tuple(sorted(found, key=lambda phrase: -found[phrase]))
+
+
 @lru_cache(maxsize=1)
 def _vocabulary() -> dict[str, str]:
     rng = random.Random(0)
     number = 6000
     counts: dict[str, int] = {}
     for _ in range(number):
-        male = rng.random() < SHARE_OF_MEN
-        face = {name: rng.random() < rates[not male] for name, rates in RATES.items()}
-        for word in set(words_of(draw_caption({**face, "Male": male}, rng).text)):
+        for word in set(words_of(draw_caption(likely_face(rng), rng).text)):
             counts[word] = counts.get(word, 0) + 1
     texts = [saying.text.replace("{poss}", "").replace(":", " ") for saying in SAYINGS if saying.weight]
     for items in (PEOPLE, FRAME_MODIFIERS, FRAME_NOUNS):

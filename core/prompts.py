@@ -49,6 +49,16 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """Which letters of the prompt say that `attribute` is `value`; a "no" or "without" before them is not included."""
+
+    attribute: str
+    value: bool
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What was understood. Of two claims about one attribute the later counts, and `contradictions` says so."""
 
@@ -56,12 +66,15 @@ class Analysis:
     words: tuple[Word, ...]
     contradictions: tuple[str, ...]
     warnings: tuple[str, ...]
+    claims: tuple[Claim, ...]
 
 
 class _Claim(NamedTuple):
     fact: Fact
     quote: str
     unit: int
+    start: int
+    end: int
 
 
 # Words that carry grammar rather than content: no suggestion and no warning when captions happen not to use them.
@@ -249,7 +262,9 @@ def _part_before(units: list[Unit], at: int) -> int | None:
     return None
 
 
-def _claims(units: list[Unit], denied: list[bool], quotes: list[str]) -> tuple[list[_Claim], dict[int, str], bool]:
+def _claims(
+    units: list[Unit], denied: list[bool], quotes: list[str], places: list[tuple[int, int]]
+) -> tuple[list[_Claim], dict[int, str], bool]:
     """All claims, the units that mean something with the part they describe, and whether hair is spoken of."""
     claims: list[_Claim] = []
     useful: dict[int, str] = {}
@@ -291,7 +306,7 @@ def _claims(units: list[Unit], denied: list[bool], quotes: list[str]) -> tuple[l
         if facts:
             useful.setdefault(at, "")
             denial = "" if not no else "not " if sense.kind == "adj" else "no "
-            claims += [_Claim(fact, denial + quotes[at], at) for fact in facts]
+            claims += [_Claim(fact, denial + quotes[at], at, *places[at]) for fact in facts]
     return claims, useful, hair
 
 
@@ -303,19 +318,22 @@ def read(prompt: str, vocabulary: Mapping[str, str]) -> Analysis:
     tokens = tokenize(prompt)
     units = find_units(tokens)
     denied = _denied(units)
-    quotes = [prompt[tokens[unit.first].start : tokens[unit.last - 1].end] for unit in units]
-    claims, useful, hair = _claims(units, denied, quotes)
+    places = [(tokens[unit.first].start, tokens[unit.last - 1].end) for unit in units]
+    quotes = [prompt[start:end] for start, end in places]
+    claims, useful, hair = _claims(units, denied, quotes, places)
     for at, unit in enumerate(units):  # pronouns claim a sex even inside other phrases
         for token in tokens[unit.first : unit.last]:
             if token.text in _HE or token.text in _SHE:
-                claims.append(_Claim(("Male", token.text in _HE), prompt[token.start : token.end], at))
+                quote = prompt[token.start : token.end]
+                claims.append(_Claim(("Male", token.text in _HE), quote, at, token.start, token.end))
                 useful.setdefault(at, "")
     claims.sort(key=lambda claim: claim.unit)
     attributes = {claim.fact[0]: claim.fact[1] for claim in claims}
     words, warnings = _judge_words(prompt, tokens, units, useful, vocabulary)
     if tokens and not attributes:
         warnings.append("Nothing here describes an attribute that the model learned; the face will be left to chance.")
-    return Analysis(attributes, tuple(words), tuple(_contradictions(claims, hair)), tuple(warnings))
+    said = tuple(Claim(*claim.fact, claim.start, claim.end) for claim in claims)
+    return Analysis(attributes, tuple(words), tuple(_contradictions(claims, hair)), tuple(warnings), said)
 
 
 def _contradictions(claims: list[_Claim], hair: bool) -> list[str]:

@@ -9,8 +9,18 @@ from collections.abc import Mapping
 
 import pytest
 
-from core.captions import ATTRIBUTES, Analysis, Caption, analyze, draw_caption, vocabulary
-from core.lexicon import ABSENCES, EXCLUSIVE, RATES, SAYINGS, SHARE_OF_MEN
+from core.captions import (
+    ATTRIBUTES,
+    Analysis,
+    Caption,
+    analyze,
+    draw_caption,
+    likely_face,
+    phrases,
+    surprise,
+    vocabulary,
+)
+from core.lexicon import ABSENCES, EXCLUSIVE, RATES, SAYINGS
 
 BEARD = {"No_Beard": True, "Goatee": False, "Mustache": False, "5_o_Clock_Shadow": False}
 
@@ -19,11 +29,6 @@ def random_face(rng: random.Random, share: float | None = None) -> dict[str, boo
     """Attributes without regard to what is likely: bald with wavy hair, a woman with a goatee."""
     share = rng.choice((0.1, 0.3, 0.5, 0.7, 0.9)) if share is None else share
     return {name: rng.random() < share for name in ATTRIBUTES}
-
-
-def likely_face(rng: random.Random) -> dict[str, bool]:
-    male = rng.random() < SHARE_OF_MEN
-    return {"Male": male, **{name: rng.random() < rates[not male] for name, rates in RATES.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -378,3 +383,33 @@ def test_the_vocabulary_holds_the_words_of_captions_and_says_which_are_rare() ->
     assert 200 < len(words) < 500
     words.clear()
     assert vocabulary()  # a copy was handed out
+
+
+# -- what the page builds on -----------------------------------------------------------------------------------------
+
+
+def test_every_phrase_is_understood_as_it_stands() -> None:
+    offered = phrases()
+    for one in offered:
+        found = analyze(one.text)
+        assert found.attributes.get(one.attribute) is one.value, one
+        assert all(word.status != "unknown" for word in found.words), one
+    assert len({(one.text, one.attribute, one.value) for one in offered}) == len(offered) > 150
+    assert {one.attribute for one in offered} == set(ATTRIBUTES)
+
+
+def test_claims_say_which_letters_mean_what() -> None:
+    prompt = "A smiling wömän with  wavy blond hair, no glasses"
+    said = {(claim.attribute, claim.value): prompt[claim.start : claim.end] for claim in analyze(prompt).claims}
+    assert said[("Smiling", True)] == "smiling" and said[("Eyeglasses", False)] == "glasses"
+    assert said[("Wavy_Hair", True)] in ("wavy", "wavy blond hair") and ("Blond_Hair", True) in said
+    for claim in analyze(prompt).claims:
+        assert 0 <= claim.start < claim.end <= len(prompt)
+
+
+def test_a_surprise_is_a_caption_that_can_be_repeated() -> None:
+    texts = [surprise(random.Random(seed)) for seed in range(200)]
+    assert texts[1] == surprise(random.Random(1)) and len(set(texts)) > 190
+    assert all(0 < len(text) <= 500 for text in texts)
+    smiling = sum(analyze(text).attributes.get("Smiling", False) for text in texts)
+    assert 20 < smiling < 160  # as people are, not always and not never
