@@ -7,6 +7,7 @@ the picture. It does not know about text or diffusion.
 
     python vae.py --train                    train, measure the latent statistics, release to the model folder
     python vae.py --train --decoder-only     continue the decoder alone; encoder and cached latents stay valid
+    python vae.py --fit-preview              only fit the preview decoder again (also done by --train)
     python vae.py --eval                     PSNR, SSIM, MS-SSIM on the test split and a grid of reconstructions
 
 Sources: VAE https://arxiv.org/abs/1312.6114, latent diffusion https://arxiv.org/abs/2112.10752, scale-equivariant
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.checkpoint import git_commit, load_component, load_strictly, save_component
+from core.preview import fit_preview, load_preview, save_preview
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -290,7 +292,8 @@ def train(args: argparse.Namespace) -> None:
     )
 
     accelerator = make_accelerator(args.device, args.precision)
-    device, weights = accelerator.device, LossWeights()
+    device = accelerator.device
+    weights = LossWeights(perceptual=args.perceptual_weight, adversarial=args.adversarial_weight)
     store = FaceStore.open(args.data)
     pixels = load_pixels(store, store.select(split="train", px=128), device)
     held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
@@ -303,7 +306,7 @@ def train(args: argparse.Namespace) -> None:
     model = model.to(device, memory_format=torch.channels_last)
     critic = PatchDiscriminator(ADVERSARIES[args.preset]).to(device, memory_format=torch.channels_last)
     perceptual = None
-    if args.perceptual_weight > 0:
+    if weights.perceptual > 0:
         from train_clip import load_clip
 
         clip, _ = load_clip(args.model, device)
@@ -311,12 +314,12 @@ def train(args: argparse.Namespace) -> None:
     trained = list((model.decoder if args.decoder_only else model).parameters())
     model.encoder.requires_grad_(not args.decoder_only)
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate / 2, betas=(0.0, 0.99), fused=True)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, betas=(0.0, 0.99), fused=True)
     ema = PowerEMA(model, relative_std=0.05)
     sampler = EpochSampler(len(pixels), args.batch_size, args.seed)
     settings = {"component": "vae", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "decoder_only": args.decoder_only, "gan_start": args.gan_start,
-                "perceptual_weight": args.perceptual_weight, "weights": asdict(weights),
+                "weights": asdict(weights),
                 "network": json.loads(json.dumps(asdict(model.config)))}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process,
@@ -330,9 +333,9 @@ def train(args: argparse.Namespace) -> None:
     for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="VAE"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
-        for group, factor in ((optimizer, 1.0), (critic_optimizer, 0.5)):
+        for group in (optimizer, critic_optimizer):
             for parameters in group.param_groups:
-                parameters["lr"] = rate * factor
+                parameters["lr"] = rate
         generator = step_generator(args.seed, step)
         images = mirror(to_images(pixels[sampler.batch(step).to(device)]), generator)
         noise = torch.randn(args.batch_size, model.config.latent_channels, images.shape[2] // FACTOR,
@@ -345,14 +348,15 @@ def train(args: argparse.Namespace) -> None:
             z = posterior.mean + posterior.std * noise
             recon = model.decode(z)
             terms = {"charbonnier": charbonnier(recon, images), "gradient": gradient_loss(recon, images)}
-            terms["kl"] = posterior.kl()
-            small = model.decode(F.avg_pool2d(z, 2))  # equivariance: the latent scaled is the picture scaled
-            terms["downscale"] = charbonnier(small, F.avg_pool2d(images, 2))
-            loss = (terms["charbonnier"] + weights.gradient * terms["gradient"] + weights.kl * terms["kl"]
-                    + weights.downscale * terms["downscale"])
+            loss = terms["charbonnier"] + weights.gradient * terms["gradient"]
+            if not args.decoder_only:  # both terms shape the latents, which a frozen encoder does not change
+                terms["kl"] = posterior.kl()
+                small = model.decode(F.avg_pool2d(z, 2))  # equivariance: the latent scaled is the picture scaled
+                terms["downscale"] = charbonnier(small, F.avg_pool2d(images, 2))
+                loss = loss + weights.kl * terms["kl"] + weights.downscale * terms["downscale"]
             if perceptual is not None:
                 terms["perceptual"] = perceptual_loss(perceptual, recon, images)
-                loss = loss + args.perceptual_weight * terms["perceptual"]
+                loss = loss + weights.perceptual * terms["perceptual"]
             if adversarial_on:
                 critic.requires_grad_(False)
                 logits_fake, features_fake = critic(recon)
@@ -402,6 +406,7 @@ def train(args: argparse.Namespace) -> None:
             final.latent_mean.copy_(mean)
             final.latent_std.copy_(std)
         release(final, Path(args.model), settings | {"steps": args.steps})
+        release_preview(final, pixels[: min(args.measure, 2048)], Path(args.model))
         print(f"released to {args.model}/vae")
 
 
@@ -420,6 +425,26 @@ def release(model: VAE, folder: Path, training: dict[str, Any]) -> None:
     save_component(folder, "vae", model.state_dict(), config, extra={"commit": git_commit(Path(__file__).parent)})
 
 
+def release_preview(model: VAE, pixels: Tensor, folder: Path) -> None:
+    """Fit the preview decoder on uint8 images [N, H, W, 3] and write it into a model folder that holds this VAE."""
+    batches = (to_images(batch) for batch in pixels.split(64))
+    with torch.inference_mode():
+        preview = fit_preview((model.whiten(model.encode(images).mean), images) for images in batches)
+    save_preview(preview, folder, encoder_hash(model))
+
+
+def refit(args: argparse.Namespace) -> None:
+    """Give a model folder a preview decoder without touching its VAE."""
+    from core.training import make_accelerator
+    from dataset import FaceStore
+
+    device = make_accelerator(args.device, "no").device
+    store = FaceStore.open(args.data)
+    chosen = store.select(split="train", px=128)[: min(args.measure, 2048)]
+    release_preview(load_vae(args.model, device), load_pixels(store, chosen, device), Path(args.model))
+    print(f"released to {args.model}/preview")
+
+
 def encoder_hash(model: VAE) -> str:
     """SHA-256 over the fp16 encoder weights and the whitening: what cached latents depend on, and nothing else."""
     import hashlib
@@ -436,8 +461,13 @@ def encoder_hash(model: VAE) -> str:
 
 
 @torch.inference_mode()
-def reconstruction_metrics(model: VAE, pixels: Tensor, batch_size: int = 32) -> dict[str, float]:
-    """PSNR (dB), SSIM and MS-SSIM of reconstructions of uint8 images [N, 128, 128, 3]; data range 1 for [0, 1]."""
+def reconstruction_metrics(
+    model: VAE, pixels: Tensor, batch_size: int = 32, decode: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, float]:
+    """PSNR (dB), SSIM and MS-SSIM of reconstructions of uint8 images [N, 128, 128, 3]; data range 1 for [0, 1].
+
+    ``decode`` takes the place of the model's own decoder: raw latents -> images.
+    """
     from torchmetrics.image import (
         MultiScaleStructuralSimilarityIndexMeasure,
         PeakSignalNoiseRatio,
@@ -451,7 +481,7 @@ def reconstruction_metrics(model: VAE, pixels: Tensor, batch_size: int = 32) -> 
     metrics = {"psnr_db": PeakSignalNoiseRatio(data_range=1.0), "ssim": ssim, "ms_ssim": ms_ssim}
     for start in range(0, len(pixels), batch_size):
         images = to_images(pixels[start : start + batch_size])
-        recon = model.decode(model.encode(images).mean).clamp(-1, 1)
+        recon = (decode or model.decode)(model.encode(images).mean).clamp(-1, 1)
         for metric in metrics.values():
             metric.update((recon.cpu() + 1) / 2, (images.cpu() + 1) / 2)
     return {name: float(metric.compute()) for name, metric in metrics.items()} | {"n": len(pixels)}
@@ -467,6 +497,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     store = FaceStore.open(args.data)
     pixels = load_pixels(store, store.select(split="test", px=128)[: args.samples], device)
     result = reconstruction_metrics(model, pixels)
+    preview = load_preview(args.model, encoder_hash(model), device)
+    if preview is not None:
+        copies = reconstruction_metrics(model, pixels, decode=lambda z: preview(model.whiten(z)))
+        result["preview_psnr_db"] = copies["psnr_db"]
     with torch.inference_mode():
         images = to_images(pixels[:16])
         pairs = torch.cat([images, model.decode(model.encode(images).mean)])
@@ -481,6 +515,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
+    mode.add_argument("--fit-preview", action="store_true", help="fit the preview decoder of --model again")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
     parser.add_argument("--model", default="models/celeba128", help="model folder to release to and read CLIP from")
@@ -496,7 +531,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--gan-start", type=float, default=0.35, help="share without the adversary; 1: never")
     parser.add_argument("--perceptual-weight", type=float, default=LossWeights().perceptual, help="0 needs no CLIP")
-    parser.add_argument("--measure", type=int, default=8192, help="images that the latent statistics are measured on")
+    parser.add_argument("--adversarial-weight", type=float, default=LossWeights().adversarial,
+                        help="strength of the adversary relative to all other terms")
+    parser.add_argument("--measure", type=int, default=8192,
+                        help="images that the latent statistics (and, at most 2048, the preview decoder) come from")
     parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
@@ -505,7 +543,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=500)
     args = parser.parse_args(argv)
-    train(args) if args.train else evaluate(args)
+    (train if args.train else refit if args.fit_preview else evaluate)(args)
     return 0
 
 

@@ -33,9 +33,13 @@ ROOMS: dict[str, set[str]] = {
     "core.sentences": set(),
     "core.jobs": set(),
     "core.store": set(),
+    "core.worker": set(),
     "core.environment": set(),
     "core.machine": set(),
     "core.schemas": {"numpy", "pydantic"},
+    "core.openapi": {"flask", "pydantic"},
+    "core.telemetry": {"flask", "prometheus_client"},
+    "core.pictures": {"numpy", "PIL"},
     "core.web": {"flask", "pydantic", "pydantic_core", "werkzeug"},
     "core.cartoons": {"numpy", "PIL"},
     "core.sources": {"numpy", "pandas", "PIL"},
@@ -43,13 +47,15 @@ ROOMS: dict[str, set[str]] = {
     "core.checkpoint": {"numpy", "safetensors", "torch"},
     "core.diffusion": {"diffusers", "numpy", "torch"},
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
+    "core.preview": {"torch"},
     "core.metrics": {"numpy", "PIL", "scipy", "torch", "torchmetrics"},
     "core.judge": {"numpy", "torch", "torchvision", "tqdm"},
     "core.report": {"matplotlib", "numpy", "PIL"},
 }
-TORCH_FREE = {"start", "api", "core", "core.captions", "core.jobs", "core.store", "core.environment", "core.machine"}
+TORCH_FREE = {"start", "api", "core", "core.captions", "core.jobs", "core.store", "core.environment", "core.machine",
+              "core.schemas", "core.web", "core.openapi", "core.telemetry", "core.pictures"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
-SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic"}  # training must do without these and diffusers
+SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}  # training must do without these and diffusers
 LONGEST = 600  # lines of a file that needs no defence
 GLANCE = 6  # lines of a function that says by itself what it does
 

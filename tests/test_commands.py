@@ -68,7 +68,7 @@ def size(path: Path) -> tuple[int, int]:
 
 def test_the_model_folder_is_whole(trained: Path, place: Workplace) -> None:
     index = read_index(trained)
-    assert set(index["components"]) == {"clip", "vae", "unet"} and index["name"] == "made"
+    assert set(index["components"]) == {"clip", "vae", "preview", "unet"} and index["name"] == "made"
     assert index["image_size"] == 128 and index["latent_shape"] == [4, 16, 16]
     assert index["defaults"]["sampler"] in SAMPLERS and index["defaults"]["guidance_scale"] > 1
     names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}

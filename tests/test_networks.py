@@ -249,6 +249,16 @@ def test_hinge_losses_have_their_known_values() -> None:
     assert matching.item() == 2 and real[0].grad is None and fake[0].grad is not None
 
 
+def test_the_discriminator_sees_means_and_differences_of_every_block() -> None:
+    flat = torch.full((1, 3, 4, 4), 0.25)
+    bands = discriminator.haar_bands(flat)
+    assert bands.shape == (1, 12, 2, 2) and bool((bands[:, :3] == 0.25).all()) and not bool(bands[:, 3:].any())
+    stripes = flat + torch.tensor([1.0, -1.0, 1.0, -1.0])  # vertical stripes of amplitude 1: one band answers, 4 x gain
+    horizontal, vertical, diagonal = (discriminator.haar_bands(stripes, detail_gain=0.5)[:, 3 * i : 3 * i + 3]
+                                      for i in (1, 2, 3))
+    assert bool((horizontal == 2.0).all()) and not bool(vertical.any()) and not bool(diagonal.any())
+
+
 def test_the_discriminator_judges_patches_and_its_layers_have_unit_gain() -> None:
     torch.manual_seed(0)
     critic = discriminator.PatchDiscriminator(discriminator.PRESETS["celeba128"])
