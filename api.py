@@ -1,261 +1,115 @@
 """What does HTTP say?
 
-`create_app(engine_factory)` builds the application: routes, Server-Sent Events, and the service that turns requests
-into jobs. `main` serves it with waitress: `python api.py --model models/celeba128`.
+`create_app(engine_factory)` builds the application: the routes, what each takes and what it answers. `main` serves it:
+`python api.py --model models/celeba128`.
 
-It does not know what draws: an engine is anything with `info` and `generate` (see `Engine`), made by a factory that
-runs in the one background thread where all model work happens. This file never imports torch, so its tests run in
-seconds. What may be asked stands in `core/schemas.py`, how jobs run in `core/jobs.py`, errors and the door
-in `core/web.py`.
-
-The stream: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+It does not know what draws: an engine is anything like `core.engine.Engine`, made by a factory that runs in the one
+background thread where all model work happens. This file never imports torch, so its tests run in seconds. What may be
+asked stands in `core/schemas.py`, what is answered in `core/answers.py`, errors and the door in `core/web.py`, event
+streams in `core/streams.py`, latents in `core/exchange.py`, how jobs run in `core/engine.py` and `core/jobs.py`, the
+process in `core/serving.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import hmac
 import json
 import logging
 import os
+import random
+import re
 import secrets
-import signal
+import shutil
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
-from core import captions
-from core.jobs import DeletedJob, Event, Job, JobQueue, QueueClosed, QueueFull, Snapshot, UnknownJob
+from core import answers, captions, openapi, schemas
+from core.engine import Engine, EngineInfo, EngineService
+from core.exchange import BUSY, add_exchange
+from core.jobs import DeletedJob, IdempotencyConflict, JobQueue, QueueClosed, QueueFull
 from core.machine import address_of, is_local
-from core.schemas import ALIASES, MAX_BODY_BYTES, UNAVAILABLE, AnalyzePrompt, EngineInfo, TextToImage, options
-from core.web import KEY_COOKIE, Problem, add_door, json_response, read_json, shown, validate
+from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
+from core.prompts import read as read_prompt
+from core.reference import add_reference
+from core.results import NO_JOB, add_results, find
+from core.serving import Server, serve
+from core.store import Retention, Store, StoreError
+from core.streams import EventStreams
+from core.telemetry import Present, Telemetry, configure_logging
+from core.web import (
+    KEY_COOKIE,
+    Problem,
+    add_door,
+    invalid,
+    json_response,
+    problem_response,
+    read_header,
+    read_json,
+    read_query,
+    shown,
+    tagged,
+    validate,
+)
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "models" / "celeba128"
 DEFAULT_PORT = 5001
 HEARTBEAT_S = 15.0
+MAX_STREAMS = 12
+THREADS = MAX_STREAMS + 8  # each stream may hold one for minutes; the rest answer everybody else
 PUBLIC_ENDPOINTS = frozenset(("page", "static_file", "session", "health"))  # all that needs no key
-MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}  # static/ serves nothing else
-
+MEDIA_TYPES = {  # static/ serves nothing else
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".webmanifest": "application/manifest+json",
+}
+FILE_TYPES = {kind: {"type": "object"} if kind.endswith("json") else BINARY for kind in MEDIA_TYPES.values()}
+INFO = {
+    "title": "Text to face",
+    "version": "1.0.0",
+    "description": "Draws faces from English. Ask with POST /text_to_image, watch with GET /jobs/{job_id}/.",
+}
+TAGS = {
+    "jobs": "Ask, watch, list, cancel, delete.",
+    "results": "What was drawn, as files.",
+    "latents": "Pictures to latents and back, without a job.",
+    "prompts": "What the model understands.",
+    "server": "Limits, state, numbers, this document.",
+    "page": "The web page.",
+}
+COMMON_PROBLEMS = {
+    401: "The key is missing or wrong; only where the server was started with one.",
+    403: "The Host or the Origin is not allowed.",
+    500: "A fault of the server.",
+}
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "cookie": {"type": "apiKey", "in": "cookie", "name": KEY_COOKIE},
+}
+PATH_PARAMETERS: dict[str, dict[str, Any]] = {
+    "job_id": {"schema": {"type": "string", "pattern": "^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{32}$"}},
+    "index": {"schema": {"type": "integer", "minimum": 0, "maximum": 7}},
+    "name": {"schema": {"type": "string", "pattern": r"^[A-Za-z0-9_.-]+\.(js|css|svg|png|webmanifest)$"}},
+}
 log = logging.getLogger(__name__)
 
 
-# ---- what draws ------------------------------------------------------------------------------------------------------
-
-
-class Picture(Protocol):
-    """One image: a preview or the result. `latent` holds little-endian float32 in C order."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def png(self) -> bytes: ...
-    @property
-    def latent(self) -> bytes: ...
-
-
-class Step(Protocol):
-    """One step done. `previews()` costs a decoding, so it is only called when somebody is to see them."""
-
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-
-    def previews(self) -> Sequence[Picture]: ...
-
-
-class Engine(Protocol):
-    """What draws: facts about itself, and pictures for one request. Lives in the engine's thread alone."""
-
-    @property
-    def info(self) -> EngineInfo: ...
-
-    def generate(
-        self,
-        prompt: str,
-        *,
-        num_images: int,
-        num_inference_steps: int,
-        seed: int,
-        guidance_scale: float,
-        negative_prompt: str,
-        sampler: str,
-        latents: np.ndarray | None,
-        start: float,
-        on_step: Callable[[Any], None],
-        should_stop: Callable[[], bool],
-    ) -> Sequence[Picture]: ...
-
-
-# ---- answers ---------------------------------------------------------------------------------------------------------
-
-
-def isoformat(timestamp: float | None) -> str | None:
-    if timestamp is None:
-        return None
-    return datetime.fromtimestamp(timestamp, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def image_url(job_id: str, index: int) -> str:
-    return f"/jobs/{job_id}/images/{index}.png"
-
-
-def job_body(job: Snapshot, include: str) -> dict[str, Any]:
-    """The answer of GET /jobs/{id}/: its first two members are a promise, the rest stands beside them."""
-    latest = {event.data["index"]: event.data for event in job.events if event.kind in ("preview", "image")}
-    response = []
-    for index, update in sorted(latest.items()):
-        entry = {"t": update["t"], "total_t": update["total_t"]}
-        if include != "none":
-            entry["img"] = base64.b64encode(job.files[f"{index}.png"]).decode()
-        if include == "full":
-            entry["latent"] = base64.b64encode(job.files[f"{index}.f32"]).decode()
-        response.append({**entry, "index": index, "seed": update["seed"], "url": image_url(job.id, index)})
-    eta_s = 0.0 if job.finished else None
-    steps = [event for event in job.events if event.kind == "progress"]
-    if not job.finished and len(steps) > 1:  # from step to step: neither the wait nor skipped steps count
-        seconds_per_step = (steps[-1].at - steps[0].at) / (steps[-1].data["t"] - steps[0].data["t"])
-        eta_s = round(seconds_per_step * (job.total - job.done), 1)
-    return {
-        "finished": job.finished,
-        "response": response,
-        "job_id": job.id,
-        "status": job.state,
-        "progress": 1.0 if job.state == "succeeded" else round(job.done / job.total, 4) if job.total else 0.0,
-        "queue_position": job.queue_position,
-        "eta_s": eta_s,
-        "created_at": isoformat(job.created_at),
-        "started_at": isoformat(job.started_at),
-        "finished_at": isoformat(job.finished_at),
-        "parameters": dict(job.parameters),
-        "warnings": list(job.warnings),
-        "error": job.error,
-        "last_event_id": job.events[-1].id,  # where to go on listening
-    }
-
-
-def event_text(job: Job, event: Event) -> str:
-    """One event in the stream's format; empty when its picture has been dropped since (a newer one follows)."""
-    data = dict(event.data)
-    if event.kind == "preview":
-        picture = job.files.get(data.pop("file"))
-        if picture is None:
-            return ""
-        data["img"] = base64.b64encode(picture).decode()
-    return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"
-
-
-# ---- the service behind the routes -----------------------------------------------------------------------------------
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Written aside, synced, renamed: nobody ever reads half a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-class Service:
-    """The engine, its state (STARTING, READY, FAILED) and its queue. The engine is touched by one thread alone."""
-
-    def __init__(
-        self, engine_factory: Callable[[], Engine], data_dir: Path | None, max_waiting: int, keep_finished: int
-    ) -> None:
-        self._engine_factory, self._data_dir = engine_factory, data_dir
-        self._engine: Engine | None = None
-        self.state, self.failure = "STARTING", ""
-        self.queue = JobQueue(self._run, max_waiting=max_waiting, keep_finished=keep_finished)
-
-    def start(self) -> None:
-        """Load and work in the engine's thread."""
-        self.queue.start(self.load)
-
-    def load(self) -> bool:
-        """Make the engine; True when it is ready. Runs in the engine's thread."""
-        try:
-            self._engine = self._engine_factory()
-        except Exception as error:  # the server stays up to say what is wrong
-            log.exception("the model could not be loaded")
-            self.failure = f"The model could not be loaded: {error}"
-            self.state = "FAILED"
-            return False
-        self.state = "READY"
-        log.info("ready: %s on %s", self._engine.info.name, self._engine.info.device)
-        return True
-
-    def info(self) -> EngineInfo:
-        """What the model says of itself. Raises a 503 problem until it is loaded."""
-        if self._engine is not None:
-            return self._engine.info
-        if self.state == "FAILED":
-            raise Problem(503, self.failure, state=self.state)
-        raise Problem(503, "The model is still loading; try again in a moment.", {"Retry-After": "2"}, state=self.state)
-
-    def close(self) -> None:
-        """Stop accepting, cancel, and let the running step end."""
-        self.queue.close()
-        if not self.queue.join(timeout_s=10.0):
-            log.warning("the engine is still busy with a step; it ends with the process")
-
-    def _run(self, job: Job) -> None:
-        assert self._engine is not None, "jobs are accepted only when the engine is ready"
-        wanted: TextToImage = job.payload
-        parameters = job.parameters
-
-        def publish(kind: str, picture: Picture, done: int, total: int) -> None:
-            index = picture.index
-            data: dict[str, Any] = {"index": index, "seed": picture.seed, "t": done, "total_t": total}
-            if kind == "preview":
-                data["file"] = f"{index}-{done}.png"
-                job.keep(data["file"], picture.png)
-            else:
-                data["url"] = image_url(job.id, index)
-            job.emit(kind, data, {f"{index}.png": picture.png, f"{index}.f32": picture.latent})
-
-        def on_step(step: Step) -> None:
-            job.progress(step.done, step.total)
-            if step.done % wanted.stream_freq == 0 and step.done < step.total and not job.cancel_requested:
-                for picture in step.previews():
-                    publish("preview", picture, step.done, step.total)
-
-        pictures = self._engine.generate(
-            wanted.prompt,
-            num_images=wanted.n_images,
-            num_inference_steps=wanted.n_inf_steps,
-            seed=parameters["seed"],
-            guidance_scale=parameters["guidance_scale"],
-            negative_prompt=wanted.negative_prompt,
-            sampler=parameters["sampler"],
-            latents=wanted.latents(self._engine.info.latent_shape),
-            start=wanted.start_timestep,
-            on_step=on_step,
-            should_stop=lambda: job.cancel_requested,
-        )
-        total = job.total or wanted.n_inf_steps
-        if job.done < total:  # start_timestep = 1 leaves no step to do
-            job.progress(total, total)
-        for picture in pictures:
-            publish("image", picture, total, total)
-            if self._data_dir is not None:  # named by the id's random part: the prompt reaches no file name
-                write_file(self._data_dir / "images" / job.id[-32:] / f"{picture.index}.png", picture.png)
+# ---- the application -------------------------------------------------------------------------------------------------
 
 
 def create_app(
@@ -266,56 +120,140 @@ def create_app(
     hosts: Sequence[str] | None = None,
     cors_origins: Sequence[str] = (),
     data_dir: Path | None = None,
-    max_waiting: int = 32,
-    keep_finished: int = 100,
-    max_streams: int = 12,
+    vocabulary: Callable[[], Mapping[str, str]] = captions.vocabulary,
+    max_waiting: int = 64,
+    keep: Retention | None = None,
+    max_batch: int | None = None,
+    max_streams: int = MAX_STREAMS,
     heartbeat_s: float = HEARTBEAT_S,
 ) -> Flask:
     """Build the application.
 
     `start` begins the engine's thread, which calls `engine_factory` once; without it somebody has to call
-    `app.extensions["service"].start()` later, or `.load()` and `.queue.run_next()` in a thread of their own. `hosts`
-    are names under which the server may be addressed beside numeric addresses; None allows the loopback names alone.
-    `cors_origins` are other web pages that may use it. `max_streams` bounds the event streams, each of which holds one
-    thread of the web server.
+    `app.extensions["service"].start()` later, or `.load()` and `.queue.run_next(batch)` in a thread of their own.
+    `hosts` are names under which the server may be addressed beside numeric addresses; None allows the loopback names
+    alone. `cors_origins` are other web pages that may use it. `data_dir` keeps jobs and pictures; None takes a folder
+    that is removed with the application. `vocabulary` gives the words of the model's captions, "known" or "rare".
+    `max_batch` images at most share one step (None: by device). `max_streams` bounds the event streams, each of which
+    holds one thread of the web server.
+
+    Raises StoreError when `data_dir` cannot be used.
     """
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = schemas.MAX_BODY_BYTES
     app.url_map.strict_slashes = False  # no redirect, so no HTML, for a forgotten slash
     app.url_map.merge_slashes = False
-    service = Service(engine_factory, data_dir, max_waiting, keep_finished)
-    app.extensions["service"] = service
+    folder = Path(tempfile.mkdtemp(prefix="faces-")) if data_dir is None else data_dir
+    store = Store(folder)
+    queue = JobQueue(store, max_waiting=max_waiting, keep=keep or Retention())
+    telemetry = Telemetry()
+    service = EngineService(engine_factory, store, queue, telemetry, max_batch)
+    if data_dir is None:
+        weakref.finalize(service, discard, store, folder)
+    app.extensions |= {"service": service, "telemetry": telemetry}
+    telemetry.watch_requests(app)
+    telemetry.watch(lambda: present(service))
     if cors_origins:
-        CORS(app, origins=list(cors_origins), methods=["GET", "POST"],
-             allow_headers=["Content-Type", "Authorization", "X-API-Key", "Last-Event-ID"],
-             expose_headers=["Location", "Retry-After"])
+        CORS(app, origins=list(cors_origins), methods=["GET", "POST", "DELETE"],
+             allow_headers=["Content-Type", "Authorization", "X-API-Key", "Last-Event-ID", "If-None-Match",
+                            "Idempotency-Key", "X-Client-Id"],
+             expose_headers=["Location", "Retry-After", "ETag"])
     add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins)
-    add_job_routes(app, service, max_streams, heartbeat_s)
-    add_model_routes(app, service)
+    app.register_error_handler(StoreError, disk_fails)
+
+    def loaded() -> EngineInfo:
+        return info_of(service)
+
+    @cache
+    def document(ready: bool) -> dict[str, Any]:
+        return describe(app, service.info if ready else None, locked=api_key is not None)
+
+    words = vocabulary()
+    add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s))
+    add_results(app, queue)
+    add_exchange(app, service, loaded)
+    add_prompts(app, words)
+    add_state(app, service, telemetry)
+    add_reference(app, lambda: document(service.info is not None))
     add_page(app, api_key)
     if start:
         service.start()
     return app
 
 
-def add_job_routes(app: Flask, service: Service, max_streams: int, heartbeat_s: float) -> None:
-    """Everything under /text_to_image and /jobs/: ask, watch, cancel, fetch."""
+def discard(store: Store, folder: Path) -> None:
+    """What a temporary store leaves behind."""
+    store.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
+
+def disk_fails(error: StoreError) -> Response:
+    log.error("%s", error)
+    return problem_response(Problem(503, "The server's disk fails; see its log.", {"Retry-After": "30"}))
+
+
+def describe(app: Flask, info: EngineInfo | None, *, locked: bool) -> dict[str, Any]:
+    """The OpenAPI document; once the model is loaded it also names the samplers and the size of a latent."""
+    document = openapi.document(
+        app, info=INFO, tags=TAGS, problem=answers.ProblemAnswer, common=COMMON_PROBLEMS,
+        path_parameters=PATH_PARAMETERS, public=PUBLIC_ENDPOINTS, security=KEY_SCHEMES if locked else {},
+    )
+    if info is not None:
+        schemas.name_choices(document["components"]["schemas"], info)
+    return document
+
+
+def info_of(service: EngineService) -> EngineInfo:
+    """What the model says of itself. Raises a 503 problem until it is loaded."""
+    if service.info is not None:
+        return service.info
+    if service.state == "FAILED":
+        raise Problem(503, service.failure, state=service.state)
+    detail = "The model is still loading; try again in a moment."
+    raise Problem(503, detail, {"Retry-After": "2"}, state=service.state)
+
+
+def present(service: EngineService) -> Present:
+    """What is so now, for the metrics."""
+    jobs = service.queue.counts()
+    states = ("running", "succeeded", "failed", "cancelled")
+    return Present(
+        jobs={"queued": jobs["waiting"], **{state: jobs[state] for state in states}},
+        waiting=jobs["waiting"],
+        running_images=service.batch.num_images if service.batch else 0,
+        ready=service.state == "READY",
+    )
+
+
+# ---- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def client_name() -> str:
+    """Whose turn it is: the address, and where several people share one, what the client calls itself."""
+    return f"{request.remote_addr} {read_header('X-Client-Id', 64) or ''}"
+
+
+def add_jobs(app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams) -> None:
+    """Ask, watch, list, cancel, delete."""
     queue = service.queue
-    streams = threading.BoundedSemaphore(max_streams)
-
-    def find(job_id: str, look: Callable[[str], Job] = queue.get) -> Job:
-        try:
-            return look(job_id)
-        except DeletedJob as error:
-            raise Problem(410, "This job was deleted to make room for newer ones; its seed draws it again.") from error
-        except UnknownJob as error:
-            raise Problem(404, f"There is no job {shown(job_id)}.") from error
 
     @app.post("/text_to_image")
+    @operation(
+        "Draw faces", "jobs",
+        {200: Answer("The job waits.", {JSON: answers.JobAccepted}, (Header("Location", "where to watch it"),))},
+        bodies={JSON: schemas.TextToImage},
+        headers=(Header("Idempotency-Key", "repeating the request with the same key returns the first job",
+                        {"type": "string", "pattern": "^[!-~]{1,200}$"}),
+                 Header("X-Client-Id", "tells apart clients that share an address, so that each gets its turn",
+                        {"type": "string", "pattern": "^[!-~]{1,64}$"})),
+        problems={429: "The queue is full.", 503: BUSY},
+    )
     def text_to_image() -> Response:
-        info = service.info()
-        wanted = validate(TextToImage, read_json(), context=info, aliases=ALIASES, unavailable=UNAVAILABLE)
+        """Answers at once; the job is drawn in its turn, and survives a restart of the server."""
+        info = info_of(service)
+        client, key = client_name(), read_header("Idempotency-Key", 200)
+        wanted = validate(schemas.TextToImage, read_json(), context=info, aliases=schemas.ALIASES,
+                          unavailable=schemas.UNAVAILABLE)
         parameters = wanted.model_dump(exclude={"latent"}) | {
             "seed": secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,  # drawn here and reported
             "guidance_scale": info.default_guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
@@ -323,121 +261,224 @@ def add_job_routes(app: Flask, service: Service, max_streams: int, heartbeat_s: 
             "model": info.name,
             "num_latents": 0 if wanted.latent is None else 1 if isinstance(wanted.latent, str) else wanted.n_images,
         }
-        warnings = tuple(captions.analyze(wanted.prompt).warnings)
         try:
-            job = queue.submit(wanted.prompt, parameters, wanted, warnings=warnings)
+            job = queue.submit(
+                wanted.prompt, parameters, {**parameters, "latent": wanted.latent, "model_hash": info.model_hash},
+                client=client, warnings=read_prompt(wanted.prompt, words).warnings, idempotency_key=key,
+                fingerprint=wanted.model_dump_json(),  # as it was asked for: a seed drawn here differs every time
+            )
+        except IdempotencyConflict as error:
+            detail = "was used before, for another request"
+            errors = [{"pointer": "Idempotency-Key", "message": detail}]
+            raise Problem(422, f"This Idempotency-Key {detail}.", errors=errors) from error
         except QueueClosed as error:
             raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
         except QueueFull as error:
             raise Problem(429, f"The queue is full: {error}.", {"Retry-After": str(error.retry_after_s)}) from error
-        body = {"job_id": job.id, "status": "queued", "parameters": parameters, "warnings": list(warnings)}
+        log.info("job %s accepted", job.id, extra={"job_id": job.id})
+        body = {"job_id": job.id, "status": job.state, "parameters": job.parameters, "warnings": list(job.warnings)}
         return json_response(body, {"Location": f"/jobs/{job.id}/"})
 
+    @app.get("/jobs/")
+    @operation(
+        "The jobs that are kept, newest first", "jobs",
+        {200: Answer("One page of them.", {JSON: answers.JobList}, (ETAG,)), 304: UNCHANGED},
+        query=schemas.JobsQuery, headers=(IF_NONE_MATCH,), problems={503: "The disk fails."},
+    )
+    def job_list() -> Response:
+        """Jobs that come or go in the meantime do not shift the pages."""
+        wanted = read_query(schemas.JobsQuery)
+        try:
+            jobs, following = queue.list(
+                limit=wanted.limit, cursor=wanted.cursor, status=wanted.states, query=wanted.q
+            )
+        except ValueError as error:
+            raise invalid([(("cursor",), "must be the next of an earlier answer")], pointer="?") from error
+        return tagged(json_response({
+            "jobs": [answers.job_summary(job) for job in jobs if not job.delete_requested],
+            "next": following,
+        }))
+
     @app.get("/jobs/<job_id>/")
+    @operation(
+        "How far is a job?", "jobs",
+        {200: Answer("The job with the latest update of each image.", {JSON: answers.JobAnswer}, (ETAG,)),
+         304: UNCHANGED},
+        query=schemas.JobQuery, headers=(IF_NONE_MATCH,), problems=NO_JOB,
+    )
     def job_status(job_id: str) -> Response:
-        include = request.args.get("include", "full")
-        if include not in ("none", "preview", "full"):
-            message = f"must be none, preview or full; got {shown(include)}"
-            raise Problem(422, f"include: {message}", errors=[{"pointer": "?include", "message": message}])
-        job = find(job_id).snapshot()
-        response = json_response(job_body(job, include), {"Cache-Control": "no-cache"})
-        response.set_etag(f"{job.id}-{len(job.events)}-{include}")
-        response.make_conditional(request)
-        return response
+        """Polling is cheap with If-None-Match and `include=none`."""
+        include = read_query(schemas.JobQuery).include
+        job = find(queue.get, job_id)
+        now = job.snapshot()
+        tag = f"{job.id}-{now.events[-1].id}-{include}"
+        if request.if_none_match.contains_weak(tag):
+            return tagged(Response(status=304), tag)
+        return tagged(json_response(answers.job_answer(job, now, include)), tag)
 
     @app.post("/jobs/<job_id>/cancel")
+    @operation(
+        "Stop a job", "jobs", {200: Answer("The job, asked to stop.", {JSON: answers.Cancelled})}, problems=NO_JOB
+    )
     def cancel(job_id: str) -> Response:
-        job = find(job_id, queue.cancel).snapshot()
+        """A waiting job stops at once, a running one within one step, and a finished one stays as it is."""
+        job = find(queue.cancel, job_id)
         return json_response({"job_id": job.id, "status": job.state, "cancel_requested": job.cancel_requested})
 
+    @app.delete("/jobs/<job_id>/")
+    @operation("Stop a job and delete it with its pictures", "jobs", {204: Answer("It is gone.")}, problems=NO_JOB)
+    def delete(job_id: str) -> Response:
+        """A second time answers 410."""
+        find(queue.get, job_id)
+        try:
+            queue.delete(job_id)
+        except DeletedJob:  # by somebody else, a moment ago
+            pass
+        return Response(status=204)
+
     @app.get("/jobs/<job_id>/events")
+    @operation(
+        "Watch a job", "jobs",
+        {200: Answer("`status`, `progress`, `preview`, `image` and `done`, each with a number and JSON.",
+                     {"text/event-stream": answers.StreamEvent}),
+         204: Answer("There is nothing after that number, and never will be.")},
+        query=schemas.EventsQuery,
+        headers=(Header("Last-Event-ID", "only events after this one",
+                        {"type": "string", "pattern": "^[0-9]{1,9}$"}),),
+        problems={**NO_JOB, 400: "Last-Event-ID is no number.", 429: "Too many streams are open."},
+    )
     def events(job_id: str) -> Response:
-        job = find(job_id)
-        text = request.headers.get("Last-Event-ID") or request.args.get("after", "0")
-        if not text.isdecimal() or len(text) > 9:
+        """Everything that has happened, then what happens, until the job ends; a comment at least every 15 seconds."""
+        after = read_query(schemas.EventsQuery).after
+        job = find(queue.get, job_id)
+        text = request.headers.get("Last-Event-ID", str(after))
+        if not re.fullmatch("[0-9]{1,9}", text):
             raise Problem(400, f"Last-Event-ID must be the number of an event; got {shown(text)}")
-        last = int(text)
-        if job.finished and not job.events_after(last):
-            return Response(status=204)  # tells an EventSource that it need not come back
-        if not streams.acquire(blocking=False):
-            raise Problem(429, "Too many event streams are open; poll the job instead.", {"Retry-After": "5"})
-
-        def stream(last: int) -> Iterator[str]:
-            yield "retry: 2000\n\n"
-            while not queue.closed:
-                batch = queue.wait_events(job, last, heartbeat_s)
-                for event in batch:
-                    yield event_text(job, event)
-                    last = event.id
-                    if event.kind == "done":
-                        return
-                if not batch:
-                    yield ": still here\n\n"
-
-        response = Response(stream(last), mimetype="text/event-stream")
-        response.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        response.call_on_close(streams.release)
-        return response
-
-    @app.get("/jobs/<job_id>/images/<int:index>.png")
-    def image(job_id: str, index: int) -> Response:
-        job = find(job_id).snapshot()
-        content = job.files.get(f"{index}.png")
-        if content is None:
-            raise Problem(404, f"Job {shown(job_id)} has no image {index} (yet).")
-        final = any(event.kind == "image" and event.data["index"] == index for event in job.events)
-        cache = "private, max-age=31536000, immutable" if final else "no-store"  # not final: the newest preview
-        return Response(content, mimetype="image/png", headers={"Cache-Control": cache})
+        return streams.answer(job, int(text))
 
 
-def add_model_routes(app: Flask, service: Service) -> None:
-    """What the model understands and allows, and whether it is loaded."""
+# ---- what the model understands --------------------------------------------------------------------------------------
+
+
+def add_prompts(app: Flask, words: Mapping[str, str]) -> None:
+    """What the model was trained to understand: none of this needs it to be loaded."""
 
     @app.post("/prompt/analyze")
+    @operation("What does the model understand of a prompt?", "prompts",
+               {200: Answer("The analysis.", {JSON: answers.AnalysisAnswer})}, bodies={JSON: schemas.AnalyzePrompt})
     def analyze() -> Response:
-        wanted = validate(AnalyzePrompt, read_json())
-        found = captions.analyze(wanted.prompt)
+        """Positions count code points."""
+        found = read_prompt(validate(schemas.AnalyzePrompt, read_json()).prompt, words)
         return json_response({
             "attributes": dict(found.attributes),
             "words": [asdict(word) for word in found.words],
+            "claims": [asdict(claim) for claim in found.claims],
             "contradictions": list(found.contradictions),
             "warnings": list(found.warnings),
         })
 
+    @app.get("/vocabulary")
+    @operation("The words that the model was trained on", "prompts",
+               {200: Answer("Words, phrases and attributes.", {JSON: answers.VocabularyAnswer}, (ETAG,)),
+                304: UNCHANGED},
+               headers=(IF_NONE_MATCH,))
+    def vocabulary() -> Response:
+        """It changes only with the model."""
+        return tagged(json_response({
+            "words": dict(words),
+            "phrases": [asdict(phrase) for phrase in captions.phrases()],
+            "attributes": list(captions.ATTRIBUTES),
+        }))
+
+    @app.get("/prompt/surprise")
+    @operation("A prompt like those of the training", "prompts",
+               {200: Answer("The prompt.", {JSON: answers.SurpriseAnswer})}, query=schemas.SurpriseQuery)
+    def surprise() -> Response:
+        """Drawn from how frequent each attribute is among the training pictures."""
+        seed = read_query(schemas.SurpriseQuery).seed
+        rng = random.Random(secrets.randbits(64) if seed is None else seed)
+        return json_response({"prompt": captions.surprise(rng)})
+
+
+# ---- the state of the server -----------------------------------------------------------------------------------------
+
+
+def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
+    """What may be asked, whether the server lives and is ready, and its numbers."""
+
     @app.get("/options")
+    @operation("Limits, defaults and choices", "server",
+               {200: Answer("Everything that a form needs.", {JSON: answers.OptionsAnswer}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,))
     def show_options() -> Response:
-        info = service.info() if service.state == "READY" else None
-        return json_response({"state": service.state, "failure": service.failure or None, **options(info)})
+        """Answers while the model loads too: then without what only the model knows."""
+        return tagged(json_response({
+            "state": service.state, "failure": service.failure or None, **schemas.options(service.info)
+        }))
 
     @app.get("/health")
+    @operation("Does the process answer?", "server", {200: Answer("It does.", {JSON: answers.Health})})
     def health() -> Response:
+        """Says nothing about the model: see /ready."""
         return json_response({"status": "ok"})
 
     @app.get("/ready")
+    @operation("Is the model loaded?", "server", {200: Answer("It is.", {JSON: answers.Ready})},
+               problems={503: "It is loading or could not be loaded, or the server is stopping: see `state`."})
     def ready() -> Response:
-        info, jobs = service.info(), service.queue.counts()
+        """`state` is STARTING, READY, FAILED or STOPPING."""
+        info = info_of(service)
+        if service.state != "READY":
+            raise Problem(503, "The server is stopping.", {"Retry-After": "10"}, state=service.state)
+        counts = service.queue.counts()
+        jobs = {name: counts[name] for name in ("waiting", "running", "finished")}
         return json_response({"state": service.state, "model": info.name, "device": info.device, "jobs": jobs})
+
+    @app.get("/metrics")
+    @operation("Numbers for Prometheus", "server", {200: Answer("Metrics.", {"text/plain": {"type": "string"}})})
+    def metrics() -> Response:
+        """In the text format of Prometheus."""
+        text, kind = telemetry.text()
+        return Response(text, content_type=kind, headers={"Cache-Control": "no-store"})
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
 
 
 def add_page(app: Flask, api_key: str | None) -> None:
     """The page, its static files, and the address that turns an API key into a cookie."""
 
     @app.get("/")
+    @operation("The page", "page", {200: Answer("HTML.", {"text/html": {"type": "string"}}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,))
     def page() -> Response:
+        """For people."""
         return send_from_directory(ROOT, "frontend.html", mimetype="text/html")
 
     @app.get("/static/<name>")
+    @operation("A file of the page", "page",
+               {200: Answer("The file.", FILE_TYPES, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,), problems={404: "There is no such file."})
     def static_file(name: str) -> Response:
+        """Modules, styles, icons, the manifest."""
         kind = MEDIA_TYPES.get(Path(name).suffix)  # not guessed: some systems call a module text/plain
         if kind is None:
             raise Problem(404, f"There is no file {shown(name)}.")
-        return send_from_directory(ROOT / "static", name, mimetype=kind)
+        response = send_from_directory(ROOT / "static", name, mimetype=kind)
+        if name == "sw.js":
+            response.headers["Service-Worker-Allowed"] = "/"
+        return response
 
     @app.get("/session")
+    @operation("Turn the key into a cookie", "page",
+               {303: Answer("To the page.", headers=(Header("Location", "the page"),))}, query=schemas.SessionQuery)
     def session() -> Response:
-        """The address printed at the start carries the key. It becomes a cookie: EventSource can send no header."""
+        """The address printed at the start carries the key: EventSource can send no header, so it becomes a cookie."""
+        key = read_query(schemas.SessionQuery).key
         response = Response(status=303, headers={"Location": "./", "Cache-Control": "no-store"})
-        if api_key is not None and hmac.compare_digest(request.args.get("key", "").encode(), api_key.encode()):
+        if api_key is not None:
+            if not hmac.compare_digest(key.encode(), api_key.encode()):
+                raise Problem(401, "This is not the key of this server.")
             response.set_cookie(KEY_COOKIE, api_key, httponly=True, samesite="Strict", max_age=30 * 86400)
         return response
 
@@ -445,37 +486,72 @@ def add_page(app: Flask, api_key: str | None) -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
+def size(text: str) -> int:
+    """Bytes, also as 500M or 2G."""
+    found = re.fullmatch(r"(\d{1,15})([KMGT]?)", text.upper())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, give bytes, or a number with K, M, G or T")
+    return int(found[1]) * 1024 ** " KMGT".index(found[2] or " ")
+
+
+def at_least(least: float, kind: type) -> Callable[[str], Any]:
+    """A number from a flag, no smaller than `least`."""
+
+    def number(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return value
+
+    return number
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked; ends the process with a sentence when it cannot be served."""
-
     parser = argparse.ArgumentParser(prog="api.py", description="Serve a model: HTTP, live previews and a web page.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="a model folder")
-    parser.add_argument("--data-dir", type=Path, help="also keep finished pictures as files here (default: no)")
-    parser.add_argument("--threads", type=int, help="CPU threads for the model (default: all cores)")
-    parser.add_argument("--api-key", default=os.environ.get("FACES_API_KEY"),
-                        help="clients must send it (or set FACES_API_KEY)")
-    parser.add_argument("--insecure", action="store_true", help="allow any --host without a key")
-    parser.add_argument("--allow-host", action="append", default=[], help="another name this server answers to")
-    parser.add_argument("--cors-origin", action="append", default=[], help="another web page that may use this server")
+    add, count, number = parser.add_argument, at_least(1, int), at_least(0, float)
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--model", type=Path, default=DEFAULT_MODEL, help="a model folder")
+    add("--threads", type=count, help="CPU threads for the model (default: all cores)")
+    add("--max-batch", type=count, help="images that share one step (default: 16 on a CPU, 64 on an accelerator)")
+    add("--data-dir", type=Path, default=ROOT / "data", help="keeps jobs and pictures (default: data/)")
+    add("--keep-jobs", type=count, default=1000, help="finished jobs that are kept (%(default)s)")
+    add("--keep-bytes", type=size, default="2G", help="disk for finished jobs, such as 500M or 2G (%(default)s)")
+    add("--keep-days", type=number, help="age at which finished jobs are removed (default: never)")
+    add("--max-waiting", type=count, default=64, help="jobs that may wait (%(default)s)")
+    add("--api-key", default=os.environ.get("FACES_API_KEY"), help="clients must send it (or set FACES_API_KEY)")
+    add("--insecure", action="store_true", help="allow any --host without a key")
+    add("--allow-host", action="append", default=[], help="another name this server answers to")
+    add("--cors-origin", action="append", default=[], help="another web page that may use this server")
+    add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
+    add("--drain-seconds", type=number, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, got {arguments.port}")
-    if arguments.threads is not None and arguments.threads < 1:
-        parser.error(f"--threads must be at least 1, got {arguments.threads}")
     if not is_local(arguments.host) and not arguments.api_key and not arguments.insecure:
         parser.error(f"--host {arguments.host} opens the server to the network: give --api-key KEY, or say --insecure")
     return arguments
 
 
+def vocabulary_of(model: Path) -> Mapping[str, str]:
+    """The words of the captions that this model was trained on; today's captions where it does not say."""
+    try:
+        words = json.loads((model / "vocabulary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return captions.vocabulary()
+    sound = isinstance(words, dict) and set(words.values()) <= {"known", "rare"}
+    return words if sound else captions.vocabulary()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the process's exit status."""
-    import waitress
-
     arguments = parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(arguments.log_format)
 
     def load_engine() -> Engine:
         from generator import FaceGenerator  # imports torch, in the engine's thread, while the page is already there
@@ -484,35 +560,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     own_names = (socket.gethostname().lower(), f"{socket.gethostname().lower()}.local")
     hosts = None if is_local(arguments.host) and not arguments.allow_host else (*own_names, *arguments.allow_host)
-    app = create_app(load_engine, api_key=arguments.api_key or None, hosts=hosts, cors_origins=arguments.cors_origin,
-                     data_dir=arguments.data_dir, start=False)
-    service: Service = app.extensions["service"]
+    days = arguments.keep_days
     try:  # our own socket: waitress leaves its own open when the port is taken
         family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
         listener = socket.create_server((arguments.host, arguments.port), family=family)
     except OSError as error:
         print(f"Cannot listen on {arguments.host}:{arguments.port}: {error.strerror}. Try --port 0.", file=sys.stderr)
         return 1
-    server = waitress.create_server(
-        app,
-        sockets=[listener],
-        threads=20,  # 12 streams may each hold one for minutes; the rest answer everybody else
-        ident=None,
-        max_request_body_size=16 * MAX_BODY_BYTES,  # so far our own limit answers, with a problem document
-        clear_untrusted_proxy_headers=True,
-    )
-
-    def stop(signum: int, frame: object) -> None:
-        service.queue.close()  # ends the event streams, so that the server's threads end too
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    try:
+        app = create_app(
+            load_engine, start=False, api_key=arguments.api_key or None, hosts=hosts,
+            cors_origins=arguments.cors_origin, data_dir=arguments.data_dir, max_batch=arguments.max_batch,
+            vocabulary=lambda: vocabulary_of(arguments.model), max_waiting=arguments.max_waiting,
+            keep=Retention(arguments.keep_jobs, arguments.keep_bytes, days * 86400 if days else None),
+        )
+    except StoreError as error:
+        listener.close()
+        print(error, file=sys.stderr)
+        return 1
+    server = Server(app, listener, threads=THREADS, max_body_bytes=schemas.MAX_IMAGE_BODY_BYTES)
+    service: EngineService = app.extensions["service"]
     service.start()
     page = f"session?key={quote(arguments.api_key, safe='')}" if arguments.api_key else ""
-    print(f"Open {address_of(arguments.host, listener.getsockname()[1])}{page}", flush=True)
-    server.run()
-    service.close()
+    print(f"Open {address_of(arguments.host, server.port)}{page}", flush=True)
+    serve(server, lambda: service.close(arguments.drain_seconds))
     return 0
 
 

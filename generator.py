@@ -2,49 +2,65 @@
 
 `FaceGenerator` loads a model folder and draws. It needs no server:
 
-    from generator import FaceGenerator
+    from generator import DrawRequest, FaceGenerator
 
     faces = FaceGenerator.load("models/celeba128")
     for picture in faces.generate("a smiling woman with long blond hair", num_images=4, seed=7):
         Path(f"face-{picture.seed}.png").write_bytes(picture.png)
 
 Image i is drawn from seed + i by its own noise generator on the CPU, at every random step, so the same seed gives the
-same picture alone or among others, whatever the device. One `FaceGenerator` serves one thread at a time. This file does
-not know HTTP, queues or training.
+same picture alone or among others, whatever the device. Many requests are drawn together, one denoising step at a time:
 
-PNG text chunks: https://www.w3.org/TR/png-3/#11textinfo. Digital source type: https://cv.iptc.org/newscodes/digitalsourcetype/
+    runs = [faces.begin(DrawRequest("an old man")), faces.begin(DrawRequest("a woman", num_inference_steps=500))]
+    while runs:
+        faces.step(runs)  # one call of the network for all of them; others may join and leave between two steps
+        for run in [run for run in runs if run.finished]:
+            show(faces.pictures(run))
+            runs.remove(run)
+
+One `FaceGenerator` serves one thread at a time. This file does not know HTTP, queues or training.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
 from conditional_ldm import encode_prompts, load_unet
-from core.checkpoint import component_hash, read_index
-from core.diffusion import Condition, NotFiniteError, make_scheduler, sample, schedule_from_config
-from core.jobs import JobCancelled, JobError
+from core.checkpoint import folder_hash, read_index
+from core.diffusion import (
+    Condition,
+    Denoising,
+    Guidance,
+    GuidedBatch,
+    NotFiniteError,
+    make_scheduler,
+    schedule_from_config,
+)
+from core.engine import DrawRequest
+from core.jobs import JobError
+from core.pictures import encode_png
+from core.preview import PreviewDecoder, load_preview
 from train_clip import load_clip
-from vae import load_vae
+from vae import VAE, encoder_hash, load_vae, to_images
 
 NUM_SEEDS = 2**53  # seeds stay exact in JavaScript; the one after the last is 0
-REQUEST_CHUNK = "text_to_image"  # PNG text chunk that holds the request as JSON
-XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
-    "</rdf:RDF></x:xmpmeta>"
-)
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class JobCancelled(Exception):
+    """Raised by `FaceGenerator.generate` as soon as its `should_stop` says so."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,47 @@ class Picture:
     pixels: np.ndarray
     png: bytes
     latent: bytes
+
+
+@dataclass(eq=False)
+class Run:
+    """A request being drawn: its place on the way and what is its own alone, from the scheduler to the random numbers.
+
+    `error` says why it failed; then it is finished too. `asked` is what its pictures say about how they came about.
+    """
+
+    seeds: list[int]
+    asked: Mapping[str, Any]
+    given: Tensor | None
+    guidance: Guidance
+    denoising: Denoising
+    error: JobError | None = None
+
+    @property
+    def num_images(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def done(self) -> int:
+        """Steps behind it; those that `start` skipped count as done."""
+        return self.denoising.done
+
+    @property
+    def total(self) -> int:
+        return self.denoising.total
+
+    @property
+    def finished(self) -> bool:
+        return self.error is not None or self.denoising.finished
+
+
+@dataclass
+class Company:
+    """The runs that share the network's calls, and what need not be made again while they are the same ones."""
+
+    runs: list[Run]
+    batch: GuidedBatch
+    rows_at_once: int  # fewer than all once they did not fit into memory
 
 
 @dataclass(frozen=True)
@@ -119,29 +176,10 @@ def to_pixels(images: Tensor) -> np.ndarray:
     return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def parameters_text(request: Mapping[str, Any], info: ModelInfo) -> str:
-    """The request in the wording that image viewers know from A1111's web UI (chunk `parameters`)."""
-    negative = f"\nNegative prompt: {request['negative_prompt']}" if request["negative_prompt"] else ""
-    return (
-        f"{request['prompt']}{negative}\nSteps: {request['n_inf_steps']}, Sampler: {request['sampler']}, "
-        f"CFG scale: {request['guidance_scale']:g}, Seed: {request['seed']}, "
-        f"Size: {info.image_size}x{info.image_size}, Model hash: {info.model_hash[:10]}, Model: {info.name}"
-    )
-
-
-def encode_png(pixels: np.ndarray, request: Mapping[str, Any] | None = None, info: ModelInfo | None = None) -> bytes:
-    """PNG bytes; with a request, also the text chunks that say how the picture came about and that a machine drew it.
-
-    Shapes: pixels uint8 [H, W, 3].
-    """
-    chunks = PngImagePlugin.PngInfo()
-    if request is not None and info is not None:
-        chunks.add_itxt("parameters", parameters_text(request, info))
-        chunks.add_itxt(REQUEST_CHUNK, json.dumps({"request": request, "model_hash": info.model_hash}), zip=True)
-        chunks.add_itxt("XML:com.adobe.xmp", XMP)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunks, compress_level=6 if request else 1)
-    return buffer.getvalue()
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Only CUDA has an exception of its own for it; MPS and the CPU say it in words."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "can't allocate memory" in told
 
 
 class FaceGenerator:
@@ -151,15 +189,17 @@ class FaceGenerator:
         self,
         clip: nn.Module,
         tokenizer: Callable[[list[str]], tuple[Tensor, Tensor]],
-        vae: nn.Module,
+        vae: VAE,
         unet: nn.Module,
         scheduler_config: Mapping[str, Any],
         info: ModelInfo,
         dtype: torch.dtype = torch.float32,
+        preview: PreviewDecoder | None = None,
     ) -> None:
-        self.clip, self.tokenizer, self.vae, self.unet = clip, tokenizer, vae, unet
+        self.clip, self.tokenizer, self.vae, self.unet, self.preview = clip, tokenizer, vae, unet, preview
         self.scheduler_config, self.info = scheduler_config, info
         self.device, self.dtype = torch.device(info.device), dtype
+        self._company: Company | None = None
 
     @classmethod
     def load(
@@ -183,7 +223,7 @@ class FaceGenerator:
         scheduler_config = json.loads((folder / "scheduler" / "config.json").read_text(encoding="utf-8"))
         info = ModelInfo(
             name=index["name"],
-            model_hash=component_hash(folder, "unet"),
+            model_hash=folder_hash(folder, ("clip", "vae", "unet")),  # all three decide what a seed looks like
             device=str(chosen),
             image_size=index["image_size"],
             latent_shape=tuple(index["latent_shape"]),
@@ -192,9 +232,224 @@ class FaceGenerator:
             default_guidance_scale=float(index["defaults"]["guidance_scale"]),
         )
         make_scheduler(info.default_sampler, scheduler_config)  # imports diffusers now, not in the first job
-        return cls(clip.to(chosen), tokenizer, vae.to(chosen), unet.to(chosen), scheduler_config, info, dtype)
+        preview = load_preview(folder, encoder_hash(vae), chosen)
+        return cls(clip.to(chosen), tokenizer, vae.to(chosen), unet.to(chosen), scheduler_config, info, dtype, preview)
+
+    # ---- many requests, one step at a time
 
     @torch.inference_mode()
+    def begin(self, request: DrawRequest) -> Run:
+        """Everything before the first step: the text, the noise and a scheduler of the request's own.
+
+        Raises ValueError for a value out of range, JobError (`out_of_memory`) when the text does not fit.
+        """
+        count, steps, start = request.num_images, request.num_inference_steps, request.start
+        if count < 1 or steps < 1 or not 0 <= start <= 1:
+            raise ValueError(
+                "num_images and num_inference_steps must be at least 1 and start from 0 to 1; "
+                f"got {count}, {steps}, {start}"
+            )
+        if start > 0 and request.latents is None:
+            raise ValueError(f"start = {start} needs latents to start from")
+        scale = self.info.default_guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
+        sampler = self.info.default_sampler if request.sampler is None else request.sampler
+        scheduler = make_scheduler(sampler, self.scheduler_config)
+        seeds = [(request.seed + i) % NUM_SEEDS for i in range(count)]
+        generators = [torch.Generator().manual_seed(one) for one in seeds]
+        noise = torch.stack([torch.randn(self.info.latent_shape, generator=one) for one in generators])  # [B, C, h, w]
+        given = None if request.latents is None else torch.as_tensor(np.array(request.latents), dtype=torch.float32)
+        if given is not None and given.shape != noise.shape:
+            raise ValueError(f"latents must have shape {list(noise.shape)}, got {list(given.shape)}")
+        if given is not None and start == 0:
+            noise = given
+
+        def encode(text: str) -> Condition:
+            """One row an image; px asks for pictures as sharp as the best photographs."""
+            px = self.info.image_size
+            (one,) = self._fit(lambda _: encode_prompts(self.clip, self.tokenizer, [text], px=px), 1)
+            return one.repeat(count)
+
+        # The sampler's arithmetic stays on the CPU: dozens of operations on a few kilobytes, the same on every device
+        denoising = Denoising(
+            scheduler,
+            noise,
+            steps,
+            schedule=schedule_from_config(self.scheduler_config),
+            generators=generators,
+            start=start,
+            z=given,
+        )
+        negative = request.negative_prompt
+        guidance = Guidance(encode(request.prompt), scale, encode(negative) if negative.strip() else None)
+        asked = {"prompt": request.prompt, "n_images": 1, "n_inf_steps": steps, "sampler": sampler,
+                 "guidance_scale": scale, "negative_prompt": negative, "start_timestep": start}
+        return Run(seeds, asked, given, guidance, denoising)
+
+    @torch.inference_mode()
+    def step(self, runs: Sequence[Run]) -> None:
+        """Take every unfinished run one step further, with one call of the network for the images of all of them.
+
+        A run that fails (`not_finite`, `out_of_memory`) gets its `error` and is finished; the others do not notice.
+        Where memory is short the call is made in halves, down to single rows.
+        """
+        active = [run for run in runs if not run.finished]
+        if not active:
+            return
+        if self._company is None or self._company.runs != active:
+            batch = GuidedBatch([run.guidance for run in active])
+            self._company = Company(active, batch, len(batch.pictures))
+        company, batch = self._company, self._company.batch
+        inputs = [run.denoising.model_input() for run in active]
+        levels = [level for run, (_, level) in zip(active, inputs, strict=True) for _ in run.seeds]
+        x = torch.cat([latents for latents, _ in inputs]).to(self.device)
+        prediction, lost = self._predict(company, x, torch.tensor(levels, device=self.device))
+        parts = batch.combine(prediction).cpu().split([run.num_images for run in active])
+        first = 0
+        for run, part in zip(active, parts, strict=True):
+            if lost and not lost.isdisjoint(range(first, first + run.num_images)):
+                run.error = out_of_memory()
+            else:
+                self._advance(run, part)
+            first += run.num_images
+        if any(run.finished for run in active):
+            self._company = None
+
+    def _predict(self, company: Company, latents: Tensor, levels: Tensor) -> tuple[Tensor, set[int]]:
+        """The network's answer to every row, and the pictures that got none because memory was short."""
+        x, timestep, condition = company.batch.inputs(latents, levels)
+
+        def network(rows: slice) -> Tensor:
+            with self.autocast():  # around the network alone: the sampler's arithmetic stays in fp32
+                return self.unet(x[rows], timestep[rows], condition[rows])
+
+        answers, lost = [], set()
+        for rows, answer in self._in_pieces(network, len(x), company.rows_at_once):
+            if answer is None:
+                lost.add(company.batch.pictures[rows.start])
+                answer = torch.full_like(x[rows], float("nan"))
+            answers.append(answer)
+        company.rows_at_once = max(map(len, answers))
+        return answers[0] if len(answers) == 1 else torch.cat(answers), lost
+
+    def _advance(self, run: Run, prediction: Tensor) -> None:
+        try:
+            run.denoising.advance(prediction)
+        except NotFiniteError as error:
+            run.error = not_finite(error)
+        except Exception as error:  # whatever it was, it is this run's alone
+            log.exception("a run failed at step %d of %d", run.done + 1, run.total)
+            message = f"{type(error).__name__}: {error}"[:300]
+            run.error = JobError("internal", message, "This is a fault of the server: see its log.")
+
+    @torch.inference_mode()
+    def previews(self, run: Run) -> list[Picture]:
+        """The images as predicted now: through the model's preview decoder, which costs next to nothing, or without one
+        through the whole decoder, in one call. Raises JobError (`out_of_memory`).
+        """
+        z = run.denoising.denoised()
+        pixels = self._decode(z) if self.preview is None else to_pixels(self.preview(z.float().to(self.device)))
+        return self._pictures(run, z, pixels, [None] * run.num_images)
+
+    @torch.inference_mode()
+    def pictures(self, run: Run) -> list[Picture]:
+        """The images of a finished run. Raises its error, or JobError (`not_finite`, `out_of_memory`)."""
+        if run.error is not None:
+            raise run.error
+        if not run.finished:
+            raise ValueError(f"the run is at step {run.done} of {run.total}: it has previews, but no pictures yet")
+        z = run.denoising.x
+        if not bool(torch.isfinite(z).all()):
+            raise not_finite(NotFiniteError("the finished latents hold NaN or infinity"))
+        rows = [{**run.asked, "seed": seed} for seed in run.seeds]
+        if run.given is not None:
+            texts = [base64.b64encode(_float32(one)).decode() for one in run.given]
+            rows = [{**row, "latent": text} for row, text in zip(rows, texts, strict=True)]
+        return self._pictures(run, z, self._decode(z), rows)
+
+    def _pictures(
+        self, run: Run, z: Tensor, pixels: np.ndarray, asked: Sequence[Mapping[str, Any] | None]
+    ) -> list[Picture]:
+        return [
+            Picture(i, seed, pixels[i], encode_png(pixels[i], asked[i], self.info), _float32(z[i]))
+            for i, seed in enumerate(run.seeds)
+        ]
+
+    # ---- pictures and latents
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """A picture as the whitened latent that `decode` turns back into nearly the same picture.
+
+        Shapes: uint8 [H, W, 3], H = W = `info.image_size` -> float32 [C, h, w].
+        Raises ValueError for another shape or type, JobError (`out_of_memory`).
+        """
+        shape = (self.info.image_size, self.info.image_size, 3)
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8 {list(shape)}, got {pixels.dtype} {list(pixels.shape)}")
+        images = to_images(torch.tensor(pixels, device=self.device)[None])
+
+        def whitened(rows: slice) -> Tensor:
+            with self.autocast():
+                return self.vae.whiten(self.vae.encode(images[rows]).mean)
+
+        return torch.cat(self._fit(whitened, 1))[0].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(self, latent: np.ndarray) -> np.ndarray:
+        """The picture of a whitened latent. Shapes: float32 [C, h, w] -> uint8 [H, W, 3].
+
+        Raises ValueError for another shape, NaN or infinity, JobError (`out_of_memory`).
+        """
+        if latent.shape != self.info.latent_shape or not np.isfinite(latent).all():
+            raise ValueError(f"latent must be finite numbers {list(self.info.latent_shape)}, got {list(latent.shape)}")
+        return self._decode(torch.tensor(latent, dtype=torch.float32)[None])[0]
+
+    def _decode(self, z: Tensor) -> np.ndarray:
+        """Whitened latents [B, C, h, w] -> uint8 [B, H, W, 3]."""
+
+        def pixels(rows: slice) -> np.ndarray:
+            with self.autocast():
+                return to_pixels(self.vae.decode(self.vae.unwhiten(z[rows].to(self.device))))
+
+        return np.concatenate(self._fit(pixels, len(z)))
+
+    # ---- memory
+
+    def _in_pieces(
+        self, compute: Callable[[slice], T], count: int, at_once: int
+    ) -> Iterator[tuple[slice, T | None]]:
+        """`compute` over `count` rows, `at_once` or, where memory is short, fewer; None: not even that row alone."""
+        waiting = [slice(first, min(first + at_once, count)) for first in range(0, count, at_once)][::-1]
+        while waiting:
+            rows, result = waiting.pop(), None
+            try:
+                result = compute(rows)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            if result is None:  # past the except clause: the error would keep the failed call's memory alive
+                if self.device.type != "cpu":
+                    torch.get_device_module(self.device).empty_cache()
+                if rows.stop - rows.start > 1:
+                    middle = (rows.start + rows.stop) // 2
+                    waiting += [slice(middle, rows.stop), slice(rows.start, middle)]
+                    continue
+            yield rows, result
+
+    def _fit(self, compute: Callable[[slice], T], count: int) -> list[T]:
+        """The results of `compute` over `count` rows, in as few pieces as memory allows. Raises JobError."""
+        found = []
+        for _, result in self._in_pieces(compute, count, count):
+            if result is None:
+                raise out_of_memory()
+            found.append(result)
+        return found
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    # ---- one request from beginning to end
+
     def generate(
         self,
         prompt: str,
@@ -210,101 +465,38 @@ class FaceGenerator:
         on_step: Callable[[Step], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Picture]:
-        """Draw `num_images` pictures of `prompt`, the i-th from `seed + i`.
+        """Draw `num_images` pictures of `prompt`, the i-th from `seed + i`; the arguments are those of `DrawRequest`.
 
-        An empty prompt draws without a condition. `guidance_scale` 1 is off, 0 ignores the prompt. `latents` replace
-        the starting noise or, when `start` > 0, are the pictures to start from: that share of the steps is skipped and
-        noise of the level reached there is added. `on_step` is called after every step.
-
-        Shapes: latents [num_images, C, h, w], whitened, as in `Picture.latent`.
+        `on_step` is called after every step.
         Raises ValueError for arguments out of range, JobCancelled as soon as `should_stop()` is true, JobError
         (`not_finite`, `out_of_memory`) when the model or the machine fails.
         """
-        if num_images < 1 or num_inference_steps < 1 or not 0 <= start <= 1:
-            raise ValueError(
-                "num_images and num_inference_steps must be at least 1 and start from 0 to 1; "
-                f"got {num_images}, {num_inference_steps}, {start}"
-            )
-        if start > 0 and latents is None:
-            raise ValueError(f"start = {start} needs latents to start from")
-        guidance_scale = self.info.default_guidance_scale if guidance_scale is None else float(guidance_scale)
-        sampler = self.info.default_sampler if sampler is None else sampler
-        scheduler = make_scheduler(sampler, self.scheduler_config)
-        schedule = schedule_from_config(self.scheduler_config)
-        seeds = [(seed + i) % NUM_SEEDS for i in range(num_images)]
-        generators = [torch.Generator().manual_seed(one) for one in seeds]
-        noise = torch.stack([torch.randn(self.info.latent_shape, generator=one) for one in generators])  # [B, C, h, w]
-        given = None if latents is None else torch.as_tensor(np.array(latents), dtype=torch.float32)
-        if given is not None and given.shape != noise.shape:
-            raise ValueError(f"latents must have shape {list(noise.shape)}, got {list(given.shape)}")
-        if given is not None and start == 0:
-            noise = given
-
-        def encode(text: str) -> Condition:
-            """One row an image; px asks for pictures as sharp as the best photographs."""
-            return encode_prompts(self.clip, self.tokenizer, [text], px=self.info.image_size).repeat(num_images)
-
-        def denoiser(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-            with self.autocast():  # around the network alone: the sampler's arithmetic stays in fp32
-                return self.unet(x, timestep, condition)
-
-        def requests() -> list[dict[str, Any]]:
-            """What each picture alone would be asked for with: the body of POST /text_to_image."""
-            common = {"prompt": prompt, "n_images": 1, "n_inf_steps": num_inference_steps, "sampler": sampler,
-                      "guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "start_timestep": start}
-            rows = [{**common, "seed": one} for one in seeds]
-            if given is not None:
-                texts = [base64.b64encode(_float32(z)).decode() for z in given]
-                rows = [{**row, "latent": text} for row, text in zip(rows, texts, strict=True)]
-            return rows
-
-        def pictures(z: Tensor, final: bool) -> list[Picture]:
-            asked = requests() if final else [None] * num_images
-            with self.autocast():
-                pixels = to_pixels(self.vae.decode(self.vae.unwhiten(z)))
-            return [
-                Picture(i, seeds[i], pixels[i], encode_png(pixels[i], asked[i], self.info), _float32(z[i]))
-                for i in range(num_images)
-            ]
-
-        def stop_or_tell(done: int, total: int, denoised: Tensor) -> None:
-            if on_step is not None:
-                on_step(Step(done, total, lambda: pictures(denoised, final=False)))
-            stop_if_asked()
 
         def stop_if_asked() -> None:
             if should_stop is not None and should_stop():
                 raise JobCancelled
 
-        try:
+        run = self.begin(
+            DrawRequest(prompt, num_images, num_inference_steps, seed, guidance_scale, negative_prompt, sampler,
+                        latents, start)
+        )
+        stop_if_asked()
+        while not run.finished:
+            self.step([run])
+            if on_step is not None and run.error is None:
+                on_step(Step(run.done, run.total, lambda: self.previews(run)))
             stop_if_asked()
-            z = sample(
-                denoiser,
-                encode(prompt),
-                scheduler,
-                noise.to(self.device),
-                num_inference_steps,
-                guidance_scale,
-                schedule=schedule,
-                negative=encode(negative_prompt) if negative_prompt.strip() else None,
-                generators=generators,
-                start=start,
-                z=None if given is None else given.to(self.device),
-                on_step=stop_or_tell,
-            )
-            if not bool(torch.isfinite(z).all()):
-                raise NotFiniteError("the finished latents hold NaN or infinity")
-            return pictures(z, final=True)
-        except NotFiniteError as error:
-            hint = "Try a lower guidance scale, another sampler or --device cpu."
-            raise JobError("not_finite", f"No picture came out: {error}.", hint) from error
-        except torch.OutOfMemoryError as error:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # the next job gets a clean device
-            raise JobError("out_of_memory", "The device has too little memory.", "Ask for fewer images.") from error
+        return self.pictures(run)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+def out_of_memory() -> JobError:
+    return JobError("out_of_memory", "The device has too little memory for even one image.",
+                    "Close other programs that use it, or start with --device cpu.")
+
+
+def not_finite(error: NotFiniteError) -> JobError:
+    return JobError("not_finite", f"No picture came out: {error}.",
+                    "Try a lower guidance scale, another sampler or --device cpu.")
 
 
 def _float32(z: Tensor) -> bytes:

@@ -215,28 +215,89 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     return diffusers.EulerAncestralDiscreteScheduler(**common)
 
 
-def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | str = "cpu") -> Tensor:
+def set_timesteps(scheduler: Any, num_inference_steps: int) -> Tensor:
     """Give ``scheduler`` exactly ``num_inference_steps`` distinct levels, evenly spaced from noise down to the data.
 
     diffusers' own "trailing" spacing gives one level too many or too few for most numbers (with a clipped far end) and
-    for some of them visits t = -1; on straight lines its last step goes nowhere. Returns the timesteps [n].
-    Raises ValueError outside 1 ... 1000.
+    for some of them visits t = -1; on straight lines its last step goes nowhere. Returns the timesteps [n], on the CPU:
+    reading one from an accelerator would make every step wait for it. Raises ValueError outside 1 ... 1000.
     """
     count = num_inference_steps
     if not 1 <= count <= NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"num_inference_steps must be 1 ... {NUM_TRAIN_TIMESTEPS}, got {count}")
     if not hasattr(scheduler, "alphas_cumprod"):  # flow: s = 1, ..., 1/n, then 0
-        scheduler.set_timesteps(sigmas=[1.0 - i / count for i in range(count)], device=device)
+        scheduler.set_timesteps(sigmas=[1.0 - i / count for i in range(count)])
         return scheduler.timesteps
-    scheduler.set_timesteps(count, device=device)
+    scheduler.set_timesteps(count)
     end = max(int(scheduler.timesteps[0]) + 1, count)  # the clipped far end, unless all levels are needed
     levels = [round(end - i * end / count) - 1 for i in range(count)]
-    scheduler.timesteps = torch.tensor(levels, dtype=scheduler.timesteps.dtype, device=device)
+    scheduler.timesteps = torch.tensor(levels, dtype=scheduler.timesteps.dtype)
     if hasattr(scheduler, "sigmas"):
         bar = scheduler.alphas_cumprod[levels].double()
         # float64: in float32 the ancestral step takes the root of a small negative number after two huge levels
         scheduler.sigmas = torch.cat([((1.0 - bar) / bar).sqrt(), bar.new_zeros(1)])
     return scheduler.timesteps
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What one job's pictures should be, how strongly (w = ``scale``) and away from what.
+
+    ``negative`` None is the learned null. Both conditions have one row a picture.
+    """
+
+    condition: Condition
+    scale: float = 1.0
+    negative: Condition | None = None
+
+    def passes(self) -> list[Condition]:
+        """The conditions to run: the wanted alone (w = 1: off), the unwanted alone (w = 0), else both in this order."""
+        if self.scale == 1.0:
+            return [self.condition]
+        unwanted = self.condition.nulled() if self.negative is None else self.negative
+        return [unwanted] if self.scale == 0.0 else [self.condition, unwanted]
+
+
+class GuidedBatch:
+    """Classifier-free guidance, u + w (c - u), for the pictures of several jobs in one call of the network.
+
+    Its rows are one for every picture, in the order of the jobs, and after them a second one for each picture whose
+    job compares (w other than 0 and 1). It holds while the jobs stay the same: build it once, not once a step.
+    """
+
+    def __init__(self, jobs: Sequence[Guidance]) -> None:
+        passes = [job.passes() for job in jobs]
+        self.condition = join_conditions([one[0] for one in passes] + [one[1] for one in passes if len(one) == 2])
+        compares: list[int] = []
+        scales: list[float] = []
+        self.num_pictures = 0
+        for job, own in zip(jobs, passes, strict=True):
+            last = self.num_pictures + len(own[0])
+            if len(own) == 2:
+                compares += range(self.num_pictures, last)
+                scales += [job.scale] * len(own[0])
+            self.num_pictures = last
+        self.pictures = [*range(self.num_pictures), *compares]  # which picture each row belongs to
+        device = self.condition.px.device
+        self._scales = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
+        self._compares = torch.tensor(compares, device=device, dtype=torch.int64)
+        self._all = len(compares) == self.num_pictures
+
+    def inputs(self, x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Condition]:
+        """What to ask the network: x [N, C, h, w] and timestep [N] of N pictures, spread over the rows."""
+        if not len(self._compares):
+            return x, timestep, self.condition
+        again = (x, timestep) if self._all else (x[self._compares], timestep[self._compares])
+        return torch.cat([x, again[0]]), torch.cat([timestep, again[1]]), self.condition
+
+    def combine(self, prediction: Tensor) -> Tensor:
+        """The network's answer, one row a row of ``inputs``, as one guided prediction a picture [N, C, h, w]."""
+        first, unwanted = prediction[: self.num_pictures], prediction[self.num_pictures :]
+        if not len(unwanted):
+            return first
+        wanted = first if self._all else first[self._compares]
+        result = unwanted + self._scales * (wanted - unwanted)
+        return result if self._all else first.index_copy(0, self._compares, result)
 
 
 def guided(
@@ -247,19 +308,86 @@ def guided(
     guidance_scale: float,
     negative: Condition | None = None,
 ) -> Tensor:
-    """Classifier-free guidance: u + w (c - u), where u is the negative condition or the learned null.
+    """The guided prediction of one job at one noise level: ``GuidedBatch`` of this job alone.
 
-    w = 1 is off and costs one pass; w = 0 is u alone and costs one pass; anything else is one pass over 2B rows.
     Shapes: x [B, C, h, w], timestep [B], result [B, C, h, w].
     """
-    if guidance_scale == 1.0:
-        return model(x, timestep, condition)
-    away = condition.nulled() if negative is None else negative
-    if guidance_scale == 0.0:
-        return model(x, timestep, away)
-    both = model(torch.cat([x, x]), torch.cat([timestep, timestep]), join_conditions([condition, away]))
-    wanted, unwanted = both.chunk(2)
-    return unwanted + guidance_scale * (wanted - unwanted)
+    batch = GuidedBatch([Guidance(condition, guidance_scale, negative)])
+    return batch.combine(model(*batch.inputs(x, timestep)))
+
+
+class Denoising:
+    """One job's way from noise to clean latents: its scheduler, latents, random numbers and place on the way.
+
+    The loop turned inside out, so that jobs of any sampler and length can share one call of the network:
+
+        while not job.finished:
+            x, level = job.model_input()
+            job.advance(prediction of the network for x at level)
+
+    ``noise`` [B, C, h, w] is the starting noise and ``generators`` (one a picture, on the CPU) feed stochastic
+    samplers, so a picture does not depend on its neighbours. ``start`` in [0, 1] skips that share of the steps and
+    begins from ``z`` with noise added to the level of the first remaining step. ``x`` is the noisy latent as the
+    scheduler keeps it; ``done`` of ``total`` steps are behind it. Raises ValueError for a number of steps outside
+    1 ... 1000 and for a start without latents.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        noise: Tensor,
+        num_inference_steps: int,
+        *,
+        schedule: NoiseSchedule | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        start: float = 0.0,
+        z: Tensor | None = None,
+    ) -> None:
+        self.schedule = schedule or NoiseSchedule()
+        timesteps, flow = set_timesteps(scheduler, num_inference_steps), self.schedule.kind == "flow"
+        self._timesteps, self._levels = list(timesteps), (timesteps - int(flow)).float().tolist()
+        self.total, self.done = len(timesteps), int(start * len(timesteps))
+        if hasattr(scheduler, "set_begin_index"):  # told once, so that no step searches for its own place
+            scheduler.set_begin_index(self.done)
+        if self.done == 0:
+            self.x = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
+        elif z is None:
+            raise ValueError("start > 0 needs the latents z to start from")
+        elif self.finished:
+            self.x = z
+        else:
+            t = timesteps[self.done].expand(len(z)).to(z.device)
+            self.x = self.schedule.add_noise(z, noise, t - 1) if flow else scheduler.add_noise(z, noise, t)
+        takes_noise = generators is not None and "generator" in inspect.signature(scheduler.step).parameters
+        self._extra = {"generator": list(generators or ())} if takes_noise else {}
+        self._scheduler, self._seen = scheduler, (self.x, 0.0)
+        self._prediction: Tensor | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.total
+
+    def model_input(self) -> tuple[Tensor, float]:
+        """What the network is to look at next: latents [B, C, h, w] and their timestep in [0, 1000)."""
+        t = self._timesteps[self.done]
+        scaled = hasattr(self._scheduler, "scale_model_input")
+        self._seen = self._scheduler.scale_model_input(self.x, t) if scaled else self.x, self._levels[self.done]
+        return self._seen
+
+    def advance(self, prediction: Tensor) -> None:
+        """One step down by the network's (guided) answer to ``model_input``. Raises NotFiniteError on NaN/inf."""
+        if not bool(torch.isfinite(prediction).all()):
+            raise NotFiniteError(f"the network gave NaN or infinity at step {self.done + 1} of {self.total}")
+        t, self._prediction = self._timesteps[self.done], prediction
+        self.x = self._scheduler.step(prediction, t, self.x, **self._extra, return_dict=False)[0]
+        self.done += 1
+
+    def denoised(self) -> Tensor:
+        """The clean latents [B, C, h, w] as the last prediction has them; the starting point before the first."""
+        if self._prediction is None:
+            return self.x
+        x, level = self._seen
+        return self.schedule.denoised(x, self._prediction, torch.full((len(x),), level, device=x.device))
 
 
 def sample(
@@ -277,38 +405,16 @@ def sample(
     z: Tensor | None = None,
     on_step: Callable[[int, int, Tensor], bool | None] | None = None,
 ) -> Tensor:
-    """Run the denoising loop; returns whitened clean latents [B, C, h, w].
+    """Run the whole of one job; returns whitened clean latents [B, C, h, w]. The arguments are those of ``Denoising``.
 
-    ``noise`` [B, C, h, w] is the starting noise and ``generators`` (one an image, on the CPU) feed stochastic samplers,
-    so a picture does not depend on its neighbours. ``start`` in [0, 1) skips that share of the steps and begins from
-    ``z`` with noise added to the level of the first remaining step. ``on_step(done, total, denoised)`` sees the
-    predicted clean latent after every step and stops the loop by returning True. Raises NotFiniteError on NaN/inf.
+    ``on_step(done, total, denoised)`` sees the predicted clean latent after every step and stops the loop by returning
+    True. Raises NotFiniteError on NaN/inf.
     """
-    schedule = schedule or NoiseSchedule()
-    timesteps = set_timesteps(scheduler, num_inference_steps, noise.device)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    total, first = len(timesteps), int(start * len(timesteps))
-    if first == 0:
-        x = noise * scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else noise
-    else:
-        if z is None:
-            raise ValueError("start > 0 needs the latents z to start from")
-        if first >= total:
-            return z
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
-        t = timesteps[first : first + 1].expand(len(z))
-        x = schedule.add_noise(z, noise, t - 1) if schedule.kind == "flow" else scheduler.add_noise(z, noise, t)
-    takes_noise = generators is not None and "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": list(generators or ())} if takes_noise else {}
-    for done, t in enumerate(timesteps[first:], start=first + 1):
-        model_input = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        level = (t - 1 if schedule.kind == "flow" else t).expand(len(x)).float()
-        prediction = guided(model, model_input, level, condition, guidance_scale, negative)
-        if not bool(torch.isfinite(prediction).all()):
-            raise NotFiniteError(f"the network gave NaN or infinity at step {done} of {total}")
-        x = scheduler.step(prediction, t, x, **extra, return_dict=False)[0]
-        if on_step is not None and on_step(done, total, schedule.denoised(model_input, prediction, level)):
+    job = Denoising(scheduler, noise, num_inference_steps, schedule=schedule, generators=generators, start=start, z=z)
+    batch = GuidedBatch([Guidance(condition, guidance_scale, negative)])
+    while not job.finished:
+        x, level = job.model_input()
+        job.advance(batch.combine(model(*batch.inputs(x, torch.full((len(x),), level, device=x.device)))))
+        if on_step is not None and on_step(job.done, job.total, job.denoised()):
             break
-    return x
+    return job.x

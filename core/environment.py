@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 OLDEST, NEWEST = (3, 10), (3, 13)  # the pinned packages have wheels for these, and only these
@@ -32,6 +33,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"  # + cpu, cu130, ...: other bu
 GIB = 1024**3
 DISK_NEEDED = {True: 8 * GIB, False: 3 * GIB}  # with and without the CUDA libraries that torch brings on Linux
 TORCH_PAIR = ("torch", "torchvision")  # one is compiled against the other
+NEEDED_MODULES = ("_ssl", "_sqlite3")  # parts of Python that one built from source may lack
 IMPORT_NAMES = {"pillow": "PIL"}  # where the module is not called like the package
 
 NO_NETWORK = (
@@ -103,6 +105,11 @@ def torch_pins(root: Path) -> list[str]:
     return [f"{name}=={version}" for name, version in pins(root / REQUIREMENTS).items() if name in TORCH_PAIR]
 
 
+def canonical(name: str) -> str:
+    """A package's name as indexes compare it. https://packaging.python.org/en/latest/specifications/name-normalization/"""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def installed(root: Path) -> dict[str, str]:
     """Package -> version as found on disk in .venv (folder names only, so that it costs milliseconds)."""
     found = {}
@@ -110,7 +117,7 @@ def installed(root: Path) -> dict[str, str]:
         for info in (root / ".venv").glob(pattern):
             name, _, version = info.name[: -len(".dist-info")].partition("-")
             if (info / "METADATA").is_file():  # an interrupted removal leaves the folder without it
-                found[re.sub(r"[-_.]+", "-", name).lower()] = version
+                found[canonical(name)] = version
     return found
 
 
@@ -139,7 +146,7 @@ def incomplete(root: Path, files: tuple[str, ...] = (REQUIREMENTS,)) -> str | No
     have, stamp = installed(root), read_stamp(root)
     for name, digest in hashes(root, files).items():
         for package, pinned in pins(root / name).items():
-            got = have.get(package.lower())
+            got = have.get(canonical(package))
             if got is None:
                 return f"{package} {pinned} is missing"
             if got.split("+")[0] != pinned:  # 2.14.1+cpu is a build of 2.14.1
@@ -149,16 +156,25 @@ def incomplete(root: Path, files: tuple[str, ...] = (REQUIREMENTS,)) -> str | No
     return None
 
 
-def has_nvidia() -> bool:
-    """Whether an NVIDIA driver with at least one GPU answers."""
+def nvidia_gpus() -> list[str]:
+    """The names of the GPUs that an NVIDIA driver answers for."""
     if not shutil.which("nvidia-smi"):
-        return False
+        return []
     command = ["nvidia-smi", "-L"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return answer.returncode == 0 and "GPU" in answer.stdout
+        return []
+    return re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", answer.stdout, flags=re.MULTILINE)
+
+
+def torch_cuda_build(root: Path) -> str | None:
+    """The CUDA that the torch in .venv was built for, None for a CPU build; importing torch to ask takes seconds."""
+    for pattern in ("lib/python*/site-packages/torch/version.py", "Lib/site-packages/torch/version.py"):
+        for file in (root / ".venv").glob(pattern):
+            cuda = re.search(r"^cuda\b.*=\s*'([\d.]+)'", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            return cuda.group(1) if cuda else None
+    return None
 
 
 # ---- make it ---------------------------------------------------------------------------------------------------------
@@ -177,6 +193,13 @@ def make_venv(root: Path) -> None:
         raise Problem(
             f"This Python cannot make virtual environments: on Debian or Ubuntu run 'sudo apt install {package}', "
             "elsewhere install Python from https://www.python.org/downloads/."
+        )
+    lacking = [name for name in NEEDED_MODULES if importlib.util.find_spec(name) is None]
+    if lacking:
+        words = " and ".join(name.lstrip("_") for name in lacking)
+        raise Problem(
+            f"This Python was built without {words}: install Python {RANGE} from https://www.python.org/downloads/ and "
+            "start again with that one."
         )
     base = getattr(sys, "_base_executable", None) or sys.executable  # not the very .venv that is being replaced
     if subprocess.call([base, "-m", "venv", "--clear", str(folder)], stdin=subprocess.DEVNULL) != 0:
@@ -235,6 +258,7 @@ def prepare(root: Path, *, tests: bool = False, offline: bool = False, torch_ind
         return
     if offline:
         raise Problem(f"The environment is not ready ({why}) and --offline forbids downloads: start once without it.")
+    began = time.monotonic()
     print(f"Preparing the environment, once: {why}.", flush=True)
     if torch_pins(root) and "torch" not in installed(root):
         check_download(root, torch_index)
@@ -253,10 +277,12 @@ def prepare(root: Path, *, tests: bool = False, offline: bool = False, torch_ind
         status, said = run_showing(command, clean_env())
         if status != 0:
             raise Problem(explain_install(said))
+    print("Installed. Importing everything once, to see that it works here ...", flush=True)
     problems = import_problems(root, probe(root))
     if problems:
         raise Problem(problems[0])
     (root / ".venv" / STAMP).write_text(json.dumps(hashes(root, files), indent=1), encoding="utf-8")
+    print(f"The environment is ready, after {time.monotonic() - began:.0f} s.", flush=True)
 
 
 def check_download(root: Path, torch_index: str | None) -> None:
@@ -268,7 +294,7 @@ def check_download(root: Path, torch_index: str | None) -> None:
             f"Only {free / GIB:.1f} GiB are free on the disk of {root} and the packages need "
             f"{DISK_NEEDED[cuda] / GIB:.0f} GiB: free some space and start again."
         )
-    if cuda and torch_index is None and not has_nvidia():
+    if cuda and torch_index is None and not nvidia_gpus():
         print(
             "No NVIDIA GPU answers here. To download about 0.5 GB instead of 3 GB, stop (Ctrl+C) and run\n"
             f"    ./start.py --torch-index {TORCH_INDEX}cpu",

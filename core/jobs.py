@@ -1,19 +1,23 @@
 """What happens to a request between the door and the result?
 
-A job is `queued -> running -> succeeded | failed | cancelled` and nothing else. Everything that happens to it is one
-entry of one append-only event list, which polling, Server-Sent Events and tests all read; what is too big for an
-event (pictures, latents) is a named file beside it. The queue is first in, first out and bounded, so a flood is
-refused at the door instead of filling the memory, and finished jobs are forgotten oldest first. `JobQueue.run_next`
-does one job in the caller's thread: the background worker is a loop around it, and a test needs neither a thread nor
-a sleep.
+A job is `queued -> running -> succeeded | failed | cancelled` and nothing else; only a stop of the server puts a
+running one back into the queue. The store has everything before anybody sees it (`core/ledger.py`), so `kill -9` takes
+nothing back: the next `JobQueue` on the same store runs every unfinished job again. Finished jobs leave the memory and
+are read back when asked for.
 
-It does not know what a job computes: it is given a `run(job)` function, which reports through `Job.progress`,
-`Job.emit` and `Job.keep`, looks at `Job.cancel_requested` at every step, and may raise `JobCancelled` or a `JobError`
-that explains itself. It knows nothing of HTTP, and nothing survives the process.
+Waiting jobs take turns by client, first in first out within one, so that a client with fifty jobs does not starve the
+next; the queue is bounded, so that a flood is refused at the door. Many jobs run at once: `JobQueue.run_next` is one
+tick in the caller's thread, in which cancelled jobs leave, waiting ones join while there is room, and all advance by
+one step. The background worker is a loop around it, and a test needs neither a thread nor a sleep.
+
+It does not know what a job computes: a `Batch` does. It knows nothing of HTTP, and nothing of SQL (`core/store.py`).
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import logging
 import re
 import secrets
@@ -21,43 +25,34 @@ import threading
 import time
 import unicodedata
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from itertools import zip_longest
+from typing import Any, Protocol, TypeVar
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-TRANSITIONS: dict[State, frozenset[State]] = {
-    "queued": frozenset(("running", "cancelled")),
-    "running": frozenset(("succeeded", "failed", "cancelled")),
-    "succeeded": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
-}
-MEBIBYTE = 2**20
+from core.ledger import TRANSITIONS, Job, JobError, Ledger, News, Snapshot, State, Summary, facts
+from core.store import Change, Event, Record, Retention, Store, StoreError
+
+__all__ = [
+    "TRANSITIONS", "Batch", "DeletedJob", "Event", "IdempotencyConflict", "Job", "JobError", "JobQueue", "QueueClosed",
+    "QueueFull", "Retention", "Snapshot", "State", "Store", "StoreError", "Summary", "UnknownJob", "make_id",
+]
+
+MAX_CALLS = 16  # waiting functions; each holds one thread of the web server
+REMEMBERED_TURNS = 4096  # clients whose last turn is remembered
+PRUNE_EVERY_S = 60.0  # jobs also expire while nothing else happens
+WAIT_AFTER_FAULT_S = 1.0
+DEFAULT_RETENTION = Retention()
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-class JobError(Exception):
-    """A failure that says what went wrong (`message`), in one word for programs (`code`), and what to do (`hint`)."""
-
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.code, self.message, self.hint = code, message, hint
-
-    def to_dict(self) -> dict[str, str]:
-        return {"code": self.code, "message": self.message, "hint": self.hint}
-
-
-class JobCancelled(Exception):
-    """Raised by the work itself when it sees that it was asked to stop."""
-
-
 class QueueFull(Exception):
-    """The queue holds as many waiting jobs as it may; `retry_after_s` estimates when one place will be free."""
+    """As much is waiting as may; `retry_after_s` estimates when one place will be free."""
 
-    def __init__(self, max_waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"{max_waiting} jobs are waiting already, which is the most this server keeps")
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
@@ -65,12 +60,497 @@ class QueueClosed(Exception):
     """The server is stopping and takes no more work."""
 
 
+class IdempotencyConflict(Exception):
+    """The client used this idempotency key before, for another request."""
+
+
 class UnknownJob(LookupError):
     """No job has ever had this id."""
 
 
 class DeletedJob(LookupError):
-    """A job had this id, but it was deleted to make room."""
+    """A job had this id, but it was deleted, by its client or to make room."""
+
+
+class Batch(Protocol):
+    """What computes: a set of jobs that advance together. Every method is called in the worker's thread.
+
+    The batch looks at nothing but the jobs it was given, and tells what they achieve through their `progress`, `keep`
+    and `emit`.
+    """
+
+    def has_room(self, job: Job) -> bool:
+        """Whether this waiting job may join now. Asked only while others run: an empty batch takes any job."""
+
+    def admit(self, job: Job) -> None:
+        """Let the job join. Raises JobError to fail this job alone."""
+
+    def drop(self, job: Job) -> None:
+        """Let go of a job that was admitted and has not ended: it was cancelled, or the server stops. Never raises."""
+
+    def step(self) -> Iterable[tuple[Job, JobError | None]]:
+        """Advance every job by one step; yield those that ended here, each with None for success or its error.
+
+        What a job that succeeded made was emitted before it is yielded; one that is yielded has left the batch. An
+        exception fails every job that is still in the batch.
+        """
+
+
+class JobQueue:
+    """The waiting jobs, the running ones, the finished ones in the store, and the one thread that works on them.
+
+    `max_waiting` bounds the queue and `max_waiting_per_client` (half of it unless told) the part of one client; `keep`
+    bounds what finished jobs occupy. Unfinished jobs of `store` are put back into the queue at once, beyond any bound.
+    The store stays its maker's to close, after `close` and `join`. Any method may raise StoreError when the disk fails.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_waiting: int = 64,
+        max_waiting_per_client: int | None = None,
+        keep: Retention = DEFAULT_RETENTION,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._keep, self._clock = store, keep, clock
+        self._max_waiting = max_waiting
+        self._max_per_client = max_waiting_per_client or max(1, max_waiting // 2)
+        self._ledger = Ledger(store, clock)
+        self._changed = self._ledger.changed
+        self._live: dict[str, Job] = {}  # waiting and running; the others are in the store alone
+        self._waiting: Sequence[Job] = ()  # in the order of submission
+        self._running: dict[str, Job] = {}
+        self._turns: OrderedDict[str, int] = OrderedDict()  # client -> when it had its last turn
+        self._turn = 0
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._last_duration_s = 10.0
+        self._next_prune = 0.0
+        self._closed = False
+        self._drain_until = 0.0
+        self._thread: threading.Thread | None = None
+        self._restore()
+
+    # ---- the client's side
+
+    def submit(
+        self,
+        name: str,
+        parameters: Mapping[str, Any],
+        request: Mapping[str, Any],
+        *,
+        client: str = "",
+        warnings: Sequence[str] = (),
+        idempotency_key: str | None = None,
+        fingerprint: str | None = None,
+    ) -> Job:
+        """Accept a job: when this returns, the job survives a power cut.
+
+        `name` is what lists search in and makes the id readable; `parameters` are shown to clients; `request` is
+        whatever JSON the batch needs to do the work, now or after a restart. When the `client` has used this
+        `idempotency_key` before, its first job is returned and nothing is added; `fingerprint` says whether it asks
+        for the same (unless given, the request must be equal; a request in which a seed was drawn never is).
+
+        Raises: IdempotencyConflict for another fingerprint, QueueFull, QueueClosed, StoreError; TypeError or
+        ValueError for a request that JSON cannot hold.
+        """
+        if fingerprint is None:
+            fingerprint = json.dumps(request, sort_keys=True, allow_nan=False)
+        fingerprint = hashlib.sha256(fingerprint.encode("utf-8", "replace")).hexdigest()
+        with self._changed:
+            if self._closed:
+                raise QueueClosed("the queue is closed: the server is stopping")
+            if idempotency_key is not None:
+                first = self._store.find_key(client, idempotency_key)
+                if first is not None:
+                    job_id, its_fingerprint = first
+                    if its_fingerprint != fingerprint:
+                        raise IdempotencyConflict("this idempotency key was used for another request")
+                    return self.get(job_id)
+            self._assert_room(client)
+            job = Job(
+                number=self._store.next_number(), id=make_id(name), client=client, name=name,
+                parameters=dict(parameters), request=dict(request), warnings=tuple(warnings),
+                created_at=self._clock(), ledger=self._ledger,
+            )
+            waiting = [*self._waiting, job]
+
+            def save(changes: Sequence[Change]) -> None:
+                self._store.add(job, job.request, changes, idempotency_key=idempotency_key, fingerprint=fingerprint)
+
+            self._ledger.write(self._moved(waiting), save=save)
+            self._waiting, self._live[job.id] = waiting, job
+            return job
+
+    def get(self, job_id: str) -> Job:
+        """The job with this id. Raises UnknownJob or DeletedJob."""
+        while True:
+            with self._changed:
+                if job_id in self._live:
+                    return self._live[job_id]
+            record = self._store.find(job_id)  # not under the lock: the engine need not wait for readers
+            if record is None:
+                raise DeletedJob(job_id) if self._store.was_deleted(job_id) else UnknownJob(job_id)
+            job = None if record.finished_at is None else self._read_back(record)
+            if job is not None:
+                return job  # else it was submitted or deleted this very moment: look again
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask one job to stop: at once when it waits, at its next step when it runs. Finished jobs stay as they are.
+
+        Raises UnknownJob or DeletedJob. A restart does not forget what was asked.
+        """
+        with self._changed:
+            job = self.get(job_id)
+            if job.state == "queued":
+                rest = [other for other in self._waiting if other is not job]
+                ending = self._ending(job, JobError("cancelled", "The job was cancelled before it started."))
+                self._ledger.write([ending, *self._moved(rest)], durable=True)
+                self._waiting = rest
+                del self._live[job.id]
+            elif job.state == "running" and not job.cancel_requested:
+                self._ledger.write([News(job, {"cancel_requested": True})], durable=True)
+            return job
+
+    def delete(self, job_id: str) -> None:
+        """Cancel the job if need be and remove it for good; a running one disappears when its step ends.
+
+        Raises UnknownJob, and DeletedJob once it is gone.
+        """
+        with self._changed:
+            job = self.cancel(job_id)
+            if not job.finished:
+                self._ledger.write([News(job, {"delete_requested": True})], durable=True)
+                return
+        self._store.delete(job)
+        with self._changed:
+            self._live.pop(job.id, None)
+
+    def list(
+        self,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        status: str | Sequence[str] | None = None,
+        query: str | None = None,
+    ) -> tuple[Sequence[Summary], str | None]:
+        """Up to `limit` jobs, newest first, and the cursor of the next page (None on the last).
+
+        `status` is one state or several; `query` is looked for in the names, whatever their case. Jobs that come or go
+        do not shift the pages. Raises ValueError for a cursor that this method did not give.
+        """
+        below = None if cursor is None else _from_cursor(cursor)
+        states = (status,) if isinstance(status, str) else status
+        records = self._store.page(limit + 1, below=below, states=states, text=query or "")
+        names = self._store.lasting_names([record.number for record in records[:limit]])
+        page = []
+        with self._changed:
+            for record in records[:limit]:
+                now = self._live.get(record.id, record)  # the store does not follow every step
+                position = now.queue_position if isinstance(now, Job) else None
+                page.append(Summary(**facts(now), queue_position=position, files=names[record.number]))
+        return page, _to_cursor(records[limit - 1].number) if len(records) > limit else None
+
+    def wait_events(self, job: Job, last: int, timeout_s: float) -> Sequence[Event]:
+        """The events after id `last`, waiting up to `timeout_s` for the first one.
+
+        Empty on time-out, after `close`, and at once when `last` is the last one of a finished job.
+        """
+        def is_over() -> bool:
+            return self._closed or job.finished or bool(job.events) and job.events[-1].id > last
+
+        with self._changed:
+            self._changed.wait_for(is_over, timeout_s)
+            return job.events_after(last)
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are waiting, running, succeeded, failed, cancelled, and finished in any way and still kept."""
+        states = self._store.count()
+        ends = {state: states.get(state, 0) for state in ("succeeded", "failed", "cancelled")}
+        with self._changed:
+            waiting, running = len(self._waiting), len(self._running)
+        return {"waiting": waiting, "running": running, **ends, "finished": sum(ends.values())}
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Have `function` run in the worker's thread between two steps. Raises QueueFull, QueueClosed."""
+        with self._changed:
+            if self._closed or self._thread is not None and not self._thread.is_alive():
+                raise QueueClosed("nobody works on the queue (any more)")
+            if len(self._calls) >= MAX_CALLS:
+                raise QueueFull(f"{MAX_CALLS} other requests are waiting for the model", 1)
+            future: Future[T] = Future()
+            self._calls.append((function, future))
+            self._changed.notify_all()
+            return future
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    # ---- the worker's side
+
+    def run_next(self, batch: Batch, timeout_s: float = 0.0) -> bool:
+        """One tick, here and now: answer calls, drop cancelled jobs, admit waiting ones, advance all by one step.
+
+        Waits up to `timeout_s` for something to do; False when there was nothing. An exception of the batch fails the
+        jobs concerned; KeyboardInterrupt and its like put the running jobs back into the queue and pass through.
+        """
+        with self._changed:
+            self._changed.wait_for(self._has_work, timeout_s)
+        try:
+            worked = self._answer_calls()
+            if self._stopped():
+                self._stop(batch)
+                return worked
+            worked |= self._drop_cancelled(batch)
+            worked |= self._admit(batch)
+            if self._running:
+                worked = True
+                self._step(batch)
+                self._drop_cancelled(batch)
+        except BaseException as raised:
+            if not isinstance(raised, Exception):
+                self._put_back(batch)
+            raise
+        self._prune_sometimes()
+        return worked
+
+    def start(self, setup: Callable[[], Batch | None]) -> None:
+        """Work in one background thread: `setup()` first (None ends it), then tick after tick until `close`."""
+        if self._thread is not None:
+            raise RuntimeError("the worker was started already")
+
+        def loop() -> None:
+            batch = None
+            try:
+                batch = setup()
+                while batch is not None and not self._stopped():
+                    try:
+                        self.run_next(batch, timeout_s=PRUNE_EVERY_S)
+                    except Exception:  # the disk is full, say: jobs wait until it is not
+                        log.exception("the worker goes on in %.1f s", WAIT_AFTER_FAULT_S)
+                        with self._changed:
+                            self._changed.wait_for(self._stopped, WAIT_AFTER_FAULT_S)
+            finally:
+                self._stop(batch)
+
+        self._thread = threading.Thread(target=loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Accept nothing more, wake every reader, and let running jobs go on for up to `drain_s` seconds. Idempotent.
+
+        Returns at once; `join` waits. What is unfinished then stays in the store and runs after the next start.
+        """
+        with self._changed:
+            if not self._closed:
+                self._closed, self._drain_until = True, time.monotonic() + drain_s
+            self._changed.notify_all()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the background thread to end; True when it has."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    # ---- one tick
+
+    def _has_work(self) -> bool:
+        return bool(self._closed or self._calls or self._running or self._waiting)
+
+    def _stopped(self) -> bool:
+        return self._closed and (not self._running or time.monotonic() >= self._drain_until)
+
+    def _answer_calls(self) -> bool:
+        answered = False
+        for _ in range(MAX_CALLS):  # those that come meanwhile wait for the next tick, or no step would be done
+            with self._changed:
+                if not self._calls:
+                    break
+                function, future = self._calls.popleft()
+            answered = True
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as raised:
+                    future.set_exception(raised)
+                    if not isinstance(raised, Exception):
+                        raise
+        return answered
+
+    def _drop_cancelled(self, batch: Batch) -> bool:
+        cancelled = [job for job in self._running.values() if job.cancel_requested]
+        for job in cancelled:
+            batch.drop(job)
+            self._end(job, None)
+        return bool(cancelled)
+
+    def _admit(self, batch: Batch) -> bool:
+        """Let waiting jobs in, in their order: one that must wait for room is not overtaken by a smaller one."""
+        admitted = False
+        while True:
+            with self._changed:
+                order = () if self._closed else self._order(self._waiting)
+                if not order or self._running and not batch.has_room(order[0]):
+                    break
+                job = order[0]
+                columns = {"state": "running", "started_at": self._clock()}
+                status = ("status", {"status": "running", "error": None})
+                self._ledger.write([News(job, columns, {"queue_position": None}, [status])])
+                self._waiting = [other for other in self._waiting if other is not job]
+                self._running[job.id] = job
+                self._take_turn(job.client)
+                admitted = True
+            try:
+                batch.admit(job)
+            except Exception as raised:
+                self._end(job, _as_error(raised, f"job {job.id} could not start"))
+        if admitted:
+            with self._changed:
+                self._ledger.write(self._moved(self._waiting))
+        return admitted
+
+    def _step(self, batch: Batch) -> None:
+        try:
+            for job, error in batch.step():
+                self._end(job, error)
+        except Exception as raised:  # whatever it was, these jobs failed and say why; the next ones get their turn
+            error = _as_error(raised, "a step failed")
+            for job in tuple(self._running.values()):
+                batch.drop(job)
+                self._end(job, error)
+
+    def _end(self, job: Job, error: JobError | None) -> None:
+        """Finish a job that is no longer in the batch; an accepted cancel is kept, even at the last step."""
+        if job.cancel_requested:
+            error = JobError("cancelled", "The job was cancelled while it ran.")
+        with self._changed:
+            try:
+                if job.delete_requested:  # gone from the store; those who hold the job still see its end
+                    self._ledger.write([self._ending(job, error)], save=lambda _: self._store.delete(job))
+                else:
+                    self._ledger.write([self._ending(job, error)], durable=True)
+                del self._live[job.id]
+            except StoreError as refused:  # stays in the memory: in the store it is unfinished and will run again
+                log.error("job %s ended, which cannot be written down: %s", job.id, refused)
+                lost = JobError("storage", str(refused), "Free some space on the server's disk.")
+                self._ledger.show([self._ending(job, error or lost)])
+            del self._running[job.id]
+            self._last_duration_s = self._clock() - (job.started_at or 0.0)
+        self._next_prune = 0.0
+
+    def _ending(self, job: Job, error: JobError | None) -> News:
+        state: State = "succeeded" if error is None else "cancelled" if error.code == "cancelled" else "failed"
+        told = None if error is None else error.to_dict()
+        status = {"status": state, "error": told}
+        done = {**status, "t": job.done, "total_t": job.total}
+        columns = {"state": state, "finished_at": self._clock(), "error": told, "done": job.done, "total": job.total}
+        if state == "cancelled":
+            columns["cancel_requested"] = True
+        return News(job, columns, {"queue_position": None}, [("status", status), ("done", done)])
+
+    def _put_back(self, batch: Batch | None) -> None:
+        """What runs waits again, from its beginning; what its client gave up is over."""
+        if batch is not None and self._running:
+            self._drop_cancelled(batch)
+            for job in self._running.values():
+                batch.drop(job)
+            with self._changed:
+                try:
+                    self._queue_again(tuple(self._running.values()))
+                except StoreError as refused:
+                    log.error("running jobs cannot be put back (the next start will do it): %s", refused)
+                self._running.clear()
+
+    def _stop(self, batch: Batch | None) -> None:
+        self._put_back(batch)
+        with self._changed:
+            calls, self._calls = self._calls, deque()
+        for _, future in calls:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(QueueClosed("the server stopped"))
+
+    def _prune_sometimes(self) -> None:
+        now = self._clock()
+        if now >= self._next_prune:
+            self._next_prune = now + PRUNE_EVERY_S
+            self._store.prune(self._keep, now)
+
+    # ---- order
+
+    def _order(self, waiting: Sequence[Job]) -> Sequence[Job]:
+        """Who comes when: one job of each client in turn, beginning with the client whose last turn is longest ago."""
+        queues: dict[str, deque[Job]] = {}
+        for job in waiting:
+            queues.setdefault(job.client, deque()).append(job)
+        turns = sorted(queues.values(), key=lambda queue: (self._turns.get(queue[0].client, 0), queue[0].number))
+        return [job for turn in zip_longest(*turns) for job in turn if job is not None]
+
+    def _take_turn(self, client: str) -> None:
+        self._turn += 1
+        self._turns[client] = self._turn
+        self._turns.move_to_end(client)
+        if len(self._turns) > REMEMBERED_TURNS:
+            self._turns.popitem(last=False)
+
+    def _moved(self, waiting: Sequence[Job]) -> Sequence[News]:
+        """What to tell every waiting job whose place is another now."""
+        order = enumerate(self._order(waiting), start=1)
+        return [_placed(job, position) for position, job in order if job.queue_position != position]
+
+    def _assert_room(self, client: str) -> None:
+        retry_after_s = max(1, round(self._last_duration_s / max(1, len(self._running))))
+        if len(self._waiting) >= self._max_waiting:
+            raise QueueFull(f"{self._max_waiting} jobs are waiting already, which is the most there may", retry_after_s)
+        if sum(job.client == client for job in self._waiting) >= self._max_per_client:
+            message = f"{self._max_per_client} jobs of yours are waiting already, which is the most one client may have"
+            raise QueueFull(message, retry_after_s)
+
+    # ---- from one process to the next
+
+    def _restore(self) -> None:
+        again = []
+        for record in self._store.unfinished():
+            job = self._read_back(record)
+            assert job is not None, "nobody else uses the store yet"
+            if job.delete_requested:
+                self._store.delete(job)
+            elif job.cancel_requested:
+                error = JobError("cancelled", "The job was cancelled while it ran.")
+                self._ledger.write([self._ending(job, error)], durable=True)
+            else:
+                again.append(job)
+                self._live[job.id] = job
+        if again:
+            self._queue_again(again)
+        self._prune_sometimes()
+
+    def _queue_again(self, jobs: Sequence[Job]) -> None:
+        """Put jobs back in their old places, without the previews of what will be done again."""
+        waiting = sorted((*self._waiting, *jobs), key=lambda job: job.number)
+        news = []
+        for position, job in enumerate(self._order(waiting), start=1):
+            if job in jobs:
+                status = {"status": "queued", "queue_position": position, "error": None, "restarted": True}
+                columns = {"state": "queued", "started_at": None}
+                shown = {"done": 0, "total": 0, "queue_position": position}
+                previews = [file.name for file in job.stored.values() if file.moment is not None]
+                news.append(News(job, columns, shown, [("status", status)], dropped=previews))
+            elif job.queue_position != position:
+                news.append(_placed(job, position))
+        self._ledger.write(news, durable=True)
+        self._waiting = waiting
+        for item in news:
+            self._store.remove_files(item.job.id, item.dropped)
+
+    def _read_back(self, record: Record) -> Job | None:
+        """The job as it was; None when it has been deleted."""
+        events, files = self._store.events(record.number), self._store.files(record.number)
+        request = self._store.request(record.number)
+        if request is None:  # read last: what a deleted job had may be half gone
+            return None
+        return Job(**facts(record), request=request, ledger=self._ledger, events=events,
+                   stored={file.name: file for file in files})
 
 
 def make_id(text: str) -> str:
@@ -80,311 +560,27 @@ def make_id(text: str) -> str:
     return f"{slug}-{secrets.token_hex(16)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that happened. `id` counts from 1 within its job; `data` holds only what JSON can."""
-
-    id: int
-    kind: str
-    at: float
-    data: Mapping[str, Any]
+def _placed(job: Job, position: int) -> News:
+    status = {"status": "queued", "queue_position": position, "error": None}
+    return News(job, shown={"queue_position": position}, events=[("status", status)])
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """All of a job at one moment, so that a reader never sees the step of one update with the picture of the next."""
-
-    id: str
-    state: State
-    parameters: Mapping[str, Any]
-    warnings: tuple[str, ...]
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-    done: int
-    total: int
-    error: Mapping[str, str] | None
-    queue_position: int | None
-    cancel_requested: bool
-    events: tuple[Event, ...]
-    files: Mapping[str, bytes]
-
-    @property
-    def finished(self) -> bool:
-        return not TRANSITIONS[self.state]
+def _as_error(raised: Exception, what: str) -> JobError:
+    """The error that a client is told; what was not foreseen is written to the log in full."""
+    if isinstance(raised, JobError):
+        return raised
+    log.error("%s", what, exc_info=raised)
+    message = f"{type(raised).__name__}: {raised}"[:300]
+    return JobError("internal", message, "This is a fault of the server: see its log.")
 
 
-@dataclass
-class Job:
-    """One piece of work. Clients are told its `parameters`; its `payload` is for the work alone."""
-
-    id: str
-    parameters: Mapping[str, Any]
-    payload: Any
-    warnings: tuple[str, ...]
-    created_at: float
-    changed: threading.Condition
-    clock: Callable[[], float]
-    transient_budget: int
-    state: State = "queued"
-    started_at: float | None = None
-    finished_at: float | None = None
-    done: int = 0
-    total: int = 0
-    error: JobError | None = None
-    queue_position: int | None = None
-    cancel_requested: bool = False
-    events: list[Event] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)
-    transient: deque[str] = field(default_factory=deque)
-
-    @property
-    def finished(self) -> bool:
-        return not TRANSITIONS[self.state]
-
-    def emit(self, kind: str, data: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> Event:
-        """Append one event; its `files` appear at the same moment as the event that speaks of them.
-
-        Raises RuntimeError on a finished job: its history is closed.
-        """
-        with self.changed:
-            if self.finished:
-                raise RuntimeError(f"job {self.id} is {self.state}; nothing can happen to it any more")
-            return self._append(kind, data, files)
-
-    def keep(self, name: str, content: bytes) -> None:
-        """Keep a file that may be dropped, oldest first, when such files exceed `transient_budget` bytes."""
-        with self.changed:
-            self.files[name] = content
-            self.transient.append(name)
-            while sum(len(self.files[kept]) for kept in self.transient) > self.transient_budget:
-                del self.files[self.transient.popleft()]
-
-    def progress(self, done: int, total: int) -> None:
-        """Say that `done` of `total` steps are behind us."""
-        with self.changed:
-            self.done, self.total = done, total
-            self.emit("progress", {"t": done, "total_t": total})
-
-    def snapshot(self) -> Snapshot:
-        with self.changed:
-            return Snapshot(
-                id=self.id, state=self.state, parameters=self.parameters, warnings=self.warnings,
-                created_at=self.created_at, started_at=self.started_at, finished_at=self.finished_at,
-                done=self.done, total=self.total, error=self.error.to_dict() if self.error else None,
-                queue_position=self.queue_position, cancel_requested=self.cancel_requested,
-                events=tuple(self.events), files=dict(self.files),
-            )
-
-    def events_after(self, last: int) -> list[Event]:
-        """The events whose id is above `last`."""
-        with self.changed:
-            return self.events[max(last, 0) :]
-
-    def _append(self, kind: str, data: Mapping[str, Any], files: Mapping[str, bytes] | None = None) -> Event:
-        self.files.update(files or {})
-        event = Event(len(self.events) + 1, kind, self.clock(), dict(data))
-        self.events.append(event)
-        self.changed.notify_all()
-        return event
-
-    def _move(self, state: State, error: JobError | None = None) -> None:
-        if state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"job {self.id} cannot go from {self.state} to {state}")
-        self.state, self.error, self.queue_position = state, error, None
-        if state == "running":
-            self.started_at = self.clock()
-        finished = not TRANSITIONS[state]
-        if finished:
-            self.finished_at = self.clock()
-        data: dict[str, Any] = {"status": state, "error": error.to_dict() if error else None}
-        self._append("status", data)
-        if finished:
-            self._append("done", {**data, "t": self.done, "total_t": self.total})
+def _to_cursor(number: int) -> str:
+    return base64.urlsafe_b64encode(number.to_bytes(9, "big")).decode()
 
 
-class JobQueue:
-    """A bounded first-in-first-out queue, the jobs that left it, and the one thread that works on it.
-
-    `keep_finished` and `keep_bytes` bound what finished jobs may occupy; `max_waiting` bounds the queue itself.
-    """
-
-    MAX_REMEMBERED_IDS = 100_000  # deleted ids that are still answered with "deleted" instead of "never existed"
-
-    def __init__(
-        self,
-        run: Callable[[Job], None],
-        *,
-        max_waiting: int = 32,
-        keep_finished: int = 100,
-        keep_bytes: int = 256 * MEBIBYTE,
-        transient_budget: int = 8 * MEBIBYTE,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._run = run
-        self._max_waiting, self._keep_finished, self._keep_bytes = max_waiting, keep_finished, keep_bytes
-        self._transient_budget, self._clock = transient_budget, clock
-        self._changed = threading.Condition(threading.RLock())
-        self._jobs: dict[str, Job] = {}
-        self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
-        self._finished: OrderedDict[str, int] = OrderedDict()  # id -> bytes held, oldest first
-        self._deleted: OrderedDict[str, None] = OrderedDict()
-        self._last_duration_s = 10.0
-        self._closed = False
-        self._thread: threading.Thread | None = None
-
-    # ---- the client's side
-
-    def submit(
-        self, name: str, parameters: Mapping[str, Any], payload: Any = None, *, warnings: tuple[str, ...] = ()
-    ) -> Job:
-        """Put a new job at the end of the queue. `name` only makes the id readable.
-
-        Raises QueueFull when `max_waiting` jobs wait already, QueueClosed after `close`.
-        """
-        with self._changed:
-            if self._closed:
-                raise QueueClosed("the queue is closed: the server is stopping")
-            if len(self._waiting) >= self._max_waiting:
-                raise QueueFull(self._max_waiting, max(1, round(self._last_duration_s)))
-            job = Job(
-                make_id(name), dict(parameters), payload, warnings, self._clock(), self._changed, self._clock,
-                self._transient_budget,
-            )
-            self._jobs[job.id] = job
-            self._waiting.append(job)
-            job.queue_position = len(self._waiting)
-            job._append("status", {"status": "queued", "queue_position": job.queue_position, "error": None})
-            return job
-
-    def get(self, job_id: str) -> Job:
-        """The job with this id. Raises UnknownJob or DeletedJob."""
-        with self._changed:
-            if job_id in self._jobs:
-                return self._jobs[job_id]
-            if job_id in self._deleted:
-                raise DeletedJob(job_id)
-            raise UnknownJob(job_id)
-
-    def cancel(self, job_id: str) -> Job:
-        """Ask one job to stop: at once when it waits, at its next step when it runs. Finished jobs stay as they are."""
-        with self._changed:
-            job = self.get(job_id)
-            if job.state == "queued":
-                self._waiting.remove(job)
-                job.cancel_requested = True
-                job._move("cancelled", JobError("cancelled", "The job was cancelled before it started."))
-                self._retire(job)
-                self._renumber()
-            elif job.state == "running":
-                job.cancel_requested = True
-            return job
-
-    def wait_events(self, job: Job, last: int, timeout_s: float) -> list[Event]:
-        """The events after id `last`, waiting up to `timeout_s` for the first one; empty on time-out or `close`."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(job.events) > last or self._closed, timeout_s)
-            return job.events_after(last)
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs wait, run and are finished but still kept."""
-        with self._changed:
-            return {"waiting": len(self._waiting), "running": int(self._running is not None),
-                    "finished": len(self._finished)}
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    # ---- the worker's side
-
-    def run_next(self, timeout_s: float = 0.0) -> Job | None:
-        """Do the oldest waiting job, here and now; wait up to `timeout_s` for one. Returns it finished, or None."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s) or not self._waiting:
-                return None
-            job = self._running = self._waiting.popleft()
-            job._move("running")
-            self._renumber()
-        state: State = "succeeded"
-        error: JobError | None = None
-        try:
-            self._run(job)
-        except JobCancelled:
-            state, error = "cancelled", JobError("cancelled", "The job was cancelled while it ran.")
-        except JobError as raised:
-            state, error = "failed", raised
-        except Exception as raised:  # whatever it was, this job failed and says why; the next one gets its turn
-            log.exception("job %s failed", job.id)
-            message = f"{type(raised).__name__}: {raised}"[:300]
-            state, error = "failed", JobError("internal", message, "This is a fault of the server: see its log.")
-        except BaseException:  # Ctrl-C, exit: leave no job that says "running" for ever
-            self._finish(job, "failed", JobError("interrupted", "The server was stopped while the job ran."))
-            raise
-        self._finish(job, state, error)
-        return job
-
-    def start(self, setup: Callable[[], bool]) -> None:
-        """Work in one background thread: `setup()` first (False ends it), then job after job until `close`."""
-        if self._thread is not None:
-            raise RuntimeError("the worker was started already")
-
-        def loop() -> None:
-            if setup():
-                while not self._closed:
-                    self.run_next(timeout_s=60.0)
-
-        self._thread = threading.Thread(target=loop, name="engine", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Accept nothing more, cancel what waits, ask what runs to stop, and wake every reader. Idempotent."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            for job in self._waiting:
-                job.cancel_requested = True
-                job._move("cancelled", JobError("server_stopped", "The server stopped.", "Send the request again."))
-                self._retire(job)
-            self._waiting.clear()
-            if self._running is not None:
-                self._running.cancel_requested = True
-            self._changed.notify_all()
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the background thread to end; True when it has."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
-
-    def _finish(self, job: Job, state: State, error: JobError | None) -> None:
-        with self._changed:
-            if job.cancel_requested and state == "succeeded":  # an accepted cancel is kept, even at the last step
-                state, error = "cancelled", JobError("cancelled", "The job was cancelled while it ran.")
-            job._move(state, error)
-            self._running = None
-            if job.started_at is not None and job.finished_at is not None:
-                self._last_duration_s = job.finished_at - job.started_at
-            self._retire(job)
-
-    def _retire(self, job: Job) -> None:
-        """Count a finished job's memory, and forget the oldest finished ones above the caps (never this one)."""
-        job.payload = None
-        self._finished[job.id] = sum(map(len, job.files.values()))
-        while len(self._finished) > 1 and (
-            len(self._finished) > self._keep_finished or sum(self._finished.values()) > self._keep_bytes
-        ):
-            oldest, _ = self._finished.popitem(last=False)
-            del self._jobs[oldest]
-            self._deleted[oldest] = None
-            if len(self._deleted) > self.MAX_REMEMBERED_IDS:
-                self._deleted.popitem(last=False)
-
-    def _renumber(self) -> None:
-        """Tell every waiting job whose place changed."""
-        for position, job in enumerate(self._waiting, start=1):
-            if job.queue_position != position:
-                job.queue_position = position
-                job._append("status", {"status": "queued", "queue_position": position, "error": None})
+def _from_cursor(cursor: str) -> int:
+    known = re.fullmatch(r"[A-Za-z0-9_-]{12}", cursor)
+    number = int.from_bytes(base64.urlsafe_b64decode(cursor), "big") if known else 2**63
+    if number >= 2**63:  # more than the store can count
+        raise ValueError("the cursor must be one that the page before gave")
+    return number

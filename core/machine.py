@@ -1,4 +1,4 @@
-"""What does this machine offer: memory, a free port, a browser?
+"""What does this machine offer: memory, disk, a free port, a browser?
 
 Each check answers with None, or with one sentence that says what is wrong and how to mend it. It does not know what
 will be served. Standard library only and no syntax newer than Python 3.7, as in `core/environment.py`.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import ipaddress
 import os
 import re
 import shutil
 import socket
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -72,6 +74,41 @@ def memory_problem(free: int | None) -> str | None:
     return f"{short}: close other programs and start again."
 
 
+# ---- disk ------------------------------------------------------------------------------------------------------------
+
+
+def nearest_folder(path: Path) -> Path:
+    """`path`, or the closest of its parents that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.exists()), path)
+
+
+def folder_problem(path: Path, needed: int, flag: str) -> str | None:
+    """The sentence for a folder, made yet or not, that cannot take `needed` bytes; `flag` chooses another one."""
+    there = nearest_folder(path)
+    if not there.is_dir():
+        return f"{there} is no folder, so nothing can be kept in {path}: choose another one with {flag}."
+    try:
+        with tempfile.TemporaryFile(dir=str(there)):  # permissions alone do not tell: read-only disks, quotas
+            free = shutil.disk_usage(str(there)).free
+    except OSError as error:
+        reason = error.strerror or error
+        return f"{path} cannot be written to ({reason}): choose another folder with {flag}, or make it yours."
+    if free < needed:
+        short = f"Only {free / 1e6:.0f} MB are free on the disk of {path} and {needed / 1e6:.0f} MB are needed"
+        return f"{short}: free some space, or choose a folder on another disk with {flag}."
+    return None
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files below a folder; 0 where there is none."""
+    sizes = 0
+    for folder, _, names in os.walk(str(path)):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                sizes += os.path.getsize(os.path.join(folder, name))
+    return sizes
+
+
 # ---- address ---------------------------------------------------------------------------------------------------------
 
 
@@ -97,14 +134,25 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
+def ask(host: str, port: int, path: str, key: str = "") -> tuple[int, bytes] | None:
+    """Status and body of GET `path` there, whatever the status; None when nobody answers HTTP."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        request = urllib.request.Request(address_of(host, port) + path, headers=headers)
+        with direct.open(request, timeout=2) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except (OSError, ValueError, http.client.HTTPException):  # URLError is an OSError; ValueError: not HTTP at all
+        return None
+
+
 def answers(host: str, port: int) -> bool:
     """Whether GET /health answers 200 there."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
-    try:
-        with direct.open(address_of(host, port) + "health", timeout=2) as answer:
-            return answer.status == 200
-    except (OSError, ValueError):  # URLError and HTTPError are OSErrors; ValueError: not HTTP at all
-        return False
+    answer = ask(host, port, "health")
+    return answer is not None and answer[0] == 200
 
 
 def listen_once(host: str, port: int) -> None:

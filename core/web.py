@@ -1,8 +1,8 @@
 """What does every route owe its clients, whatever it does?
 
-One shape for every error (RFC 9457 plus a plain `error` sentence), strict JSON bodies, validation whose messages say
-what is accepted and what came, and the checks at the door: Host, Origin, key. Any web page in the user's browser can
-reach localhost, so a server that listens only there still has to ask who is speaking.
+One shape for every error (RFC 9457 plus a plain `error` sentence), strict JSON bodies and queries, validation whose
+messages say what is accepted and what came, entity tags, and the checks at the door: Host, Origin, key. Any web page in
+the user's browser can reach localhost, so a server that listens only there still has to ask who is speaking.
 
 It does not know which routes or fields exist: `api.py` brings the pydantic schemas and the application.
 
@@ -12,14 +12,17 @@ Errors: https://www.rfc-editor.org/rfc/rfc9457. Pointers: https://www.rfc-editor
 from __future__ import annotations
 
 import difflib
+import hashlib
 import hmac
 import ipaddress
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flask import Flask, Response, request
 from pydantic import BaseModel, ValidationError
@@ -28,18 +31,21 @@ from werkzeug.exceptions import HTTPException
 
 LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
 KEY_COOKIE = "faces_key"
+PROBLEM_TYPE = "application/problem+json"
+MAX_ERRORS = 20  # named in one answer: a body can hold a hundred thousand wrong fields
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; manifest-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-JSON_TYPES = {str: "string", int: "integer", float: "number"}
 
 log = logging.getLogger(__name__)
 Schema = TypeVar("Schema", bound=BaseModel)
+Path = tuple[str, ...]  # of a field: its name, or the name of a list and a position in it
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -53,17 +59,21 @@ class Problem(Exception):
         self.status, self.detail, self.headers, self.members = status, detail, dict(headers or {}), members
 
 
-def problem_response(problem: Problem) -> Response:
-    """The one producer of errors."""
-    body = {
+def problem_text(problem: Problem) -> str:
+    """The one producer of errors: the document that a client reads."""
+    return json.dumps({
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
         "error": problem.detail,
         **problem.members,
-    }
-    return Response(json.dumps(body), problem.status, problem.headers, mimetype="application/problem+json")
+    })
+
+
+def problem_response(problem: Problem) -> Response:
+    headers = {"Cache-Control": "no-store", **problem.headers}
+    return Response(problem_text(problem), problem.status, headers, mimetype=PROBLEM_TYPE)
 
 
 def json_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
@@ -72,27 +82,77 @@ def json_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = N
     )
 
 
-# ---- bodies ----------------------------------------------------------------------------------------------------------
+def tagged(response: Response, tag: str | None = None) -> Response:
+    """The response with an ETag (of its content, unless `tag` says what it depends on), or 304 for who has it."""
+    response.set_etag(hashlib.sha256(response.get_data()).hexdigest()[:32] if tag is None else tag)
+    if response.headers.get("Cache-Control") == "no-store":
+        response.headers["Cache-Control"] = "no-cache"  # keep it, but ask every time
+    response.make_conditional(request)
+    return response
+
+
+# ---- bodies, queries, headers ----------------------------------------------------------------------------------------
 
 
 def shown(value: Any) -> str:
     """A value as JSON, short enough for a message."""
-    text = json.dumps(value, default=str)
+    text = json.dumps(value[:60] if isinstance(value, str) else value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_body(kinds: Collection[str]) -> tuple[str, bytes]:
+    """The body and which of the accepted media types it says to be. Raises a 415 problem for another one."""
+    kind = request.mimetype
+    if kind not in kinds:
+        raise Problem(415, f"Send the header Content-Type: {' or '.join(kinds)}; got {shown(kind or 'none')}")
+    coding = request.headers.get("Content-Encoding", "identity")
+    if coding != "identity":
+        raise Problem(415, f"Send the body as it is, without Content-Encoding; got {shown(coding)}")
+    return kind, request.get_data(cache=False)
 
 
 def read_json() -> Any:
     """The request's body, strictly parsed: the content type must say JSON; NaN and Infinity are not JSON."""
-    if request.mimetype != "application/json":
-        raise Problem(415, f"Send the header Content-Type: application/json; got {shown(request.mimetype or 'none')}")
+    _, body = read_body(("application/json",))
+    return parse_json(body)
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON in UTF-8. Raises a 400 problem that says where it is none."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Of a name that comes twice some readers take the first value, some the last; here it is an error."""
+        found = dict(members)
+        if len(found) < len(members):
+            names = [name for name, _ in members]
+            raise ValueError(f"the name {shown(next(name for name in names if names.count(name) > 1))} comes twice")
+        return found
+
     try:
-        return json.loads(request.get_data(cache=False).decode("utf-8"), parse_constant=refuse)
+        return json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise Problem(400, f"The body is not JSON: {str(error)[:200]}") from error
+
+
+def read_query(schema: type[Schema]) -> Schema:
+    """The query string as a request: unknown names are refused, whole numbers are numbers. Raises a 422 problem."""
+    found: dict[str, Any] = {}
+    for name, texts in request.args.lists():
+        whole = name in schema.model_fields and bounds(schema, name)["type"] == "integer"
+        values = [int(text) if whole and re.fullmatch(r"-?[0-9]{1,18}", text) else text for text in texts]
+        found[name] = values[0] if len(values) == 1 else values
+    return validate(schema, found, pointer="?")
+
+
+def read_header(name: str, max_length: int) -> str | None:
+    """A header of 1 to `max_length` visible ASCII characters, None without it. Raises a 400 problem for another."""
+    value = request.headers.get(name)
+    if value is not None and not (len(value) <= max_length and re.fullmatch(r"[\x21-\x7e]+", value)):
+        raise Problem(400, f"{name} must be 1 to {max_length} visible ASCII characters; got {shown(value)}")
+    return value
 
 
 def bad_field(field: str | None, text: str) -> PydanticCustomError:
@@ -100,42 +160,41 @@ def bad_field(field: str | None, text: str) -> PydanticCustomError:
     return PydanticCustomError("field", "{text}", {"text": text, "field": field or ""})
 
 
+@cache
 def bounds(schema: type[BaseModel], name: str) -> dict[str, Any]:
-    """What a field accepts, read from its schema: type, and where they apply minimum, maximum, max_length."""
-    field = schema.model_fields[name]
-    found: dict[str, Any] = {
-        "type": next(word for kind, word in JSON_TYPES.items() if kind.__name__ in str(field.annotation))
-    }
-    for limit in field.metadata:
-        for ours, theirs in (("minimum", "ge"), ("maximum", "le"), ("max_length", "max_length")):
-            if hasattr(limit, theirs):
-                found[ours] = getattr(limit, theirs)
-    return found
+    """What a field accepts, read from its JSON Schema: type, and where they apply choices, minimum, maximum, length."""
+    field = schema.model_json_schema()["properties"][name]
+    first = next(one for one in field.get("anyOf", [field]) if one["type"] != "null")
+    names = {"minimum": "minimum", "maximum": "maximum", "min_length": "minLength", "max_length": "maxLength"}
+    found = {"type": first["type"], **{ours: first[theirs] for ours, theirs in names.items() if theirs in first}}
+    return found | ({"choices": first["enum"]} if "enum" in first else {})
 
 
 def expectation(schema: type[BaseModel], name: str) -> str:
     """For example `an integer from 1 to 8`."""
     limits = bounds(schema, name)
+    if "choices" in limits:
+        return f"one of {', '.join(limits['choices'])}"
     words = ("an " if limits["type"] == "integer" else "a ") + limits["type"]
     if "max_length" in limits:
-        return f"{words} of 0 to {limits['max_length']} characters"
+        return f"{words} of {limits.get('min_length', 0)} to {limits['max_length']} characters"
     return f"{words} from {limits['minimum']} to {limits['maximum']}" if "maximum" in limits else words
 
 
-def field_error(schema: type[BaseModel], aliases: Collection[str], error: ErrorDetails) -> tuple[str, str]:
-    """One pydantic error -> (field, message): what is accepted, then what came."""
+def field_error(schema: type[BaseModel], aliases: Collection[str], error: ErrorDetails) -> tuple[Path, str]:
+    """One pydantic error -> (path to the field, message): what is accepted, then what came."""
     context = error.get("ctx", {})
-    name = str(error["loc"][0]) if error["loc"] else ""
     if "field" in context:
-        return context["field"], context["text"]
+        return tuple(context["field"].split("/")), context["text"]
+    if not error["loc"]:
+        return (), f"must be a JSON object; got {shown(error['input'])}"
+    name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, [*schema.model_fields, *aliases], n=1)
-        return name, "unknown field" + (f"; did you mean {close[0]}?" if close else "")
-    if not name:
-        return "", f"must be a JSON object; got {shown(error['input'])}"
+        close = difflib.get_close_matches(name[:60], [*schema.model_fields, *aliases], n=1)
+        return (name,), "unknown field" + (f"; did you mean {close[0]}?" if close else "")
     if error["type"] == "missing":
-        return name, f"is required: {expectation(schema, name)}"
-    return name, f"must be {expectation(schema, name)}; got {shown(error['input'])}"
+        return (name,), f"is required: {expectation(schema, name)}"
+    return (name,), f"must be {expectation(schema, name)}; got {shown(error['input'])}"
 
 
 def validate(
@@ -145,39 +204,65 @@ def validate(
     context: Any = None,
     aliases: Mapping[str, str] | None = None,
     unavailable: Collection[str] = (),
+    pointer: str = "#/",
 ) -> Schema:
     """Body -> request, or a 422 that lists every bad field under the name that the client used.
 
-    `aliases` are other names of fields; `unavailable` fields are known but refused, unless they say null.
+    `aliases` are other names of fields; `unavailable` fields are known but refused, unless they say null. `pointer`
+    stands before the names: `#/` for members of a body, `?` for parameters of a query.
     """
     aliases = aliases or {}
-    errors: dict[str, str] = {}
+    errors: dict[Path, str] = {}
     sent_as: dict[str, str] = {}
     fields = body
     if isinstance(body, dict):
         fields = {}
         for name, value in body.items():
             target = aliases.get(name, name)
-            if target in sent_as:
-                errors[name] = f"is another name of {sent_as[target]}; send only one of them"
+            if not is_text(name):  # pydantic would call the whole body wrong
+                errors[ascii(name)[1:-1],] = "unknown field"
+            elif target in sent_as:
+                errors[name,] = f"is another name of {sent_as[target]}; send only one of them"
             elif target not in unavailable:
-                fields[target] = value
+                fields[target] = whole(schema, target, value)
             elif value is not None:
-                errors[name] = "not available with this model"
+                errors[name,] = "not available with this model"
             sent_as.setdefault(target, name)
     try:
         checked = schema.model_validate(fields, context=context)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            name, message = field_error(schema, aliases, detail)
-            errors.setdefault(sent_as.get(name, name), message)  # a union reports each of its members
+        for detail in error.errors(include_url=False)[:MAX_ERRORS]:
+            path, message = field_error(schema, aliases, detail)
+            errors.setdefault((sent_as.get(path[0], path[0]), *path[1:]) if path else (), message)  # a union: once
     if errors:
-        raise Problem(
-            422,
-            "; ".join(f"{name or 'body'}: {message}" for name, message in errors.items()),
-            errors=[{"pointer": f"#/{name}" if name else "#", "message": text} for name, text in errors.items()],
-        )
+        raise invalid(errors.items(), pointer)
     return checked
+
+
+def is_text(value: str) -> bool:
+    """JSON can escape half a surrogate pair, which no encoding has."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def whole(schema: type[BaseModel], name: str, value: Any) -> Any:
+    """2.0 is a whole number: JSON knows one kind of number, and some languages write all of theirs with a point."""
+    if isinstance(value, float) and value.is_integer() and name in schema.model_fields:
+        return int(value) if bounds(schema, name)["type"] == "integer" else value
+    return value
+
+
+def invalid(errors: Iterable[tuple[Path, str]], pointer: str = "#/") -> Problem:
+    """The 422 problem that names fields by their paths, () being the whole body, and says what is wrong with each."""
+
+    def pointed(path: Path) -> str:
+        return pointer + "/".join(quote(name.replace("~", "~0").replace("/", "~1"), safe="~") for name in path)
+
+    cut = [(tuple(name if len(name) <= 60 else name[:57] + "..." for name in path), text) for path, text in errors]
+    return Problem(
+        422,
+        "; ".join(f"{'/'.join(path) if path else 'body'}: {text}" for path, text in cut),
+        errors=[{"pointer": pointed(path) if path else "#", "message": text} for path, text in cut],
+    )
 
 
 # ---- the door --------------------------------------------------------------------------------------------------------
@@ -200,6 +285,14 @@ def host_allowed(host: str, hosts: Collection[str] | None) -> bool:
         return False
 
 
+def origin_allowed(origin: str | None, host: str, origins: Collection[str]) -> bool:
+    """May this web page use the server? Those of the server itself may, and those that are listed."""
+    try:
+        return origin is None or origin in origins or urlsplit(origin).netloc == host
+    except ValueError:
+        return False
+
+
 def key_given(api_key: str) -> bool:
     """Did this request bring the key: as bearer token, as X-API-Key, or in the cookie that a browser got from us?"""
     bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -217,11 +310,10 @@ def add_door(
 
     @app.before_request
     def check() -> None:
-        host = request.headers.get("Host", "")
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         if not host_allowed(host, hosts):
             raise Problem(403, f"This server does not answer to the host {shown(host)}; see --allow-host.")
-        origin = request.headers.get("Origin")
-        if origin is not None and origin not in origins and urlsplit(origin).netloc != host:
+        if not origin_allowed(origin, host, origins):
             raise Problem(403, f"Requests from the web page {shown(origin)} are not allowed; see --cors-origin.")
         needs_key = api_key is not None and request.endpoint not in public and request.method != "OPTIONS"
         if api_key is not None and needs_key and not key_given(api_key):
@@ -234,6 +326,8 @@ def add_door(
             response.headers[name] = value
         if request.headers.get("Origin") in origins:
             response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        if response.status_code in (204, 303, 304) or request.method == "OPTIONS" and response.status_code == 200:
+            response.headers.pop("Content-Type", None)  # an empty answer is no HTML page
         return response
 
     @app.errorhandler(Problem)
@@ -243,7 +337,12 @@ def add_door(
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
-        return problem_response(Problem(error.code or 500, error.description or "", headers))
+        detail = error.description or ""
+        if error.code == 404:
+            detail = f"There is nothing at {shown(request.path)}; see /docs."
+        elif error.code == 413:
+            detail = f"The body is too large: this route accepts at most {request.max_content_length} bytes."
+        return problem_response(Problem(error.code or 500, detail, headers))
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:

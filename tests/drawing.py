@@ -1,7 +1,7 @@
 """An engine without a model: draws a face-like cartoon from the seed, sharper with every step. No torch.
 
-It keeps the engine's promises (image i depends on seed + i alone, `should_stop` is looked at every step, previews are
-drawn only when asked for), so everything in front of the model can be tested in milliseconds.
+It keeps the engine's promises (image i depends on seed + i alone, a failing run does not disturb the others, skipped
+steps count as done), so everything in front of the model can be tested in milliseconds.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from core.jobs import JobCancelled
+from core.engine import DrawRequest
+from core.ledger import JobError
+from core.pictures import encode_png
 
 LATENT_SHAPE = (4, 2, 2)
 
@@ -39,15 +40,29 @@ class Drawing:
     latent: bytes
 
 
-@dataclass(frozen=True)
-class DrawingStep:
+@dataclass(eq=False)
+class DrawingRun:
+    """A request being drawn, `done` steps of `total` on its way."""
+
+    asked: DrawRequest
     done: int
-    total: int
-    previews: Callable[[], list[Drawing]]
+    error: JobError | None = None
+
+    @property
+    def num_images(self) -> int:
+        return self.asked.num_images
+
+    @property
+    def total(self) -> int:
+        return self.asked.num_inference_steps
+
+    @property
+    def finished(self) -> bool:
+        return self.error is not None or self.done >= self.total
 
 
-def draw(prompt: str, seed: int, size: int, blur: float) -> bytes:
-    """A cartoon face as PNG bytes; hair and skin come from the seed, the mouth from the prompt."""
+def draw(prompt: str, seed: int, size: int, blur: float) -> np.ndarray:
+    """A cartoon face, uint8 [size, size, 3]; hair and skin come from the seed, the mouth from the prompt."""
     rng = np.random.default_rng(seed)
     hair, skin = (tuple(int(c) for c in rng.integers(low, 256, 3)) for low in (0, 150))
     image = Image.new("RGB", (size, size), "steelblue")
@@ -58,50 +73,64 @@ def draw(prompt: str, seed: int, size: int, blur: float) -> bytes:
     pen.ellipse((size * 0.58, size * 0.45, size * 0.64, size * 0.51), fill="black")
     smile = (20, 160) if "smil" in prompt else (200, 340)
     pen.arc((size * 0.38, size * 0.6, size * 0.62, size * 0.8), *smile, fill="darkred")
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(blur)))
+
+
+def as_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    image.filter(ImageFilter.GaussianBlur(blur)).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @dataclass
 class DrawingEngine:
-    """`before_step(step)` lets a test do something at an exact moment; `calls` records what was asked for."""
+    """`before_step(step)` lets a test do something before a run takes its step number `step`; an exception that it
+    raises ends that run alone. `begun` records what was asked for, `steps` which prompts stepped together."""
 
     info: DrawingInfo = DrawingInfo()
-    before_step: Callable[[int], None] | None = None
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    before_step: Callable[[int], object] | None = None
+    begun: list[DrawRequest] = field(default_factory=list)
+    steps: list[list[str]] = field(default_factory=list)
+    num_previews: int = 0
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        num_images: int,
-        num_inference_steps: int,
-        seed: int,
-        guidance_scale: float,
-        negative_prompt: str,
-        sampler: str,
-        latents: np.ndarray | None,
-        start: float,
-        on_step: Callable[[Any], None],
-        should_stop: Callable[[], bool],
-    ) -> Sequence[Drawing]:
-        self.calls.append({"prompt": prompt, "seed": seed, "sampler": sampler, "guidance_scale": guidance_scale,
-                           "negative_prompt": negative_prompt, "latents": latents, "start": start})
-        total = num_inference_steps
+    def begin(self, request: DrawRequest) -> DrawingRun:
+        self.begun.append(request)
+        return DrawingRun(request, int(request.start * request.num_inference_steps))
 
-        def pictures(done: int) -> list[Drawing]:
-            found = []
-            for i in range(num_images):
-                z = np.random.default_rng(seed + i).standard_normal(LATENT_SHAPE) if latents is None else latents[i]
-                png = draw(prompt, seed + i, self.info.image_size, 6 * (1 - done / total))
-                found.append(Drawing(i, seed + i, png, z.astype("<f4").tobytes()))
-            return found
+    def step(self, runs: Sequence[DrawingRun]) -> None:
+        self.steps.append([run.asked.prompt for run in runs])
+        for run in runs:
+            try:
+                if self.before_step is not None:
+                    self.before_step(run.done + 1)
+                run.done += 1
+            except JobError as error:
+                run.error = error
 
-        for done in range(int(start * total) + 1, total + 1):
-            if self.before_step is not None:
-                self.before_step(done)
-            on_step(DrawingStep(done, total, lambda at=done: pictures(at)))
-            if should_stop():
-                raise JobCancelled
-        return pictures(total)
+    def previews(self, run: DrawingRun) -> list[Drawing]:
+        self.num_previews += run.num_images
+        return self._drawings(run)
+
+    def pictures(self, run: DrawingRun) -> list[Drawing]:
+        return self._drawings(run)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """The mean colours of the four quarters, and their brightness. Shapes: [32, 32, 3] -> [4, 2, 2]."""
+        quarters = pixels.reshape(2, 16, 2, 16, 3).mean((1, 3)).transpose(2, 0, 1) / 127.5 - 1
+        return np.concatenate((quarters, quarters.mean(0, keepdims=True))).astype(np.float32)
+
+    def decode(self, latent: np.ndarray) -> np.ndarray:
+        colours = (latent[:3].transpose(1, 2, 0).clip(-1, 1) * 127.5 + 127.5).round().astype(np.uint8)
+        return colours.repeat(16, 0).repeat(16, 1)
+
+    def _drawings(self, run: DrawingRun) -> list[Drawing]:
+        asked, found = run.asked, []
+        request = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt, "n_images": 1,
+                   "n_inf_steps": run.total, "sampler": asked.sampler, "guidance_scale": asked.guidance_scale}
+        for i in range(run.num_images):
+            seed = (asked.seed + i) % 2**53
+            z = np.random.default_rng(seed).standard_normal(LATENT_SHAPE) if asked.latents is None else asked.latents[i]
+            pixels = draw(asked.prompt, seed, self.info.image_size, 6 * (1 - run.done / run.total))
+            png = encode_png(pixels, {**request, "seed": seed}, self.info) if run.finished else as_png(pixels)
+            found.append(Drawing(i, seed, png, z.astype("<f4").tobytes()))
+        return found

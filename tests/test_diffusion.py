@@ -18,6 +18,9 @@ from core.diffusion import (
     NUM_TRAIN_TIMESTEPS,
     SAMPLERS,
     Condition,
+    Denoising,
+    Guidance,
+    GuidedBatch,
     NoiseSchedule,
     NotFiniteError,
     guided,
@@ -313,6 +316,26 @@ def test_guidance_identities() -> None:
     assert torch.allclose(run(2.0, wanted), c, atol=1e-4)  # away from itself is nowhere
 
 
+def test_a_batch_guides_every_job_by_its_own_scale() -> None:
+    """Whatever shares the call, each job gets what ``guided`` gives it alone, for as few rows."""
+    away = condition(2, length=5, fill=-0.25)
+    jobs = [Guidance(condition(2, fill=0.5), 3.0), Guidance(condition(1, fill=0.2), 1.0),
+            Guidance(condition(2, length=7, fill=0.1), 7.5, away), Guidance(condition(1), 0.0),
+            Guidance(condition(2, fill=0.3), 0.0, away)]
+    x, t = seeded(8, 1, 4, 4), torch.linspace(1, 900, 8)
+    for chosen, rows in ((jobs, 12), (jobs[1::2], 2), (jobs[::2], 10), (jobs[:1], 4)):
+        spy, counts = Spy(), [len(job.condition) for job in chosen]
+        batch = GuidedBatch(chosen)
+        together = batch.combine(spy(*batch.inputs(x[: sum(counts)], t[: sum(counts)])))
+        assert spy.rows == [rows] == [len(batch.pictures)] and len(together) == sum(counts)
+        first = 0
+        for job, count in zip(chosen, counts, strict=True):
+            mine = slice(first, first + count)
+            alone = guided(spy, x[mine], t[mine], job.condition, job.scale, job.negative)
+            assert torch.allclose(together[mine], alone, rtol=1e-5, atol=1e-4)
+            first += count
+
+
 def test_conditions_join_repeat_and_null() -> None:
     short, long = condition(2, length=2, fill=1.0), condition(1, length=4, fill=2.0)
     both = join_conditions([short, long])
@@ -341,6 +364,54 @@ def test_the_same_seed_is_the_same_picture_alone_or_in_company(name: str) -> Non
     assert torch.equal(run([1]), together[1:2]) and torch.equal(run([2, 0]), together[[2, 0]])
     other = draw(COSINE, name, noise[:1], 12, generators=[torch.Generator().manual_seed(9)])
     assert torch.equal(other, together[:1]) == (name == "Euler")
+
+
+def test_jobs_of_every_kind_share_one_loop() -> None:
+    """All samplers with different numbers of steps, pictures and starts, joining late and leaving early."""
+    model, config = gaussian(COSINE, 0.6), scheduler_config(COSINE)
+
+    def begin(i: int) -> Denoising:
+        count = 1 + i % 3
+        generators = [torch.Generator().manual_seed(10 * i + k) for k in range(count)]
+        more = {"start": 0.4, "z": 0.6 * seeded(count, 1, 4, 4, seed=50 + i)} if i % 4 == 3 else {}
+        return Denoising(make_scheduler(SAMPLERS[i % len(SAMPLERS)], config), seeded(count, 1, 4, 4, seed=i), 5 + 2 * i,
+                         generators=generators, **more)  # type: ignore[arg-type]
+
+    def advance(jobs: list[Denoising]) -> None:
+        asked = [job.model_input() for job in jobs]
+        levels = torch.tensor([level for x, level in asked for _ in range(len(x))])
+        prediction = model(torch.cat([x for x, _ in asked]), levels, condition(len(levels)))
+        for job, part in zip(jobs, prediction.split([len(x) for x, _ in asked]), strict=True):
+            job.advance(part)
+
+    count = 2 * len(SAMPLERS)
+    waiting, running, finished = [begin(i) for i in range(count)], [], []
+    abandoned = begin(3)
+    while waiting or running:
+        running += waiting[:1]  # one joins at every step
+        del waiting[:1]
+        advance([abandoned, *running] if abandoned.done < 4 else running)
+        finished += [job for job in running if job.finished]
+        running = [job for job in running if not job.finished]
+    assert len(finished) == count and abandoned.done == 4
+    together = {job.total: job.x for job in finished}
+    for i in range(count):
+        alone = begin(i)
+        while not alone.finished:
+            advance([alone])
+        assert torch.equal(together[alone.total], alone.x), i
+
+
+def test_a_job_knows_its_place_and_its_clean_estimate() -> None:
+    noise = seeded(2, 1, 4, 4)
+    job = Denoising(make_scheduler("Euler", scheduler_config(COSINE)), noise, 3)
+    assert (job.done, job.total, job.finished) == (0, 3, False) and torch.equal(job.denoised(), job.x)
+    x, level = job.model_input()
+    assert float(x.std() / noise.std()) == pytest.approx(1.0, abs=1e-3) and level == 999.0  # scaled for the network
+    job.advance(gaussian(COSINE, 0.6)(x, torch.full((2,), level), condition(2)))
+    assert job.done == 1 and torch.allclose(job.denoised(), torch.zeros(()), atol=0.01)  # nothing but the mean is known
+    skipped = Denoising(make_scheduler("Euler", scheduler_config(COSINE)), noise, 3, start=1.0, z=noise)
+    assert skipped.finished and skipped.x is noise
 
 
 def test_nan_and_infinity_are_errors() -> None:

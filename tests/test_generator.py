@@ -9,8 +9,11 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +22,22 @@ from PIL import Image
 from tiny_model import build_tiny_model, bundled_model
 
 from api import DEFAULT_MODEL, create_app
-from core.checkpoint import ModelFolderError
-from core.diffusion import SAMPLERS
-from core.jobs import JobCancelled, JobError
-from generator import FaceGenerator, Step, encode_png, pick_device, pick_dtype, to_pixels
+from core.checkpoint import ModelFolderError, load_component, save_component
+from core.diffusion import SAMPLERS, Condition
+from core.jobs import JobError
+from core.pictures import encode_png
+from generator import (
+    DrawRequest,
+    FaceGenerator,
+    JobCancelled,
+    Picture,
+    Run,
+    Step,
+    is_out_of_memory,
+    pick_device,
+    pick_dtype,
+    to_pixels,
+)
 
 # diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -109,14 +124,219 @@ def test_prompt_negative_prompt_sampler_and_guidance_all_matter(faces: FaceGener
 
 
 def test_guidance_off_runs_one_pass_of_b_rows(faces: FaceGenerator) -> None:
-    rows: list[int] = []
-    handle = faces.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
-    try:
+    rows, handle = counted(faces)
+    with handle:
         for scale in (1.0, 0.0, 3.0):
             faces.generate(PROMPT, num_images=2, num_inference_steps=2, guidance_scale=scale)
-    finally:
-        handle.remove()
     assert rows == [2, 2, 2, 2, 4, 4]
+
+
+# ----------------------------------------------------------------------------------------- many requests, step by step
+
+
+@pytest.fixture(scope="module")
+def asked(faces: FaceGenerator) -> list[DrawRequest]:
+    """One of every sampler, and of everything else that may differ."""
+    z = np.random.default_rng(0).standard_normal((2, *faces.info.latent_shape)).astype(np.float32)
+    prompts = (PROMPT, "an old man with glasses and a big nose, wearing a hat", "", "a young man")
+    plain = [
+        DrawRequest(prompts[i % 4], 1 + i % 3, 3 + i, seed=100 * i, guidance_scale=(None, 1.0, 0.0, 6.5)[i % 4],
+                    negative_prompt=("", "a man")[i % 2], sampler=sampler)
+        for i, sampler in enumerate(SAMPLERS)
+    ]
+    return [*plain, DrawRequest(PROMPT, 2, 8, seed=7, latents=z, start=0.5), DrawRequest(PROMPT, 2, 4, latents=z),
+            DrawRequest(PROMPT, 2, 4, latents=z, start=1.0)]
+
+
+@pytest.fixture(scope="module")
+def alone(faces: FaceGenerator, asked: list[DrawRequest]) -> list[list[Picture]]:
+    """What each of them draws when nobody else is there."""
+    return [finish(faces, [faces.begin(request)])[0] for request in asked]
+
+
+def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[Picture]]:
+    while any(not run.finished for run in runs):
+        faces.step(runs)
+    return [faces.pictures(run) for run in runs]
+
+
+def assert_same(pictures: list[Picture], others: list[Picture]) -> None:
+    assert [(one.index, one.seed) for one in pictures] == [(other.index, other.seed) for other in others]
+    assert max(difference(one.pixels, other.pixels) for one, other in zip(pictures, others, strict=True)) <= 1
+
+
+def counted(faces: FaceGenerator) -> tuple[list[int], torch.utils.hooks.RemovableHandle]:
+    """How many rows each call of the network has from now on."""
+    rows: list[int] = []
+    return rows, faces.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+
+
+def test_whatever_is_drawn_together_is_what_it_is_alone(
+    faces: FaceGenerator, asked: list[DrawRequest], alone: list[list[Picture]]
+) -> None:
+    together = finish(faces, [faces.begin(request) for request in asked])
+    for pictures, others in zip(together, alone, strict=True):
+        assert_same(pictures, others)
+    whole = vars(asked[3])
+    assert_same(faces.generate(whole["prompt"], **{k: v for k, v in whole.items() if k != "prompt"}), alone[3])
+
+
+def test_runs_join_and_leave_at_any_step(
+    faces: FaceGenerator, asked: list[DrawRequest], alone: list[list[Picture]]
+) -> None:
+    passing = faces.begin(DrawRequest("somebody else", 2, 50, seed=5))
+    runs: list[Run] = []
+    while not all(run.finished for run in runs) or len(runs) < len(asked):
+        if len(runs) < len(asked):
+            runs.append(faces.begin(asked[len(runs)]))
+        others = [passing] if len(runs) % 3 else []  # comes and goes, and is never finished
+        faces.step([*others, *(run for run in runs if not run.finished)])
+    assert 0 < passing.done < passing.total and passing.error is None
+    for run, pictures in zip(runs, alone, strict=True):
+        assert_same(faces.pictures(run), pictures)
+
+
+def test_a_step_is_one_call_of_as_few_rows_as_guidance_allows(faces: FaceGenerator) -> None:
+    scales = (1.0, 0.0, 3.0, 4.0)
+    runs = [faces.begin(DrawRequest(PROMPT, 1 + i, 1 + i, guidance_scale=w)) for i, w in enumerate(scales)]
+    rows, handle = counted(faces)
+    with handle:
+        for _ in range(5):
+            faces.step(runs)
+    assert rows == [1 + 2 + 2 * 3 + 2 * 4, 2 + 2 * 3 + 2 * 4, 2 * 3 + 2 * 4, 2 * 4]
+    assert [(run.done, run.total) for run in runs] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+
+
+def test_prompts_are_read_once_and_joined_once(faces: FaceGenerator) -> None:
+    """However many steps and pictures there are."""
+    read: list[int] = []
+    joined = []
+    with (faces.clip.text.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0]))),
+          faces.unet.register_forward_pre_hook(lambda module, inputs: joined.append(inputs[2].tokens))):
+        asked = DrawRequest(PROMPT, 4, 6), DrawRequest(PROMPT, 1, 8, negative_prompt="an old man")
+        finish(faces, [faces.begin(request) for request in asked])
+    assert read == [1, 1, 1]
+    assert [len({tokens.data_ptr() for tokens in part}) for part in (joined[:6], joined[6:])] == [1, 1]
+
+
+def test_a_run_tells_where_it_is(faces: FaceGenerator) -> None:
+    z = np.zeros((2, *faces.info.latent_shape), np.float32)
+    run = faces.begin(DrawRequest(PROMPT, 2, 4, seed=9, latents=z, start=0.5))
+    assert (run.num_images, run.done, run.total, run.finished, run.error, run.seeds) == (2, 2, 4, False, None, [9, 10])
+    assert len(faces.previews(run)) == 2  # the starting point
+    with pytest.raises(ValueError, match="at step 2 of 4"):
+        faces.pictures(run)
+    faces.step([])
+    for _ in range(4):
+        faces.step([run])
+    assert run.finished and run.done == 4
+    skipped = faces.begin(DrawRequest(PROMPT, 2, 4, latents=z, start=1.0))
+    assert skipped.finished and skipped.done == skipped.total == 4 and len(faces.pictures(skipped)) == 2
+
+
+def test_one_broken_run_fails_alone(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite numbers that overflow in the network, and a fault of the code, each beside a healthy run."""
+    healthy = DrawRequest(PROMPT, 2, 4, seed=3)
+    latents = np.full((1, *faces.info.latent_shape), 1e30, np.float32)
+    runs = [faces.begin(DrawRequest(PROMPT, num_inference_steps=6, latents=latents)), faces.begin(healthy),
+            faces.begin(DrawRequest(PROMPT, num_inference_steps=6))]
+
+    def fault(prediction: torch.Tensor) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(runs[2].denoising, "advance", fault)
+    rows, handle = counted(faces)
+    with handle:
+        pictures = []
+        while not runs[1].finished:
+            faces.step(runs)
+        pictures = faces.pictures(runs[1])
+    assert rows == [8, 4, 4, 4]
+    assert_same(pictures, finish(faces, [faces.begin(healthy)])[0])
+    assert runs[0].finished and runs[0].done == 0
+    for run, code in ((runs[0], "not_finite"), (runs[2], "internal")):
+        assert run.error is not None and run.error.code == code and run.error.hint
+        with pytest.raises(JobError) as failed:
+            faces.pictures(run)
+        assert failed.value is run.error
+
+
+class Cramped:
+    """A network's work on a device that has memory for `most` rows."""
+
+    def __init__(self, network: torch.nn.Module, most: int) -> None:
+        self.forward, self.most = network.forward, most
+        self.rows: list[int] = []
+
+    def __call__(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        self.rows.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("tried to allocate 1 TiB")
+        return self.forward(x, *more)
+
+
+def test_short_memory_halves_the_call_and_remembers(
+    faces: FaceGenerator, asked: list[DrawRequest], alone: list[list[Picture]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cramped = Cramped(faces.unet, most=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(faces.unet, "forward", cramped)
+        patch.setattr(faces.vae.decoder, "forward", Cramped(faces.vae.decoder, most=1))
+        together = finish(faces, [faces.begin(request) for request in asked[:3]])
+    for pictures, others in zip(together, alone, strict=False):
+        assert_same(pictures, others)
+    first = [7, 3, 1, 2, 4, 2, 2]  # 2 + 2 + 3 rows are halved until they fit ...
+    assert cramped.rows[: len(first)] == first and cramped.rows[len(first) : len(first) + 4] == [2, 2, 2, 1]  # ... once
+
+
+def test_an_image_that_does_not_fit_fails_its_run_alone(
+    faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network has no memory for long prompts; their rows are found by halving."""
+    fits = DrawRequest("a man", 3, 4, seed=3)
+    alone = finish(faces, [faces.begin(fits)])[0]
+    forward = faces.unet.forward
+
+    def no_long_prompts(x: torch.Tensor, level: torch.Tensor, condition: Condition) -> torch.Tensor:
+        if int(condition.mask.sum(1).max()) > 12:
+            raise torch.OutOfMemoryError("tried to allocate 1 TiB")
+        return forward(x, level, condition)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faces.unet, "forward", no_long_prompts)
+        runs = [faces.begin(fits), faces.begin(DrawRequest("a man with black hair and glasses " * 2, 2, 4)),
+                faces.begin(DrawRequest("", 1, 9))]
+        while not all(run.finished for run in runs):
+            faces.step(runs)
+    assert [run.error and run.error.code for run in runs] == [None, "out_of_memory", None]
+    assert [run.done for run in runs] == [4, 0, 9]
+    assert_same(faces.pictures(runs[0]), alone)
+
+
+@pytest.mark.parametrize("words", ["MPS backend out of memory (MPS allocated: 5.50 GB)", None])
+def test_every_device_says_out_of_memory_in_its_own_way(words: str | None) -> None:
+    if words is not None:
+        assert is_out_of_memory(RuntimeError(words))
+    else:
+        with pytest.raises(RuntimeError) as failed:
+            torch.empty(2**60)
+        assert is_out_of_memory(failed.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_encode_and_decode(faces: FaceGenerator) -> None:
+    picture = faces.generate(PROMPT, num_inference_steps=2)[0]
+    z = np.frombuffer(picture.latent, "<f4").reshape(faces.info.latent_shape)
+    assert np.array_equal(faces.decode(z), picture.pixels)
+    latent = faces.encode(picture.pixels)
+    assert latent.shape == faces.info.latent_shape and latent.dtype == np.float32 and np.isfinite(latent).all()
+    assert np.array_equal(faces.encode(picture.pixels), latent)
+    for wrong in (picture.pixels[:64], picture.pixels.astype(np.float32), picture.pixels[..., :1]):
+        with pytest.raises(ValueError, match=re.escape("pixels must be uint8 [128, 128, 3], got")):
+            faces.encode(wrong)
+    for bad in (z[:, :8], np.full_like(z, np.nan)):
+        with pytest.raises(ValueError, match="latent must be finite numbers"):
+            faces.decode(bad)
 
 
 def test_every_step_is_told_once_and_previews_are_pictures(faces: FaceGenerator) -> None:
@@ -139,12 +359,44 @@ def test_previews_do_not_change_the_picture_and_cost_nothing_unasked(faces: Face
     decoded: list[int] = []
     handle = faces.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded.append(len(inputs[0])))
     try:
-        watched = faces.generate(PROMPT, num_inference_steps=3, on_step=lambda step: step.previews() and None)
-        unwatched = faces.generate(PROMPT, num_inference_steps=3, on_step=lambda step: None)
+        watched = faces.generate(PROMPT, num_images=3, num_inference_steps=3,
+                                 on_step=lambda step: step.previews() and None)
+        unwatched = faces.generate(PROMPT, num_images=3, num_inference_steps=3, on_step=lambda step: None)
     finally:
         handle.remove()
-    assert watched[0].png == unwatched[0].png
-    assert decoded == [1] * 4 + [1]
+    assert [one.png for one in watched] == [one.png for one in unwatched]
+    assert decoded == [3] * 4 + [3]  # all images of a run in one call
+
+
+def test_previews_of_the_bundled_model_are_near_its_pictures_and_need_no_decoder() -> None:
+    """The linear preview decoder is fitted to this VAE: it shows the same face, for one convolution."""
+    folder = bundled_model()
+    assert folder is not None
+    faces = FaceGenerator.load(folder, device="cpu")
+    assert faces.preview is not None
+    decoded: list[int] = []
+    handle = faces.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded.append(len(inputs[0])))
+    try:
+        run = faces.begin(DrawRequest("a smiling woman", num_images=2, num_inference_steps=6, seed=3))
+        while not run.finished:
+            faces.step([run])
+        shown = faces.previews(run)
+        assert not decoded
+    finally:
+        handle.remove()
+    for preview, picture in zip(shown, faces.pictures(run), strict=True):
+        assert preview.pixels.shape == picture.pixels.shape and preview.seed == picture.seed
+        assert np.abs(preview.pixels.astype(int) - picture.pixels).mean() < 8  # grey levels, of 255
+
+
+def test_the_hash_of_a_model_is_that_of_all_its_weights(folder: Path, faces: FaceGenerator, tmp_path: Path) -> None:
+    """A decoder trained further draws other pictures from the same seed, so it must not pass for the same model."""
+    other = shutil.copytree(folder, tmp_path / "tiny")
+    assert FaceGenerator.load(other, device="cpu").info.model_hash == faces.info.model_hash
+    config, state = load_component(other, "vae")
+    state["decoder.head.bias"] = state["decoder.head.bias"] + 0.5
+    save_component(other, "vae", state, config)
+    assert FaceGenerator.load(other, device="cpu").info.model_hash != faces.info.model_hash
 
 
 def test_stopping_before_and_between_steps(faces: FaceGenerator) -> None:
@@ -237,21 +489,23 @@ def test_png_text_names_everything_and_restores_the_request(faces: FaceGenerator
     assert "trainedAlgorithmicMedia" in text["XML:com.adobe.xmp"]
 
 
-def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGenerator) -> None:
+def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGenerator, tmp_path: Path) -> None:
     """Round trip with the latents included: picture -> its chunk -> POST /text_to_image -> the same picture."""
     z = np.random.default_rng(0).standard_normal((2, *faces.info.latent_shape)).astype(np.float32)
     picture = faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=41, latents=z, start=0.5)[1]
     body = json.loads(Image.open(io.BytesIO(picture.png)).text["text_to_image"])["request"]  # type: ignore[attr-defined]
-    app = create_app(lambda: faces, start=False)
+    app = create_app(lambda: faces, start=False, data_dir=tmp_path)
     service = app.extensions["service"]
-    assert service.load()
+    batch = service.load()
     client = app.test_client()
     answer = client.post("/text_to_image", json=body)
     assert answer.status_code == 200, answer.text
-    service.queue.run_next()
+    while service.queue.run_next(batch):
+        pass
     (entry,) = client.get(answer.headers["Location"]).get_json()["response"]
     again = np.asarray(Image.open(io.BytesIO(base64.b64decode(entry["img"]))))
     assert difference(again, picture.pixels) <= 1
+    service.close()
 
 
 def test_a_preview_carries_no_text() -> None:
@@ -310,3 +564,14 @@ def test_the_bundled_model_draws_faces_not_noise() -> None:
         neighbours = np.corrcoef(pixels[:, 1:].ravel(), pixels[:, :-1].ravel())[0, 1]
         middle = pixels[48:96, 44:84].mean((0, 1))
         assert neighbours > 0.9 and middle[0] > middle[2]  # smooth, with skin in the middle
+
+    z = np.frombuffer(alone[0].latent, "<f4").reshape(1, *faces.info.latent_shape)
+    asked = [DrawRequest(PROMPT, 1, 8, seed=11), DrawRequest("an old man with a hat", 2, 6, sampler="Euler a"),
+             DrawRequest("a young woman with bangs", 1, 10, seed=5, guidance_scale=1.0, sampler="UniPC"),
+             DrawRequest("a man", 1, 7, seed=8, negative_prompt="glasses", sampler="DDPM", latents=z, start=0.3)]
+    together = finish(faces, [faces.begin(request) for request in asked])
+    assert_same(together[0], [replace(alone[0], index=0)])
+    for request, pictures in zip(asked[1:], together[1:], strict=True):
+        assert_same(pictures, finish(faces, [faces.begin(request)])[0])
+    copy = faces.decode(faces.encode(alone[0].pixels))  # there and back: nearly the same face
+    assert np.abs(copy.astype(float) - alone[0].pixels).mean() < 4

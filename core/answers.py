@@ -1,0 +1,512 @@
+"""What does a client get?
+
+The answers in JSON: their types, from which the OpenAPI document is written and by which mypy checks what is built
+here, and the functions that make them from jobs. `finished`, `response` and what is in it are a promise to existing
+clients; all other members stand beside them.
+
+It does not know routes, status codes or headers. The stream:
+https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, Json
+from typing_extensions import NotRequired, TypedDict
+
+from core.engine import image_url, latent_name, picture_name
+from core.ledger import Job, Snapshot, State, Summary
+from core.store import Event
+
+JobId = Annotated[str, Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{32}$", max_length=73)]
+Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
+EventId = Annotated[str, Field(pattern="^[1-9][0-9]{0,8}$", description="for Last-Event-ID")]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="UTC, in milliseconds")]
+Picture64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]
+Latent64 = Annotated[
+    str, Field(json_schema_extra={"contentEncoding": "base64"}, description="little-endian float32 in C order")
+]
+ServerState = Literal["STARTING", "READY", "FAILED", "STOPPING"]
+
+
+# ---- problems --------------------------------------------------------------------------------------------------------
+
+
+class FieldProblem(TypedDict):
+    """What is wrong with one field."""
+
+    pointer: Annotated[str, Field(description="`#/name` in a body, `?name` in a query")]
+    message: str
+
+
+class ProblemAnswer(TypedDict):
+    """Every error has this shape (RFC 9457)."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: Annotated[int, Field(ge=400, le=599)]
+    detail: str
+    error: Annotated[str, Field(description="the same sentence as `detail`")]
+    errors: NotRequired[Annotated[list[FieldProblem], Field(min_length=1)]]
+    state: NotRequired[ServerState]
+
+
+# ---- jobs ------------------------------------------------------------------------------------------------------------
+
+
+class Parameters(TypedDict):
+    """What is drawn: the request with every default filled in."""
+
+    prompt: str
+    n_images: Annotated[int, Field(ge=1, le=8)]
+    n_inf_steps: Annotated[int, Field(ge=1, le=1000)]
+    stream_freq: Annotated[int, Field(ge=1, le=1000)]
+    start_timestep: Annotated[float, Field(ge=0, le=1)]
+    seed: Seed
+    guidance_scale: Annotated[float, Field(ge=0, le=20)]
+    negative_prompt: str
+    sampler: str
+    model: str
+    num_latents: Annotated[int, Field(ge=0, le=8, description="latents that came with the request")]
+
+
+class JobAccepted(TypedDict):
+    """A job was made, or found by its idempotency key."""
+
+    job_id: JobId
+    status: State
+    parameters: Parameters
+    warnings: list[str]
+
+
+class Failure(TypedDict):
+    """Why a job failed or was cancelled: one word for programs, a sentence, and what helps."""
+
+    code: str
+    message: str
+    hint: str
+
+
+class Update(TypedDict):
+    """The latest update of one image; before the last step the clean image as it is predicted now."""
+
+    t: Annotated[int, Field(ge=0, description="steps done")]
+    total_t: Annotated[int, Field(ge=1, description="steps in all")]
+    img: NotRequired[Picture64]
+    latent: NotRequired[Latent64]
+    index: Annotated[int, Field(ge=0, le=7)]
+    seed: Seed
+    url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+
+
+class JobAnswer(TypedDict):
+    """Everything about one job. `response` is empty before the first update."""
+
+    finished: bool
+    response: list[Update]
+    job_id: JobId
+    status: State
+    progress: Annotated[float, Field(ge=0, le=1)]
+    queue_position: Annotated[int, Field(ge=1)] | None
+    eta_s: Annotated[float, Field(ge=0)] | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    parameters: Parameters
+    warnings: list[str]
+    error: Failure | None
+    last_event_id: Annotated[int, Field(ge=1, description="where to go on listening")]
+
+
+class JobImage(TypedDict):
+    """A finished picture of a job."""
+
+    index: Annotated[int, Field(ge=0, le=7)]
+    seed: Seed
+    url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+    thumbnail: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+
+
+class JobSummary(TypedDict):
+    """One job in a list."""
+
+    job_id: JobId
+    finished: bool
+    status: State
+    progress: Annotated[float, Field(ge=0, le=1)]
+    queue_position: Annotated[int, Field(ge=1)] | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    parameters: Parameters
+    warnings: list[str]
+    error: Failure | None
+    images: Annotated[list[JobImage], Field(max_length=8)]
+
+
+class JobList(TypedDict):
+    """Jobs, newest first; `next` is the cursor of the following page, null on the last."""
+
+    jobs: Annotated[list[JobSummary], Field(max_length=200)]
+    next: str | None
+
+
+class Cancelled(TypedDict):
+    """The job after it was asked to stop; a running one stops within one step."""
+
+    job_id: JobId
+    status: State
+    cancel_requested: bool
+
+
+class StatusNews(TypedDict):
+    """The job is in this state now."""
+
+    status: State
+    error: Failure | None
+    queue_position: NotRequired[Annotated[int, Field(ge=1)]]
+    restarted: NotRequired[Annotated[bool, Field(description="the server was started again, and the job begins anew")]]
+
+
+class ProgressNews(TypedDict):
+    """So many steps are done."""
+
+    t: Count
+    total_t: Count
+
+
+class PreviewNews(TypedDict):
+    """One image as it is predicted now."""
+
+    index: Annotated[int, Field(ge=0, le=7)]
+    seed: Seed
+    t: Count
+    total_t: Count
+    img: Picture64
+
+
+class ImageNews(TypedDict):
+    """One image is finished."""
+
+    index: Annotated[int, Field(ge=0, le=7)]
+    seed: Seed
+    t: Count
+    total_t: Count
+    url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+
+
+class DoneNews(TypedDict):
+    """The job has ended; nothing comes after this."""
+
+    status: State
+    error: Failure | None
+    t: Count
+    total_t: Count
+
+
+class StatusEvent(TypedDict):
+    """Server-Sent Event `status`."""
+
+    event: Literal["status"]
+    id: EventId
+    data: Json[StatusNews]
+    retry: NotRequired[int]
+
+
+class ProgressEvent(TypedDict):
+    """Server-Sent Event `progress`."""
+
+    event: Literal["progress"]
+    id: EventId
+    data: Json[ProgressNews]
+
+
+class PreviewEvent(TypedDict):
+    """Server-Sent Event `preview`."""
+
+    event: Literal["preview"]
+    id: EventId
+    data: Json[PreviewNews]
+
+
+class ImageEvent(TypedDict):
+    """Server-Sent Event `image`."""
+
+    event: Literal["image"]
+    id: EventId
+    data: Json[ImageNews]
+
+
+class DoneEvent(TypedDict):
+    """Server-Sent Event `done`."""
+
+    event: Literal["done"]
+    id: EventId
+    data: Json[DoneNews]
+
+
+StreamEvent = StatusEvent | ProgressEvent | PreviewEvent | ImageEvent | DoneEvent
+
+
+# ---- latents and pictures --------------------------------------------------------------------------------------------
+
+
+class Encoded(TypedDict):
+    """A picture as a latent."""
+
+    latent: Latent64
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+
+
+class Inspection(TypedDict):
+    """What a picture says about how it came about."""
+
+    made_here: Annotated[bool, Field(description="it carries the request that this project writes into its pictures")]
+    request: Annotated[dict[str, Any] | None, Field(description="body of POST /text_to_image that draws it again")]
+    model_hash: str | None
+    model_matches: Annotated[bool, Field(description="the loaded model is the one that drew it")]
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+
+class PromptWord(TypedDict):
+    """A word of the prompt, where it stands (in code points), and whether the model was trained on it."""
+
+    text: str
+    start: Count
+    end: Count
+    status: Literal["known", "rare", "unknown"]
+    suggestion: Annotated[str | None, Field(description="the nearest word that the model knows")]
+
+
+class PromptClaim(TypedDict):
+    """Which part of the prompt (in code points) says that an attribute is there or is not."""
+
+    attribute: str
+    value: bool
+    start: Count
+    end: Count
+
+
+class AnalysisAnswer(TypedDict):
+    """What was understood of a prompt."""
+
+    attributes: dict[str, bool]
+    words: list[PromptWord]
+    claims: list[PromptClaim]
+    contradictions: list[str]
+    warnings: list[str]
+
+
+class PromptPhrase(TypedDict):
+    """A phrase that says that an attribute is there or is not."""
+
+    text: str
+    attribute: str
+    value: bool
+
+
+class VocabularyAnswer(TypedDict):
+    """The words of the captions that the model was trained on, and what can be said with them, the commonest first."""
+
+    words: dict[str, Literal["known", "rare"]]
+    phrases: list[PromptPhrase]
+    attributes: list[str]
+
+
+class SurpriseAnswer(TypedDict):
+    """A prompt like the captions that the model was trained on."""
+
+    prompt: Annotated[str, Field(max_length=500)]
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+
+class FieldOptions(TypedDict):
+    """What one field of a request accepts."""
+
+    type: Literal["string", "integer", "number"]
+    default: str | float | None
+    description: str
+    minimum: NotRequired[float]
+    maximum: NotRequired[float]
+    max_length: NotRequired[int]
+    choices: NotRequired[list[str]]
+
+
+class ModelOptions(TypedDict):
+    """A model that can be asked for."""
+
+    name: str
+    hash: str
+    device: str
+    image_size: Annotated[int, Field(ge=1)]
+    latent_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+
+
+class QualityOptions(TypedDict):
+    """A name for a number of steps."""
+
+    name: str
+    steps: Annotated[int, Field(ge=1, le=1000)]
+
+
+class LimitOptions(TypedDict):
+    """What the server accepts at most."""
+
+    body_bytes: int
+    image_bytes: int
+    image_pixels: int
+
+
+class OptionsAnswer(TypedDict):
+    """Limits, defaults, samplers, models, examples. Models and samplers are empty until the model is loaded."""
+
+    state: ServerState
+    failure: Annotated[str | None, Field(description="why the model could not be loaded")]
+    fields: dict[str, FieldOptions]
+    aliases: Annotated[dict[str, str], Field(description="other name -> field")]
+    samplers: list[str]
+    models: list[ModelOptions]
+    quality: list[QualityOptions]
+    examples: list[str]
+    unavailable: Annotated[dict[str, str], Field(description="field -> why it is refused")]
+    limits: LimitOptions
+
+
+class Health(TypedDict):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class JobCounts(TypedDict):
+    """How many jobs wait, run, and are finished but still kept."""
+
+    waiting: Count
+    running: Count
+    finished: Count
+
+
+class Ready(TypedDict):
+    """The model is loaded."""
+
+    state: Literal["READY"]
+    model: str
+    device: str
+    jobs: JobCounts
+
+
+# ---- from jobs to answers --------------------------------------------------------------------------------------------
+
+
+def isoformat(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def maybe_isoformat(timestamp: float | None) -> str | None:
+    return None if timestamp is None else isoformat(timestamp)
+
+
+def progress_of(job: Summary) -> float:
+    return 1.0 if job.state == "succeeded" else round(job.done / job.total, 4) if job.total else 0.0
+
+
+def latest_updates(job: Snapshot) -> dict[int, Event]:
+    """The newest event with a picture of each image, by index."""
+    events = job.events_of_this_run
+    return {event.data["index"]: event for event in events if event.kind in ("preview", "image")}
+
+
+def files_of(update: Event) -> tuple[str, str]:
+    """The names of the picture and of the latent that an event tells of."""
+    step = update.data["t"] if update.kind == "preview" else None
+    return picture_name(update.data["index"], step), latent_name(update.data["index"], step)
+
+
+def seconds_left(job: Snapshot) -> float | None:
+    """What the rest will take, measured from step to step: neither the wait nor skipped steps count."""
+    if job.finished:
+        return 0.0
+    steps = [event for event in job.events_of_this_run if event.kind == "progress"]
+    if len(steps) < 2:
+        return None
+    seconds_per_step = (steps[-1].at - steps[0].at) / (steps[-1].data["t"] - steps[0].data["t"])
+    return max(0.0, round(seconds_per_step * (job.total - job.done), 1))
+
+
+def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
+    """The answer of GET /jobs/{id}/. `include` none, preview or full says which heavy fields are in it."""
+    response: list[Update] = []
+    for index, event in sorted(latest_updates(snapshot).items()):
+        update: Update = {
+            "t": event.data["t"], "total_t": event.data["total_t"], "index": index, "seed": event.data["seed"],
+            "url": image_url(job.id, index),
+        }
+        wanted = {"none": 0, "preview": 1, "full": 2}[include]
+        contents = [job.file(name) for name in files_of(event)[:wanted]]
+        if None in contents:  # the job is being deleted at this moment
+            continue
+        texts = [base64.b64encode(content).decode() for content in contents if content is not None]
+        if wanted >= 1:
+            update["img"] = texts[0]
+        if wanted == 2:
+            update["latent"] = texts[1]
+        response.append(update)
+    return {
+        "finished": snapshot.finished,
+        "response": response,
+        "job_id": snapshot.id,
+        "status": cast(State, snapshot.state),
+        "progress": progress_of(snapshot),
+        "queue_position": snapshot.queue_position,
+        "eta_s": seconds_left(snapshot),
+        "created_at": isoformat(snapshot.created_at),
+        "started_at": maybe_isoformat(snapshot.started_at),
+        "finished_at": maybe_isoformat(snapshot.finished_at),
+        "parameters": cast(Parameters, snapshot.parameters),
+        "warnings": list(snapshot.warnings),
+        "error": cast("Failure | None", snapshot.error),
+        "last_event_id": snapshot.events[-1].id,
+    }
+
+
+def job_summary(job: Summary) -> JobSummary:
+    """One job of GET /jobs/, with the addresses of its final pictures."""
+    finals = [index for index in range(job.parameters["n_images"]) if picture_name(index) in job.files]
+    return {
+        "job_id": job.id,
+        "finished": job.finished,
+        "status": cast(State, job.state),
+        "progress": progress_of(job),
+        "queue_position": job.queue_position,
+        "created_at": isoformat(job.created_at),
+        "started_at": maybe_isoformat(job.started_at),
+        "finished_at": maybe_isoformat(job.finished_at),
+        "parameters": cast(Parameters, job.parameters),
+        "warnings": list(job.warnings),
+        "error": cast("Failure | None", job.error),
+        "images": [
+            {"index": index, "seed": (job.parameters["seed"] + index) % 2**53, "url": image_url(job.id, index),
+             "thumbnail": image_url(job.id, index, "webp")}
+            for index in finals
+        ],
+    }
+
+
+def event_text(job: Job, event: Event) -> str:
+    """One event in the stream's format; empty when its picture has been dropped since (a newer one follows)."""
+    data = dict(event.data)
+    if event.kind == "preview":
+        picture = job.file(files_of(event)[0])
+        if picture is None:
+            return ""
+        data["img"] = base64.b64encode(picture).decode()
+    return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,339 @@
+"""How do many jobs share one engine?
+
+`EngineBatch` is what the queue drives (`core.jobs.Batch`): it turns a job's stored request into a run of the engine,
+takes the running jobs forward together, one denoising step at a time, and reports progress, previews and pictures to
+each. `EngineService` holds the engine, whether it is there yet (STARTING, READY, FAILED), the queue and its store.
+
+An engine is anything that looks like `Engine`; it is touched by one thread alone. This file knows neither HTTP nor
+what a network is.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from core.jobs import JobQueue
+from core.ledger import Job, JobError
+from core.store import Store
+
+MAX_IMAGES = 64  # of all running jobs: what a step keeps in memory
+CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # images in one call of the network, unless somebody says otherwise
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+# ---- what draws ------------------------------------------------------------------------------------------------------
+
+
+class EngineInfo(Protocol):
+    """What a loaded model says about itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model_hash(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def samplers(self) -> tuple[str, ...]: ...
+    @property
+    def default_sampler(self) -> str: ...
+    @property
+    def default_guidance_scale(self) -> float: ...
+
+
+@dataclass(frozen=True, eq=False)
+class DrawRequest:
+    """What to draw: `num_images` pictures of `prompt`, the i-th from `seed + i`.
+
+    An empty prompt draws without a condition. `guidance_scale` 1 is off, 0 ignores the prompt, None is the model's own,
+    as is `sampler` None. `latents` [num_images, C, h, w], whitened as in `Picture.latent`, replace the starting noise
+    or, when `start` > 0, are the pictures to start from: that share of the steps is skipped and noise of the level
+    reached there is added.
+    """
+
+    prompt: str
+    num_images: int = 1
+    num_inference_steps: int = 50
+    seed: int = 0
+    guidance_scale: float | None = None
+    negative_prompt: str = ""
+    sampler: str | None = None
+    latents: Any = None
+    start: float = 0.0
+
+
+class Picture(Protocol):
+    """One image: a preview or the result. `latent` holds little-endian float32 in C order."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def png(self) -> bytes: ...
+    @property
+    def latent(self) -> bytes: ...
+
+
+class Run(Protocol):
+    """A request being drawn; with an `error` it is finished too."""
+
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def error(self) -> JobError | None: ...
+
+
+class Engine(Protocol):
+    """What draws. Everything but `info` is called by one thread alone."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+    def begin(self, request: Any) -> Any: ...  # a DrawRequest -> a Run
+    def step(self, runs: Sequence[Any]) -> None: ...
+    def previews(self, run: Any) -> Sequence[Picture]: ...
+    def pictures(self, run: Any) -> Sequence[Picture]: ...
+    def encode(self, pixels: np.ndarray) -> np.ndarray: ...
+    def decode(self, latent: np.ndarray) -> np.ndarray: ...
+
+
+# ---- many jobs, one step ---------------------------------------------------------------------------------------------
+
+
+def image_url(job_id: str, index: int, suffix: str = "png") -> str:
+    return f"/jobs/{job_id}/images/{index}.{suffix}"
+
+
+def picture_name(index: int, step: int | None = None) -> str:
+    """The file of one image's picture: the final one, or the preview of one step."""
+    return f"{index}.png" if step is None else f"{index}-{step}.png"
+
+
+def latent_name(index: int, step: int | None = None) -> str:
+    """The file with the latent of that picture, little-endian float32 in C order."""
+    return f"{index}.f32" if step is None else f"{index}-{step}.f32"
+
+
+def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
+    """A job's stored request as the engine wants it.
+
+    Raises JobError (`model_changed`) when it was accepted for other weights: its pictures would not be the same.
+    """
+    if request["model_hash"] != info.model_hash:
+        message = f"The job was accepted for another version of the model than {info.name} as it is loaded now."
+        raise JobError("model_changed", message, "Send the request again.")
+    latent, num_images = request["latent"], request["n_images"]
+    texts = [latent] * num_images if isinstance(latent, str) else latent
+    return DrawRequest(
+        prompt=request["prompt"],
+        num_images=num_images,
+        num_inference_steps=request["n_inf_steps"],
+        seed=request["seed"],
+        guidance_scale=request["guidance_scale"],
+        negative_prompt=request["negative_prompt"],
+        sampler=request["sampler"],
+        latents=texts and np.stack([
+            np.frombuffer(base64.b64decode(text), "<f4").reshape(info.latent_shape) for text in texts
+        ]),
+        start=request["start_timestep"],
+    )
+
+
+def as_job_error(raised: Exception, job: Job) -> JobError:
+    """What a client is told about an exception; one that does not explain itself goes into the log as well."""
+    if isinstance(raised, JobError):
+        return raised
+    log.error("the engine failed", exc_info=raised, extra={"job_id": job.id})
+    message = f"{type(raised).__name__}: {raised}"[:300]
+    return JobError("internal", message, "This is a fault of the server: see its log.")
+
+
+class Watcher(Protocol):
+    """Who is told what the engine does."""
+
+    def stepped(self, seconds: float) -> None: ...
+    def drew(self, num_images: int) -> None: ...
+    def ended(self, succeeded: bool) -> None: ...
+
+
+class EngineBatch:
+    """The running jobs of one engine (`core.jobs.Batch`).
+
+    At most `max_images` images run, of which at most `max_batch` take part in one step (a job is never divided). When
+    not all can, those go whose last step is longest ago: every job steps equally often, so a short one never waits
+    for a long one to end.
+    """
+
+    def __init__(self, engine: Engine, watcher: Watcher, *, max_batch: int, max_images: int = MAX_IMAGES) -> None:
+        self._engine, self._watcher, self._max_batch, self._max_images = engine, watcher, max_batch, max_images
+        self._running: deque[tuple[Job, Any]] = deque()  # those that are to step next come first
+
+    @property
+    def num_images(self) -> int:
+        """Images of all running jobs. May be read by any thread."""
+        return sum(run.num_images for _, run in tuple(self._running))
+
+    def has_room(self, job: Job) -> bool:
+        wanted: int = job.request["n_images"]
+        return not self._running or self.num_images + wanted <= self._max_images
+
+    def admit(self, job: Job) -> None:
+        """Begin to draw. The newcomer steps first: who watches sees at once that something happens.
+
+        Raises JobError when it cannot be drawn.
+        """
+        try:
+            run = self._engine.begin(draw_request(job.request, self._engine.info))
+        except ValueError as error:
+            raise JobError("invalid_request", f"The model refused the request: {error}.") from error
+        self._running.appendleft((job, run))
+
+    def drop(self, job: Job) -> None:
+        """Forget a job that was cancelled."""
+        self._running = deque(entry for entry in self._running if entry[0] is not job)
+
+    def step(self) -> Iterator[tuple[Job, JobError | None]]:
+        """Take as many jobs as fit one step further; yields those that ended, with what they failed of if they did."""
+        chosen = self._choose()
+        moving = [run for _, run in chosen if not run.finished]  # start_timestep = 1 leaves no step to do
+        broken: JobError | None = None
+        try:
+            if moving:
+                began = time.perf_counter()
+                self._engine.step(moving)
+                self._watcher.stepped(time.perf_counter() - began)
+        except Exception as raised:  # a fault of the engine ends the jobs of this step, and no others
+            broken = as_job_error(raised, chosen[0][0])
+        for job, run in chosen:
+            error = broken
+            try:
+                if error is None and not self._report(job, run):
+                    continue
+            except Exception as raised:
+                error = as_job_error(raised, job)
+            self.drop(job)
+            self._watcher.ended(error is None)
+            yield job, error
+
+    def _choose(self) -> list[tuple[Job, Any]]:
+        """The next jobs, in turn, until the batch is full; they go to the end of the line."""
+        chosen: list[tuple[Job, Any]] = []
+        room = self._max_batch
+        while self._running and (not chosen or self._running[0][1].num_images <= room):
+            chosen.append(self._running.popleft())
+            room -= chosen[-1][1].num_images
+        self._running.extend(chosen)
+        return chosen
+
+    def _report(self, job: Job, run: Run) -> bool:
+        """Tell the job how far it is; True when its pictures are there. Raises JobError."""
+        if run.error is not None:
+            raise run.error
+        job.progress(run.done, run.total)
+        if job.cancel_requested:  # the queue drops it before the next step; what nobody wants is not decoded
+            return False
+        if not run.finished:
+            if run.done % job.request["stream_freq"] == 0:
+                for picture in self._engine.previews(run):
+                    job.keep(picture_name(picture.index, run.done), picture.png)
+                    job.keep(latent_name(picture.index, run.done), picture.latent)
+                    job.emit("preview", update(run, picture))
+            return False
+        pictures = self._engine.pictures(run)
+        files = {picture_name(picture.index): picture.png for picture in pictures}
+        files |= {latent_name(picture.index): picture.latent for picture in pictures}
+        for picture in pictures:
+            about = {**update(run, picture), "url": image_url(job.id, picture.index)}
+            job.emit("image", about, files)
+            files = {}  # all were written with the first: one wait for the disk instead of eight
+        self._watcher.drew(len(pictures))
+        log.info("job %s drawn", job.id, extra={"job_id": job.id})
+        return True
+
+
+def update(run: Run, picture: Picture) -> dict[str, int]:
+    """What an event says of a picture."""
+    return {"index": picture.index, "seed": picture.seed, "t": run.done, "total_t": run.total}
+
+
+# ---- the engine and its queue ----------------------------------------------------------------------------------------
+
+
+class EngineService:
+    """The engine, its state, its queue and its store: all that outlives a request."""
+
+    def __init__(
+        self,
+        engine_factory: Callable[[], Engine],
+        store: Store,
+        queue: JobQueue,
+        watcher: Watcher,
+        max_batch: int | None,
+    ) -> None:
+        self._engine_factory, self._store, self._watcher, self._max_batch = engine_factory, store, watcher, max_batch
+        self._engine: Engine | None = None
+        self.queue = queue
+        self.batch: EngineBatch | None = None
+        self.state, self.failure = "STARTING", ""
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What the model says of itself, once it is loaded."""
+        return None if self._engine is None else self._engine.info
+
+    def start(self) -> None:
+        """Load and work in the engine's thread."""
+        self.queue.start(self.load)
+
+    def load(self) -> EngineBatch | None:
+        """Make the engine; None, with the reason in `failure`, when that fails. Runs in the engine's thread."""
+        try:
+            engine = self._engine_factory()
+        except Exception as error:  # the server stays up to say what is wrong
+            log.exception("the model could not be loaded")
+            self.failure = f"The model could not be loaded: {error}"
+            self.state = "FAILED"
+            return None
+        info = engine.info
+        max_batch = self._max_batch or (CPU_BATCH if info.device == "cpu" else ACCELERATOR_BATCH)
+        self.batch = EngineBatch(engine, self._watcher, max_batch=max_batch)
+        self._engine, self.state = engine, "READY"
+        log.info("ready: %s on %s, up to %d images a step", info.name, info.device, max_batch)
+        return self.batch
+
+    def call(self, function: Callable[[Engine], T]) -> Future[T]:
+        """Have something done by the loaded engine, in its own thread, between two steps. Raises QueueFull."""
+        engine = self._engine
+        assert engine is not None, "asked only when the engine is ready"
+        return self.queue.call(lambda: function(engine))
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Accept nothing more, let running jobs end for up to `drain_s` seconds; the rest waits for the next start."""
+        if self.state != "FAILED":
+            self.state = "STOPPING"
+        self.queue.close(drain_s)
+        if self.queue.join(timeout_s=drain_s + 10.0):
+            self._store.close()
+        else:
+            log.warning("the engine is still busy with a step; it ends with the process")

@@ -1,0 +1,149 @@
+"""How do pictures and latents travel between a client and the model?
+
+Three routes that make no job: POST /encode turns any photograph into a latent, POST /decode turns a latent into a
+picture, POST /inspect reads out of a picture how it was drawn. Pictures come as files or inside JSON, latents as `.npy`
+files or inside JSON, and never as a pickle. The model works in its own thread, between two steps of the jobs.
+
+It does not know jobs. https://numpy.org/neps/nep-0001-npy-format.html
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as Unanswered
+from typing import TypeVar
+
+import numpy as np
+from flask import Flask, Response, request
+
+from core.answers import Encoded, Inspection
+from core.engine import Engine, EngineInfo, EngineService
+from core.jobs import QueueClosed, QueueFull
+from core.ledger import JobError
+from core.openapi import BINARY, JSON, Answer, operation
+from core.pictures import (
+    MAX_PICTURE_BYTES,
+    NoRequestError,
+    PictureError,
+    crop_square,
+    encode_png,
+    read_image,
+    read_request,
+)
+from core.schemas import MAX_IMAGE_BODY_BYTES, GiveImage, GiveLatent, decode_latent, read_npy
+from core.web import Problem, invalid, json_response, parse_json, read_body, validate
+
+PNG, JPEG, WEBP, NPY = "image/png", "image/jpeg", "image/webp", "application/x-npy"
+PATIENCE_S = 60.0  # of a request that waits for the model; a step of a large batch may take seconds
+BUSY = "The model is still loading or too busy, or the server is stopping."
+
+T = TypeVar("T")
+
+
+def ask_engine(service: EngineService, work: Callable[[Engine], T]) -> T:
+    """The result of something that only the engine can do. Raises a problem when it cannot, or not now."""
+    try:
+        future = service.call(work)
+    except QueueFull as error:
+        raise Problem(429, f"{error}.", {"Retry-After": str(error.retry_after_s)}) from error
+    except QueueClosed as error:
+        raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
+    try:
+        return future.result(PATIENCE_S)
+    except Unanswered as error:
+        future.cancel()
+        raise Problem(503, "The model is too busy.", {"Retry-After": "10"}) from error
+    except QueueClosed as error:
+        raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
+    except JobError as error:
+        raise Problem(503, f"{error.message} {error.hint}".strip(), {"Retry-After": "10"}) from error
+
+
+def given_picture(kinds: Sequence[str]) -> bytes:
+    """The picture in the body: a file of one of these media types, or base64 in JSON."""
+    as_json = request.mimetype == JSON
+    request.max_content_length = MAX_IMAGE_BODY_BYTES if as_json else MAX_PICTURE_BYTES
+    _, body = read_body((JSON, *kinds))
+    return validate(GiveImage, parse_json(body)).content if as_json else body
+
+
+def refused(error: Exception) -> Problem:
+    """A picture or latent that cannot be used, under the name that the client gave it."""
+    return invalid([(("image",) if request.mimetype == JSON else (), str(error))])
+
+
+def add_exchange(app: Flask, service: EngineService, loaded: Callable[[], EngineInfo]) -> None:
+    """Add the three routes. `loaded` returns what the model says of itself, or raises a problem."""
+    one_at_a_time = threading.Lock()  # a photograph of 48 kB may need 320 MB of pixels: the largest take turns
+
+    @app.post("/encode")
+    @operation(
+        "A picture as a latent", "latents",
+        {200: Answer("The latent; as a .npy file for who accepts only that.", {JSON: Encoded, NPY: BINARY})},
+        bodies={JSON: GiveImage, PNG: BINARY, JPEG: BINARY, WEBP: BINARY},
+        problems={429: "Too many requests wait for the model.", 503: BUSY},
+    )
+    def encode() -> Response:
+        """Any picture: the largest square in its middle is resized to what the model draws."""
+        info = loaded()
+        try:
+            picture = given_picture((PNG, JPEG, WEBP))
+            with one_at_a_time:
+                pixels = crop_square(read_image(picture), info.image_size)
+        except PictureError as error:
+            raise refused(error) from error
+        latent = np.ascontiguousarray(ask_engine(service, lambda engine: engine.encode(pixels)), "<f4")
+        if request.accept_mimetypes.best_match((JSON, NPY), JSON) == NPY:
+            file = io.BytesIO()
+            np.save(file, latent, allow_pickle=False)
+            return Response(file.getvalue(), mimetype=NPY, headers={"Cache-Control": "no-store"})
+        return json_response(
+            Encoded(latent=base64.b64encode(latent.tobytes()).decode(), shape=list(latent.shape))
+        )
+
+    @app.post("/decode")
+    @operation(
+        "A latent as a picture", "latents",
+        {200: Answer("The picture.", {PNG: BINARY})},
+        bodies={JSON: GiveLatent, NPY: BINARY},
+        problems={429: "Too many requests wait for the model.", 503: BUSY},
+    )
+    def decode() -> Response:
+        """A .npy file must hold little-endian float32 of exactly the model's latent shape, in C order."""
+        info = loaded()
+        kind, body = read_body((JSON, NPY))
+        if kind == JSON:
+            given = validate(GiveLatent, parse_json(body), context=info)
+            latent = decode_latent(given.latent, info.latent_shape, "latent")
+        else:
+            try:
+                latent = read_npy(body, info.latent_shape)
+            except ValueError as error:
+                raise refused(error) from error
+        pixels = ask_engine(service, lambda engine: engine.decode(latent))
+        return Response(encode_png(pixels), mimetype=PNG, headers={"Cache-Control": "no-store"})
+
+    @app.post("/inspect")
+    @operation(
+        "How was this picture drawn?", "latents",
+        {200: Answer("What the picture says about itself.", {JSON: Inspection})},
+        bodies={JSON: GiveImage, PNG: BINARY},
+    )
+    def inspect() -> Response:
+        """Reads the text that the server writes into its PNG files; a tool that drops it leaves nothing to read."""
+        info = service.info
+        try:
+            found = read_request(given_picture((PNG,)))
+        except NoRequestError:
+            nothing = Inspection(made_here=False, request=None, model_hash=None, model_matches=False)
+            return json_response(nothing)
+        except PictureError as error:
+            raise refused(error) from error
+        hash_ = found["model_hash"]
+        matches = info is not None and hash_ is not None and info.model_hash.startswith(hash_)
+        return json_response(
+            Inspection(made_here=found["exact"], request=found["request"], model_hash=hash_, model_matches=matches)
+        )
