@@ -13,7 +13,7 @@ know how the environment is made (core/environment.py), what HTTP says (api.py) 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import json
 import os
 import platform
 import re
@@ -25,15 +25,17 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import quote
 
 from core import environment, machine
+from core.child import Child
 from core.environment import Problem, clean_env, venv_python
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_PORT = 5001
 DEFAULT_MODEL = "celeba128"
+DATA_NEEDED = 256 * 10**6  # bytes: some hundred jobs; the server removes old ones by itself, above 2 GB by default
+FAREWELL = "Stopping: what is being drawn gets a few seconds, the rest goes on next time. Ctrl+C again: at once."
 COMPONENTS = ("vae", "clip", "unet")  # what a model folder must hold, each with its config.json and model.safetensors
 
 
@@ -75,27 +77,49 @@ def exposure_problem(options: argparse.Namespace) -> str | None:
 
 def device_problem(torch: dict, version: str | None, wanted: str) -> str | None:
     """The sentence for an accelerator that is present and unused, or wanted and absent; `torch` is the probe's."""
-    if not torch["cuda"] and environment.has_nvidia():
+    if not torch["cuda"] and environment.nvidia_gpus():
         if torch["cuda_build"] is None:
             index = environment.TORCH_INDEX + "cu130"
             mend = f"delete the folder .venv and run ./start.py --torch-index {index}"
             return f"There is an NVIDIA GPU, but torch {version} is a CPU-only build: {mend}, or use --device cpu."
         built = f"CUDA {torch['cuda_build']}, for which torch {version} was built"
         return f"There is an NVIDIA GPU, but its driver is older than {built}: update the driver, or use --device cpu."
-    kind = wanted.partition(":")[0]
+    kind, _, index = wanted.partition(":")
     if kind in ("cuda", "mps") and not torch[kind]:
         return f"--device {wanted} was asked for and torch {version} finds no such device: use --device auto."
+    if kind == "cuda" and int(index or 0) >= len(torch["cuda"]):
+        return f"--device {wanted} was asked for and the last GPU is cuda:{len(torch['cuda']) - 1}: use --device cuda."
     return None
 
 
+def quick_device_problem(root: Path, wanted: str) -> str | None:
+    """The same without importing torch, which takes seconds, unless there seems to be something wrong."""
+    built, version = environment.torch_cuda_build(root), environment.installed(root).get("torch")
+    if wanted == "cpu" or wanted == "auto" and (built or not version):
+        return None
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    facts = {"cuda_build": built, "cuda": environment.nvidia_gpus() if built else [], "mps": apple}
+    guess = device_problem(facts, version, wanted)
+    if guess is None or wanted == "auto":
+        return guess
+    found = environment.probe(root)
+    broken = environment.import_problems(root, found)
+    return device_problem(found["torch"], version, wanted) if found["torch"] else (broken[0] if broken else guess)
+
+
 # ---- run -------------------------------------------------------------------------------------------------------------
+
+
+def data_folder(options: argparse.Namespace) -> Path:
+    """`--data-dir` as seen from where the person stands: the server runs in another folder."""
+    return Path(options.data_dir).expanduser().resolve()
 
 
 def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     """The command line of api.py. The key is not in it: every user of a machine can read command lines."""
     command = [str(venv_python(root)), str(root / "api.py"), "--host", options.host, "--port", str(options.port)]
     command += ["--device", options.device, "--model", str(model_folder(root, options.model))]
-    command += ["--data-dir", str(options.data_dir)]
+    command += ["--data-dir", str(data_folder(options))]
     if options.threads:
         command += ["--threads", str(options.threads)]
     return command + (["--insecure"] if options.insecure else [])
@@ -108,61 +132,115 @@ def serve(root: Path, options: argparse.Namespace) -> int:
         exposure_problem(options),
         machine.port_problem(options.host, options.port),
         machine.memory_problem(machine.free_memory()),
+        machine.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir"),
     ):
         if problem:
             raise Problem(problem)
     environment.prepare(root, offline=options.offline, torch_index=options.torch_index)
-    signal.signal(signal.SIGTERM, stop)
+    device = quick_device_problem(root, options.device)
+    if device and options.device != "auto":
+        raise Problem(device)
+    if device:
+        print(f"Drawing on the CPU. {device}", flush=True)
     # all it needs is in the model folder: HF_HUB_OFFLINE turns an attempt to download into an error at once
     env = clean_env(HF_HUB_OFFLINE="1", **({"FACES_API_KEY": options.api_key} if options.api_key else {}))
+    began = time.monotonic()
     print("Starting the server ...", flush=True)
-    server = subprocess.Popen(server_command(root, options), cwd=str(root), env=env, stdin=subprocess.DEVNULL)
-    try:
-        wait_until_it_answers(root, options, server)
-        # with a key, the address carries it once and turns it into a cookie
-        door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
-        address = machine.address_of(options.host, options.port) + door
-        print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
-        lan = machine.lan_address() if options.host in machine.ANYWHERE else None
-        if lan:
-            print(f"    On a phone or another computer:  http://{lan}:{options.port}/{door}", flush=True)
-        if not options.no_browser and machine.can_show_pages():
-            webbrowser.open(address)
-        return server.wait()
-    except KeyboardInterrupt:
-        print("\nStopping ...", flush=True)
-        return 0
-    finally:
-        end(server)
+    with Child(server_command(root, options), cwd=root, env=env, farewell=FAREWELL) as server:
+        if page_answers(options, server):
+            show_addresses(root, options)
+            watch_loading(root, options, server, began)
+        elif not server.asked:
+            raise Problem(why_it_ended(root, options, server))
+        status = server.wait()
+    if server.asked:
+        return 0 if server.asked == 1 else 130
+    if status:
+        end = f"was ended by signal {-status}" if status < 0 else f"ended by itself with status {status}"
+        raise Problem(f"The server {end} (see above): start it again, or ask ./start.py doctor.")
+    return 0
 
 
-def wait_until_it_answers(root: Path, options: argparse.Namespace, server: subprocess.Popen) -> None:
-    """Return when GET /health answers. Raises: Problem when the server ends before that."""
+def page_answers(options: argparse.Namespace, server: Child) -> bool:
+    """Wait for GET /health; False when the server ends before, or is asked to."""
     began, told = time.monotonic(), False
-    while not machine.answers(options.host, options.port):
-        if server.poll() is not None:
-            broken = environment.import_problems(root, environment.probe(root))
-            unknown = f"The server ended with status {server.returncode} (its reason is above); try ./start.py doctor."
-            raise Problem(broken[0] if broken else unknown)
+    while server.status is None and not server.asked:
+        if machine.answers(options.host, options.port):
+            return True
         if not told and time.monotonic() - began > 30:
             told = True
-            print("Still starting: the first start reads a gigabyte of libraries from the disk.", flush=True)
-        time.sleep(0.2)
+            print("Still starting: the first start reads many files from the disk.", flush=True)
+        time.sleep(0.03)
+    return False
 
 
-def stop(number: int, frame: object) -> NoReturn:
-    """A service manager's SIGTERM ends the server as Ctrl+C does."""
-    raise KeyboardInterrupt
+def show_addresses(root: Path, options: argparse.Namespace) -> None:
+    """Say where the page is, on this machine and on the network, and open it."""
+    # with a key, the address carries it once and turns it into a cookie
+    door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
+    address = machine.address_of(options.host, options.port) + door
+    print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
+    outside = None if machine.is_local(options.host) else address
+    if options.host in machine.ANYWHERE:
+        lan = machine.lan_address()
+        outside = f"http://{lan}:{options.port}/{door}" if lan else None
+        print(f"    On a phone or another computer:  {outside or 'this machine is in no network'}", flush=True)
+    if outside and sys.stdout.isatty():
+        # drawn by the environment's Python, which has the library; not an argument, because it may hold the key
+        command = [str(venv_python(root)), "-m", "core.qr"]
+        subprocess.run(command, input=outside.encode(), cwd=str(root), env=clean_env(), stderr=subprocess.DEVNULL)
+    if not options.no_browser and machine.can_show_pages():
+        webbrowser.open(address)
 
 
-def end(server: subprocess.Popen) -> None:
-    """Leave no server behind: after Ctrl+C it is already ending; else ask, then insist."""
-    for act, patience_s in ((None, 2), (server.terminate, 10), (server.kill, 10)):
-        if act is not None:
-            act()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(timeout=patience_s)
-            return
+def watch_loading(root: Path, options: argparse.Namespace, server: Child, began: float) -> None:
+    """Say when the model is there, or in one sentence why not. The page is open all the while, and says the same."""
+    while server.status is None and not server.asked:
+        answer = machine.ask(options.host, options.port, "options", options.api_key)
+        told = read_object(answer[1]) if answer else {"state": "STARTING"}  # too busy to answer
+        if told.get("state") == "STARTING":
+            time.sleep(0.2)
+            continue
+        if told.get("state") == "READY":
+            print(f"    The model is ready, after {time.monotonic() - began:.0f} s.\n", flush=True)
+        if told.get("state") == "FAILED":
+            reason = diagnose(root, options, server, str(told.get("failure")))
+            server.forget()
+            print(f"start.py: {reason}", file=sys.stderr, flush=True)
+        break
+    server.release()
+
+
+def read_object(text: bytes) -> dict:
+    """A JSON object, {} for anything else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def why_it_ended(root: Path, options: argparse.Namespace, server: Child) -> str:
+    """One sentence for a server that ended before it answered, from what it said."""
+    lines = server.said.strip().splitlines()
+    if "Traceback (most recent call last):" in lines:
+        return diagnose(root, options, server, f"The server ended with status {server.status}: {lines[-1]}")
+    if lines:  # a server that knows what is wrong says it in a sentence of its own
+        return lines[-1]
+    if server.status == -9:
+        return "The server was killed while it started, probably for its memory: close other programs and start again."
+    return f"The server ended with status {server.status} and said nothing: see ./start.py doctor."
+
+
+def diagnose(root: Path, options: argparse.Namespace, server: Child, reason: str) -> str:
+    """One sentence for what came with a traceback: a broken package where there is one, else `reason` and a file."""
+    broken = environment.import_problems(root, environment.probe(root))
+    if broken:
+        return broken[0]
+    file = data_folder(options) / "failure.log"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(server.said, encoding="utf-8")
+    return f"{reason.rstrip('.')} (all of it is in {file}): see ./start.py doctor."
 
 
 # ---- test ------------------------------------------------------------------------------------------------------------
@@ -205,12 +283,13 @@ def ensure_browser(offline: bool) -> None:
 
 def doctor(root: Path, options: argparse.Namespace) -> int:
     """Print what this machine has and what is wrong with it; exit status 1 when something is."""
-    free, disk = machine.free_memory(), shutil.disk_usage(root).free
+    free = machine.free_memory()
     show("system", f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} cores")
     show("memory", "unknown" if free is None else f"{free / environment.GIB:.1f} GiB free")
-    show("disk", f"{disk / environment.GIB:.1f} GiB free")
+    show("disk", f"{shutil.disk_usage(str(root)).free / environment.GIB:.1f} GiB free")
     problems = [
         *doctor_environment(root, options),
+        doctor_data(data_folder(options)),
         model_problem(root, options.model),
         exposure_problem(options),
         machine.port_problem(options.host, options.port),
@@ -253,6 +332,29 @@ def doctor_environment(root: Path, options: argparse.Namespace) -> list[str | No
         show("device", (gpus or ("mps" if torch["mps"] else "cpu")) + f", {torch['threads']} CPU threads")
         problems.append(device_problem(torch, packages["torch"]["version"], options.device))
     return problems
+
+
+def doctor_data(folder: Path) -> str | None:
+    """The doctor's line on the data folder: jobs, size, free disk; returns what is wrong with it."""
+    problem, jobs = machine.folder_problem(folder, DATA_NEEDED, "--data-dir"), "no jobs yet"
+    try:
+        from core.store import DATABASE, Store, StoreError  # newer syntax, and sqlite3, which not every Python has
+    except ImportError as error:
+        return f"This Python cannot read the jobs ({error}): install Python {environment.RANGE} from python.org."
+    if (folder / DATABASE).is_file():
+        try:
+            store = Store(folder)  # as the server would: checks that the database is whole
+            counts = store.count()
+            store.close()
+            unfinished = counts.pop("queued", 0) + counts.pop("running", 0)
+            states = [*sorted(counts.items()), *([("unfinished", unfinished)] if unfinished else [])]
+            jobs = "jobs: " + ", ".join(f"{count} {state}" for state, count in states) if states else jobs
+        except StoreError as error:
+            problem, jobs = problem or str(error), "jobs cannot be counted"
+    free = shutil.disk_usage(str(machine.nearest_folder(folder))).free
+    size = machine.folder_size(folder)
+    show("data", f"{folder}, {size / 1e6:.0f} MB, {jobs}; {free / environment.GIB:.1f} GiB free")
+    return problem
 
 
 def show(title: str, text: str) -> None:
@@ -307,7 +409,7 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
     add("--device", type=device_name, default=twin("DEVICE", "auto"), help="auto, cpu, mps, cuda, cuda:N (%(default)s)")
     add("--model", default=twin("MODEL", DEFAULT_MODEL), help="name in models/, or a folder (%(default)s)")
-    add("--data-dir", type=Path, default=Path(twin("DATA_DIR", str(ROOT / "data"))), help="keeps pictures (data/)")
+    add("--data-dir", default=twin("DATA_DIR", str(ROOT / "data")), help="keeps jobs and pictures (data/)")
     add("--api-key", default=twin("API_KEY"), help="what clients must show when --host opens the network")
     add("--insecure", action="store_true", default=switch("INSECURE"), help="open the network without a key")
     add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
@@ -316,6 +418,14 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     index_help = f"package index for torch and torchvision: {environment.TORCH_INDEX}cpu is small, and without GPU"
     add("--torch-index", metavar="URL", default=twin("TORCH_INDEX") or None, help=index_help)
     return parser
+
+
+def go_on_with(python: str, words: list[str]) -> int:
+    """Run another Python in the place of this one, so that whoever stops this process stops that one."""
+    if os.name == "nt":  # there it would be another process, which the console does not wait for
+        signal.signal(signal.SIGINT, lambda number, frame: None)  # that one hears it too, and decides
+        return subprocess.call([python, *words])
+    os.execv(python, [python, *words])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -328,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
             if other is None:
                 raise Problem(problem)
             print(f"Using {other}, because this Python is {platform.python_version()}.", flush=True)
-            return subprocess.call([other, str(Path(__file__).resolve()), *words])
+            return go_on_with(other, [str(Path(__file__).resolve()), *words])
         parser = command_line(dict(os.environ))
         if words[:1] == ["test"]:  # the rest belongs to pytest
             return run_tests(ROOT, words[1:], parser.parse_args(["test"]))

@@ -22,25 +22,45 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import benchmark_start
 import pytest
+import segno
 
 import start
 from core import environment, machine
+from core.jobs import JobQueue, Store
 
 ROOT = Path(__file__).resolve().parent.parent
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals; its console tells both processes")
 SERVER = """
-import http.server, json, os, sys
+import http.server, json, os, signal, sys, threading
+state, stops = os.environ.get("TEST_STATE", "READY"), []
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = json.dumps({"words": sys.argv[1:], "key": os.environ.get("FACES_API_KEY")}).encode()
+        told = {"state": state, "failure": "The model could not be loaded: it is green.", "device": "cpu",
+                "finished": True, "status": "succeeded",
+                "words": sys.argv[1:], "key": os.environ.get("FACES_API_KEY"), "pid": os.getpid()}
+        body = json.dumps(told).encode() if not self.path.endswith(".png") else b"\\x89PNG"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"job_id": "a-face"}')
     def log_message(self, *words):
         pass
+def stop(number, frame):
+    stops.append(number)
+    print("told to stop", flush=True, file=sys.stderr)
+    if os.environ.get("TEST_STUBBORN", "0") == "0" or len(stops) == 2 and os.environ["TEST_STUBBORN"] == "1":
+        os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("a line of the log", flush=True, file=sys.stderr)
 port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Answer).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Answer).serve_forever()
 """
 
 
@@ -71,9 +91,8 @@ def write_wheel(index: Path, name: str, version: str, code: str = "") -> None:
 def house(tmp_path: Path) -> Path:
     """A folder that ./start.py can run in: an empty environment, a complete model, a server of ten lines."""
     root = tmp_path / "house"
-    for name in ("start.py", "core/__init__.py", "core/environment.py", "core/machine.py"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "core", root / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "start.py", root)
     (root / "api.py").write_text(SERVER, encoding="utf-8")
     for name in (environment.REQUIREMENTS, environment.TEST_REQUIREMENTS):
         (root / name).parent.mkdir(exist_ok=True)
@@ -124,21 +143,32 @@ def taken() -> Iterator[int]:
 # ---- run -------------------------------------------------------------------------------------------------------------
 
 
-def begin(root: Path, *words: str, **env: str) -> tuple[subprocess.Popen[str], str]:
-    """./start.py in a house until it says where it serves; returns the process and that address."""
+def begin(root: Path, *words: str, until: str = "The model is ready", **env: str) -> tuple[subprocess.Popen[str], str]:
+    """./start.py in a house until it says something; returns the process and what it said."""
     command = [sys.executable, str(root / "start.py"), "--no-browser", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **env})
-    assert process.stdout is not None
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env}, cwd=root.parent,
+        start_new_session=True,  # what a terminal would tell this group, the tests can tell it
+    )
+    assert process.stdout is not None and process.stderr is not None
+    said = ""
     for line in process.stdout:
-        if "http://" in line:
-            return process, re.findall(r"http://\S+", line)[0]
-    raise AssertionError(f"ended with {process.wait()}")
+        said += line
+        if until in line:
+            return process, said
+    raise AssertionError(f"ended with {process.wait()}: {said}{process.stderr.read()}")
+
+
+def address_in(said: str) -> str:
+    return re.findall(r"Faces are drawn at {2}(http://\S+)", said)[0]
 
 
 def test_start_serves_says_where_and_takes_the_server_along(house: Path, port: int) -> None:
-    process, address = begin(house, "--threads", "2", "--api-key", "secret", FACES_PORT=str(port), FACES_DEVICE="cpu")
+    words = ("--threads", "2", "--api-key", "secret", "--data-dir", "pictures")
+    process, said = begin(house, *words, FACES_PORT=str(port), FACES_DEVICE="cpu")
     with process:
         try:
+            address = address_in(said)
             assert address == f"http://127.0.0.1:{port}/session?key=secret", "the browser gets its cookie there"
             with urllib.request.urlopen(address) as answer:
                 told = json.load(answer)
@@ -148,7 +178,7 @@ def test_start_serves_says_where_and_takes_the_server_along(house: Path, port: i
                 "--port": str(port),
                 "--device": "cpu",
                 "--model": str(house / "models" / "celeba128"),
-                "--data-dir": str(house / "data"),
+                "--data-dir": str(house.parent / "pictures"),
                 "--threads": "2",
             }
             assert told["key"] == "secret", "the key travels in the environment: command lines are public"
@@ -160,9 +190,82 @@ def test_start_serves_says_where_and_takes_the_server_along(house: Path, port: i
     assert machine.port_problem("127.0.0.1", port) is None, "the server went on alone"
 
 
+@posix
+@pytest.mark.parametrize("stubborn, requests", [("0", 1), ("1", 2), ("2", 3)])
+def test_each_ctrl_c_reaches_the_server_once(house: Path, port: int, stubborn: str, requests: int) -> None:
+    """One stops it, the second stops it at once, the third needs no consent: the server here waits for so many."""
+    process, _ = begin(house, "--port", str(port), TEST_STUBBORN=stubborn)
+    with process:
+        assert process.stderr is not None
+        for number in range(requests):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody in its group
+            while number < 2 and "told to stop" not in process.stderr.readline():
+                pass
+        said = process.stderr.read()
+        assert process.wait(timeout=30) == (0 if requests == 1 else 130)
+    assert "Traceback" not in said and "told to stop" not in said, "told more often than asked"
+    assert machine.port_problem("127.0.0.1", port) is None
+
+
+@posix
+def test_ctrl_c_before_the_server_answers(house: Path, port: int) -> None:
+    (house / "api.py").write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
+    process, _ = begin(house, "--port", str(port), until="Starting the server")
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (0, 130) and "Traceback" not in errors
+
+
 def test_a_server_that_ends_at_once_is_told(house: Path, port: int) -> None:
     (house / "api.py").write_text("raise SystemExit(3)", encoding="utf-8")
     assert "ended with status 3" in sentence(run(house, "--port", str(port)))
+    (house / "api.py").write_text("raise SystemExit('Another server is using it: stop that one.')", encoding="utf-8")
+    assert sentence(run(house, "--port", str(port))) == "start.py: Another server is using it: stop that one."
+
+
+@posix
+def test_a_server_that_ends_later_is_told(house: Path, port: int) -> None:
+    process, _ = begin(house, "--port", str(port))
+    with process:
+        assert process.stderr is not None
+        shown = process.stderr.readline()
+        assert shown == "a line of the log\n", "what was held back while it loaded"
+        answer = machine.ask("127.0.0.1", port, "")
+        assert answer is not None
+        os.kill(json.loads(answer[1])["pid"], signal.SIGKILL)
+        assert "was ended by signal 9" in process.stderr.read()
+        assert process.wait(timeout=30) == 1
+
+
+def test_no_start_ends_in_a_traceback(house: Path, port: int) -> None:
+    """A package that cannot be imported is named with its remedy; what nobody foresaw is kept in a file."""
+    (house / "api.py").write_text("import flask\n1 / 0\n", encoding="utf-8")
+    (house / environment.REQUIREMENTS).write_text("flask==3.1.3\n", encoding="utf-8")
+    info = site_packages(house) / "flask-3.1.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flask\nVersion: 3.1.3\n", encoding="utf-8")
+    (site_packages(house) / "flask.py").write_text("raise ImportError('half of it is missing')", encoding="utf-8")
+    write_stamp(house)
+    broken = sentence(run(house, "--port", str(port)))
+    assert broken == (
+        "start.py: flask is broken (ImportError: half of it is missing): delete the folder .venv and run ./start.py."
+    )
+    (site_packages(house) / "flask.py").write_text("", encoding="utf-8")
+    said = sentence(run(house, "--port", str(port)))
+    assert "The server ended with status 1: ZeroDivisionError: division by zero" in said
+    log = house / "data" / "failure.log"
+    assert str(log) in said and "Traceback" in log.read_text(encoding="utf-8")
+
+
+def test_a_model_that_cannot_be_loaded_is_told_while_the_page_stays(house: Path, port: int) -> None:
+    process, said = begin(house, "--port", str(port), until="Faces are drawn at", TEST_STATE="FAILED")
+    with process:
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        assert told.startswith("start.py: The model could not be loaded: it is green (all of it is in ")
+        assert machine.answers("127.0.0.1", port)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
 
 
 def test_taken_port(house: Path, taken: int) -> None:
@@ -245,6 +348,55 @@ def test_health_is_asked_past_any_proxy(taken: int, monkeypatch: pytest.MonkeyPa
     assert not machine.answers("127.0.0.1", server.server_port)
 
 
+def test_the_data_folder_is_checked(house: Path, tmp_path: Path, port: int) -> None:
+    (tmp_path / "diary").write_text("mine", encoding="utf-8")
+    said = sentence(run(house, "--port", str(port), "--data-dir", "diary/pictures"))
+    assert f"{tmp_path / 'diary'} is no folder" in said and "--data-dir" in said
+    full = machine.folder_problem(tmp_path / "not" / "yet", 2**70, "--data-dir")
+    assert full and re.search(r"Only \d+ MB are free on the disk of .* and \d+ MB are needed", full)
+    assert machine.folder_problem(tmp_path / "not" / "yet", 1, "--data-dir") is None
+    assert not (tmp_path / "not").exists(), "a check makes nothing"
+    if Path("/proc/self").is_dir():  # nobody may write there, not even root
+        denied = machine.folder_problem(Path("/proc/pictures"), 1, "--data-dir")
+        assert denied and "/proc/pictures cannot be written to (" in denied
+
+
+# ---- a phone ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host, tty", [("0.0.0.0", True), ("0.0.0.0", False), ("192.168.1.7", True), ("::1", True)])
+def test_a_phone_gets_the_address_and_its_code(
+    host: str, tty: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "lan_address", lambda: "192.168.1.7")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: tty, raising=False)
+    options = start.command_line({}).parse_args(["--host", host, "--api-key", "a/b", "--no-browser"])
+    start.show_addresses(ROOT, options)
+    said = capfd.readouterr().out
+    outside = "http://192.168.1.7:5001/session?key=a%2Fb"
+    assert (outside in said) == (host != "::1")
+    shown = [line for line in said.splitlines() if "\033" in line]
+    assert bool(shown) == (tty and host != "::1")
+    if shown:
+        assert read_code(shown) == [list(row) for row in segno.make(outside, error="l", micro=False).matrix]
+
+
+def read_code(lines: list[str]) -> list[list[int]]:
+    """The modules of a code as a camera sees them, without the margin of four."""
+    plain = [re.sub(r"\033\[[0-9;]*m", "", line)[4:] for line in lines]
+    dark = [[int(glyph in half) for glyph in line] for line in plain for half in ("▀█", "▄█")]
+    size = len(dark[0]) - 8
+    assert not any(map(any, dark[:4] + dark[4 + size :])), "the margin is not white"
+    return [row[4:-4] for row in dark[4 : 4 + size]]
+
+
+def test_a_machine_without_network_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(machine, "lan_address", lambda: None)
+    start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
+    said = capfd.readouterr().out
+    assert "http://[::1]:5001/" in said and "this machine is in no network" in said
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -288,17 +440,19 @@ def test_python_too_old_or_too_new() -> None:
     assert new and new.startswith("Python 3.14 is newer than the pinned packages support: install Python 3.10 to 3.13")
 
 
-def test_another_python_is_used_where_there_is_one(
-    house: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(start, "ROOT", house)
-    monkeypatch.setattr(sys, "version_info", (3, 9, 1, "final", 0))
-    monkeypatch.setenv("PATH", "")
-    assert start.main(["--help"]) == 0  # by the environment's own Python
-    assert f"Using {environment.venv_python(house)}" in capfd.readouterr().out
+def test_another_python_is_used_where_there_is_one(house: Path) -> None:
+    code = "import sys; sys.version_info = (3, 9, 1, 'final', 0); import start; sys.exit(start.main(sys.argv[1:]))"
+
+    def old(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PATH": ""}
+        return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=house, env=env)
+
+    answer = old("--help")  # by the environment's own Python
+    assert answer.returncode == 0 and "./start.py doctor" in answer.stdout
+    assert f"Using {environment.venv_python(house)}" in answer.stdout
     shutil.rmtree(house / ".venv")
-    assert start.main(["doctor"]) == 1
-    assert capfd.readouterr().err.startswith("start.py: Python 3.9 is too old")
+    answer = old("doctor")
+    assert answer.returncode == 1 and answer.stderr.startswith("start.py: Python 3.9 is too old")
 
 
 def test_a_python_that_does_not_run_is_no_python(tmp_path: Path) -> None:
@@ -316,15 +470,17 @@ def test_a_python_that_does_not_run_is_no_python(tmp_path: Path) -> None:
 def test_what_makes_the_environment_incomplete(house: Path) -> None:
     assert environment.incomplete(house) is None
     requirements = house / environment.REQUIREMENTS
-    requirements.write_text("# why\nTorch==2.14.1  # networks\nflask-cors==6.0.2\n", encoding="utf-8")
-    assert environment.pins(requirements) == {"Torch": "2.14.1", "flask-cors": "6.0.2"}
+    text = "# why\nTorch==2.14.1  # networks\nflask-cors==6.0.2\ntyping_extensions==4.16.0\n"
+    requirements.write_text(text, encoding="utf-8")
+    assert environment.pins(requirements) == {"Torch": "2.14.1", "flask-cors": "6.0.2", "typing_extensions": "4.16.0"}
     assert environment.incomplete(house) == "Torch 2.14.1 is missing"
-    for name in ("torch-2.14.1+cpu", "flask_cors-6.0.1"):
+    for name in ("torch-2.14.1+cpu", "flask_cors-6.0.1", "typing_extensions-4.16.0"):
         (site_packages(house) / f"{name}.dist-info").mkdir()
         (site_packages(house) / f"{name}.dist-info" / "METADATA").touch()
-    assert environment.installed(house) == {"torch": "2.14.1+cpu", "flask-cors": "6.0.1"}
+    have = {"torch": "2.14.1+cpu", "flask-cors": "6.0.1", "typing-extensions": "4.16.0"}
+    assert environment.installed(house) == have
     assert environment.incomplete(house) == "flask-cors 6.0.2 is wanted and 6.0.1 is there"
-    requirements.write_text("torch==2.14.1\n", encoding="utf-8")
+    requirements.write_text("torch==2.14.1\ntyping_extensions==4.16.0\n", encoding="utf-8")
     assert environment.incomplete(house) == "requirements.txt is new or has changed"
     write_stamp(house)
     assert environment.incomplete(house) is None
@@ -470,7 +626,7 @@ def test_doctor_tells_the_truth_about_this_machine(port: int) -> None:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.stderr == ""
     lines = dict(re.findall(r"^([a-z]+(?: [a-z]+)?) {2,}(.+)$", answer.stdout, flags=re.MULTILINE))
-    assert {"system", "memory", "disk", "environment", "packages", "device", "models"} <= set(lines)
+    assert {"system", "memory", "disk", "environment", "packages", "device", "models", "data"} <= set(lines)
     version = environment.python_version(environment.venv_python(ROOT))
     assert version and lines["environment"].startswith(".venv with Python {}.{}".format(*version))
     for name, got in environment.installed(ROOT).items():
@@ -500,6 +656,61 @@ def test_doctor_finds_a_healthy_house_healthy(house: Path, port: int) -> None:
     assert answer.returncode == 0
 
 
+def test_doctor_counts_the_jobs_and_says_what_is_wrong_with_them(house: Path, tmp_path: Path, port: int) -> None:
+    store = Store(tmp_path / "kept")
+    JobQueue(store).submit("a face", {}, {})
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        return run(house, "doctor", "--port", str(port), "--data-dir", "kept")
+
+    answer = ask()
+    assert "1. Another server is using" in answer.stdout and answer.returncode == 1
+    store.close()
+    answer = ask()
+    assert re.search(rf"^data +{tmp_path / 'kept'}, 0 MB, jobs: 1 unfinished; [\d.]+ GiB free$", answer.stdout, re.M)
+    assert "Nothing is wrong." in answer.stdout
+    (tmp_path / "kept" / "jobs.sqlite3").write_bytes(b"not a database" * 1000)
+    answer = ask()
+    assert re.search(r"^1\. The job database .* is damaged", answer.stdout, re.M) and answer.stderr == ""
+
+
+def test_the_benchmark_walks_and_writes_its_section(house: Path, tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@localhost", "-C", str(house)]
+    (house / ".gitignore").write_text(".venv\n", encoding="utf-8")
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    folder = benchmark_start.clone(house, tmp_path / "clone")
+    assert not (folder / ".venv").exists()
+    (folder / ".venv").symlink_to(house / ".venv", target_is_directory=True)
+    walked = benchmark_start.walk(folder, "--offline")
+    assert walked.device == "cpu" and all(0 < leg < 60 for leg in (walked.environment, walked.page, walked.stop))
+    document = tmp_path / "docs" / "benchmarks.md"
+    for text in ("first", benchmark_start.table(walked, walked, benchmark_start.circumstances(folder, "cpu"))):
+        benchmark_start.record(text, document)
+    written = document.read_text(encoding="utf-8")
+    assert written.count("## From nothing to a face") == 1 and "first\n" not in written
+    assert len(re.findall(r"^\| .* \| [\d.]+ \| [\d.]+ \|$", written, re.M)) == 8
+
+
+def test_the_device_is_checked_without_importing_torch(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site_packages(house) / "torch").mkdir()
+    build = site_packages(house) / "torch" / "version.py"
+    (site_packages(house) / "torch-2.14.1.dist-info").mkdir()
+    (site_packages(house) / "torch-2.14.1.dist-info" / "METADATA").touch()
+    gpus: list[str] = []
+    monkeypatch.setattr(environment, "nvidia_gpus", lambda: gpus)
+    build.write_text("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", encoding="utf-8")
+    assert environment.torch_cuda_build(house) == "13.0"
+    assert start.quick_device_problem(house, "auto") is None
+    assert "finds no such device" in (start.quick_device_problem(house, "cuda") or "")
+    gpus += ["NVIDIA H200", "NVIDIA H200"]
+    assert start.quick_device_problem(house, "cuda:1") is None
+    assert "the last GPU is cuda:1" in (start.quick_device_problem(house, "cuda:2") or "")
+    build.write_text("cuda: Optional[str] = None\n", encoding="utf-8")
+    assert "CPU-only build" in (start.quick_device_problem(house, "auto") or "")
+    assert start.quick_device_problem(house, "cpu") is None
+
+
 def test_an_unused_or_absent_accelerator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     none = {"cuda": [], "mps": False, "cuda_build": None}
@@ -515,3 +726,4 @@ def test_an_unused_or_absent_accelerator_is_told(monkeypatch: pytest.MonkeyPatch
         old = start.device_problem({**none, "cuda_build": "13.0"}, "2.14.1", "auto")
         assert old and "driver is older than CUDA 13.0" in old
         assert start.device_problem({**none, "cuda": ["NVIDIA H200"], "cuda_build": "13.0"}, "2.14.1", "cuda") is None
+        assert environment.nvidia_gpus() == ["NVIDIA H200"]
