@@ -293,7 +293,8 @@ def train(args: argparse.Namespace) -> None:
 
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
-    weights = LossWeights(perceptual=args.perceptual_weight, adversarial=args.adversarial_weight)
+    weights = LossWeights(perceptual=args.perceptual_weight, adversarial=args.adversarial_weight,
+                          feature_matching=args.matching_weight)
     store = FaceStore.open(args.data)
     pixels = load_pixels(store, store.select(split="train", px=128), device)
     held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
@@ -319,7 +320,7 @@ def train(args: argparse.Namespace) -> None:
     sampler = EpochSampler(len(pixels), args.batch_size, args.seed)
     settings = {"component": "vae", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "decoder_only": args.decoder_only, "gan_start": args.gan_start,
-                "weights": asdict(weights),
+                "balance": args.balance, "weights": asdict(weights),
                 "network": json.loads(json.dumps(asdict(model.config)))}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process,
@@ -364,8 +365,9 @@ def train(args: argparse.Namespace) -> None:
                     _, features_real = critic(images)
                 terms["adversarial"] = generator_loss(logits_fake)
                 terms["matching"] = feature_matching_loss(features_real, features_fake)
-                balance = adaptive_weight(loss, terms["adversarial"], model.decoder.head.weight)
-                terms["adaptive_weight"] = balance
+                if args.balance == "adaptive":
+                    terms["adaptive_weight"] = adaptive_weight(loss, terms["adversarial"], model.decoder.head.weight)
+                balance = terms.get("adaptive_weight", 1.0)
                 loss = (loss + weights.adversarial * balance * terms["adversarial"]
                         + weights.feature_matching * terms["matching"])
                 critic.requires_grad_(True)
@@ -533,6 +535,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--perceptual-weight", type=float, default=LossWeights().perceptual, help="0 needs no CLIP")
     parser.add_argument("--adversarial-weight", type=float, default=LossWeights().adversarial,
                         help="strength of the adversary relative to all other terms")
+    parser.add_argument("--balance", choices=("adaptive", "fixed"), default="adaptive",
+                        help="adaptive: as loud as the other terms' gradient, which is next to nothing once they have "
+                        "converged; fixed: the weight itself")
+    parser.add_argument("--matching-weight", type=float, default=LossWeights().feature_matching,
+                        help="strength of the distance between the discriminator's features")
     parser.add_argument("--measure", type=int, default=8192,
                         help="images that the latent statistics (and, at most 2048, the preview decoder) come from")
     parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")

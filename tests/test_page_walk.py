@@ -1,0 +1,202 @@
+"""Does everything hold together? One walk over the page, the real server process and the real bundled model.
+
+A person describes a face, watches it appear, cancels, reloads in mid-job, comes back by link and by dropped PNG,
+downloads, looks through the gallery, keeps, deletes and takes back, and goes on when the server was killed and started
+again under the open page. Screenshots of the states go to FACES_SCREENSHOTS where that names a folder.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from browsing import chromium, generate, violations, visit, watched_page, write_prompt
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from server import Server
+from tiny_model import build_tiny_model, bundled_model
+
+from core.machine import free_port
+from core.pictures import read_request
+
+LONG_MS = 120_000  # for what the model does, on a slow machine beside other tests
+PROMPT = "a smiling young woman with wavy blond hair"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The command that users run, with the model that they get, on one port over all its lives."""
+    folder = tmp_path_factory.mktemp("page")
+    model = bundled_model() or build_tiny_model(folder / "tiny")
+    port = free_port("127.0.0.1", 5301)
+    with Server(folder / "data", "--port", str(port), "--model", str(model), "--device", "cpu") as server:
+        yield server
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    permissions = ["clipboard-read", "clipboard-write"]
+    with watched_page(browser, wait_ms=LONG_MS, viewport={"width": 1440, "height": 900}, permissions=permissions) as page:
+        yield page
+
+
+@pytest.fixture
+def snap(page: Page) -> Callable[[str], None]:
+    """Keep a screenshot where somebody wants them: docs/screenshots is made this way."""
+    folder = os.environ.get("FACES_SCREENSHOTS")
+
+    def take(name: str) -> None:
+        if folder:
+            page.wait_for_timeout(500)  # fades have ended
+            page.screenshot(path=Path(folder) / f"{name}.png")
+
+    return take
+
+
+def address(server: Server) -> str:
+    return f"http://127.0.0.1:{server.port}/"
+
+
+def ask_for(page: Page, prompt: str, *, steps: int, images: int = 4, seed: int = 11) -> None:
+    write_prompt(page, prompt)
+    page.locator("#counts").get_by_text(str(images), exact=True).click()
+    page.get_by_label("Steps", exact=True).fill(str(steps))
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    generate(page)
+
+
+def ended(page: Page, state: str = "succeeded") -> None:
+    expect(page.locator(".job").first).to_have_attribute("data-state", state, timeout=LONG_MS)
+
+
+def sizes(page: Page) -> list[list[object]]:
+    return page.eval_on_selector_all(".job:first-child .tile img", "all => all.map(i => [i.complete, i.naturalWidth])")
+
+
+def test_from_words_to_a_picture_that_remembers_them(
+    page: Page, server: Server, snap: Callable[[str], None], browser: Browser
+) -> None:
+    visit(page, address(server))
+    expect(page.locator("#model")).to_have_text(re.compile(r" · cpu$"))
+    snap("empty")
+    page.evaluate("""() => {
+        window.seen = new Set();
+        new MutationObserver(() => {
+            const [step, image] = [document.querySelector(".step"), document.querySelector(".tile img")];
+            if (step?.textContent && image.src.startsWith("data:image/")) window.seen.add(step.textContent);
+        }).observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});
+    }""")
+    ask_for(page, PROMPT, steps=20)
+    expect(page.locator(".step").first).to_have_text(re.compile("/20"), timeout=LONG_MS)
+    snap("running")
+    ended(page)
+    expect(page.get_by_role("link", name="Download face 4")).to_be_attached()
+    assert len(page.evaluate("[...window.seen]")) >= 3  # the tiles were filled by previews on the way
+    expect(page.locator(".job .tile img").nth(3)).to_have_attribute("src", re.compile(r"images/3\.png$"))
+    assert sizes(page) == [[True, 128]] * 4
+    snap("finished")
+    assert violations(page) == []
+
+    with page.expect_download() as started:
+        page.get_by_role("link", name="Download face 2").click()
+    assert started.value.suggested_filename == "face-12.png"
+    content = Path(started.value.path()).read_bytes()
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.size == (128, 128)
+    asked = read_request(content)["request"]
+    assert (asked["prompt"], asked["seed"], asked["n_inf_steps"]) == (PROMPT, 12, 20)
+
+    page.get_by_role("button", name=re.compile("^Face 3 of 4")).click()  # the film, the neighbours, a link
+    expect(page.get_by_label("Step of the drawing")).to_be_enabled()
+    snap("viewer")
+    page.get_by_label("Step of the drawing").fill("2")
+    expect(page.locator("#film-text")).to_have_text("Step 6")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Copy a link").click()
+    expect(page.get_by_role("status").filter(has_text="Link copied.")).to_be_visible()
+    link = page.evaluate("navigator.clipboard.readText()")
+
+    with watched_page(browser, wait_ms=LONG_MS) as other:  # somebody else, by link and then by the PNG
+        visit(other, link)
+        expect(other.locator(".job .tile img").nth(3)).to_be_visible()
+        assert other.get_by_label("Describe a face").input_value() == PROMPT
+        assert other.get_by_label("Seed", exact=True).input_value() == "11"
+        write_prompt(other, "somebody else")
+        other.set_input_files("#restore-file", {"name": "a.png", "mimeType": "image/png", "buffer": content})
+        expect(other.get_by_label("Describe a face")).to_have_value(PROMPT)
+        assert other.get_by_label("Seed", exact=True).input_value() == "12"
+        generate(other)
+        ended(other)
+        with other.expect_download() as again:
+            other.get_by_role("link", name="Download face 1").first.click()
+        with Image.open(io.BytesIO(Path(again.value.path()).read_bytes())) as one, Image.open(io.BytesIO(content)) as two:
+            differences = [abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True)]
+            assert max(differences) <= 1  # the same face
+
+
+def test_cancel_reload_and_a_server_killed_under_the_page(
+    page: Page, server: Server, snap: Callable[[str], None]
+) -> None:
+    visit(page, address(server))
+    ask_for(page, "an old man with glasses", steps=400, images=1)
+    expect(page.locator(".step").first).to_have_text(re.compile(r"/400$"), timeout=LONG_MS)
+    page.get_by_role("button", name=re.compile("^Cancel: ")).click()
+    ended(page, "cancelled")
+    expect(page.locator(".job").first.locator(".tile img")).to_be_visible()
+    snap("cancelled")
+
+    ask_for(page, "a man with a goatee", steps=60, images=2, seed=3)
+    expect(page.locator(".step").first).to_have_text(re.compile(r"/60$"), timeout=LONG_MS)
+    page.reload()
+    expect(page.locator(".job")).to_have_attribute("data-state", "running")
+    expect(page.locator(".job .tile img").first).to_be_visible()
+    server.kill()
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    snap("server-gone")
+    server.start()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    ended(page)
+    expect(page.locator(".job .tile img").nth(1)).to_have_attribute("src", re.compile(r"images/1\.png$"))
+
+
+def test_gallery_favourites_and_undo_by_keyboard_on_a_dark_phone(
+    browser: Browser, server: Server, snap: Callable[[str], None]
+) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 2}
+    with watched_page(browser, wait_ms=LONG_MS, **phone) as page:
+        visit(page, address(server))
+        write_prompt(page, "a smiling old woman with gray hair")
+        page.get_by_label("Steps", exact=True).fill("8")
+        page.keyboard.press("Control+Enter")
+        ended(page)
+        page.keyboard.press("Tab")  # out of the text
+        page.keyboard.press("g")
+        tiles = page.locator("#days .tile-open")
+        expect(tiles.first).to_be_visible()
+        before = tiles.count()
+        assert before >= 4
+        tiles.first.focus()
+        page.keyboard.press("f")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("dialog").get_by_role("button", name="Favourite")).to_have_attribute("aria-pressed", "true")
+        if folder := os.environ.get("FACES_SCREENSHOTS"):
+            page.wait_for_timeout(500)
+            page.screenshot(path=Path(folder) / "phone-dark.png")
+        page.keyboard.press("Delete")
+        page.keyboard.press("Escape")
+        expect(page.locator("#days .tile-open:visible")).to_have_count(before - 4)
+        page.keyboard.press("Control+z")
+        expect(page.locator("#days .tile-open:visible")).to_have_count(before)
+        page.get_by_role("radio", name="Favourites").check(force=True)
+        expect(page.locator("#days .tile")).to_have_count(1)
+        assert violations(page) == []
