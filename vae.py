@@ -403,7 +403,10 @@ def train(args: argparse.Namespace) -> None:
     run.finish()
     if run.main and (args.stop_at is None or args.stop_at >= args.steps):
         final = averaged(model, ema, device)
-        if not args.decoder_only:
+        if args.decoder_only:  # bit for bit: averaging turned -0 into 0, and cached latents go by the weights' hash
+            final.load_state_dict({name: value for name, value in model.state_dict().items()
+                                   if not name.startswith("decoder.")}, strict=False)
+        else:
             mean, std = measure_latents(final, pixels[: args.measure])
             final.latent_mean.copy_(mean)
             final.latent_std.copy_(std)
