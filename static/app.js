@@ -1,392 +1,325 @@
-// What happens on the page? One form, one job on the stage, and every state that it can be in.
+// What happens on the page? The beginning, the two views, sending, keys, and every state that the server can be in.
 
-import { watchPrompt } from "./prompt.js";
-import { ask, follow, jobPath } from "./server.js";
+import "./compare.js";
+import { loadRecent, showGallery, startGallery } from "./gallery.js";
+import { addCard, cardOf, jobFrom, rememberCards, rememberedJobs } from "./jobs.js";
+import { picture, picturesOf, stopPicking, undoDelete } from "./pictures.js";
+import { loadVocabulary, look, setPrompt } from "./prompt.js";
+import { ask, jobPath, watchPulse } from "./server.js";
+import { clearErrors, fillForm, isReady, readForm, restoreForm, showErrors } from "./settings.js";
+import { linkedSettings, receivePictures } from "./sharing.js";
+import { $, announce, bus, closable, dialogIsOpen, h, isWriting, keep, openDialog, randomHex, recall, segments, setQuery, toast } from "./ui.js";
+import { openViewer, startViewer } from "./viewer.js";
 
-const $ = (id) => document.getElementById(id);
-const form = $("composer");
-const REMEMBERED = "faces.job";
-const PREVIEWS = 10; // how many updates a job should show, whatever its length: each costs a decoding
-const COUNTS = [1, 2, 4, 8];
-const START_QUALITY = 1;
-const TITLE = document.title;
+const LOADING_MS = 700;
+const KEPT_CARDS = 3; // finished jobs that are still on the stage after a reload; the others are in the gallery
+const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
+const COMMAND = isMac ? "⌘" : "Ctrl";
+const KEYS = [[`${COMMAND} ↵`, "Generate"], ["Esc", "Close what is open"], ["/", "To the description, or to the search"], ["g", "Gallery and back"],
+  ["?", "This sheet"], [`${COMMAND} Z`, "Undo a deletion"], ["← → ↑ ↓", "Between pictures"], ["f", "Favourite"], ["+ − 0", "Zoom"],
+  ["Space", "Play the drawing"], ["d", "Download"], ["l", "Copy a link"], ["c", "Compare"], ["Del", "Delete"]];
 
-let fields = null; // limits and defaults, as /options tells them
-let job = null; // the one on the stage: { id, parameters, stop, tiles, began }
-const lookAtPrompt = watchPrompt($("prompt"), $("marks"), $("notes"));
+let sending = false;
+let resumed = false;
 
-// ---- small things
-
-const show = (id, visible) => { $(id).hidden = !visible; };
-const say = (text) => { $("live").textContent = text; };
-const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-const isBusy = () => job !== null && job.stop !== null;
-
-function remember(id) {
-  try {
-    if (id) localStorage.setItem(REMEMBERED, id);
-    else localStorage.removeItem(REMEMBERED);
-  } catch { /* storage may be forbidden; the address still holds the id */ }
-  history.replaceState(null, "", id ? `?job=${encodeURIComponent(id)}` : location.pathname);
-}
-
-function remembered() {
-  try {
-    return new URLSearchParams(location.search).get("job") || localStorage.getItem(REMEMBERED);
-  } catch {
-    return new URLSearchParams(location.search).get("job");
-  }
-}
-
-function notice(title, text, retry, calm) {
-  $("notice").dataset.kind = calm ? "calm" : "trouble";
-  $("notice-title").textContent = title;
-  $("notice-text").textContent = text || "";
-  show("notice", true);
-  show("retry", Boolean(retry));
-  $("retry").onclick = retry || null;
-}
+// ---- what the server's state looks like
 
 function model(state, text) {
   $("model").dataset.state = state;
   $("model-text").textContent = text;
 }
 
+function banner(title, text, { calm, action, act, key } = {}) {
+  $("banner").hidden = title === null;
+  $("banner").dataset.kind = calm ? "calm" : "trouble";
+  $("banner-title").textContent = title ?? "";
+  $("banner-text").textContent = text ?? "";
+  $("banner-action").hidden = !action;
+  $("banner-action").textContent = action ?? "";
+  $("banner-action").onclick = act ?? null;
+  $("key-form").hidden = !key;
+}
+
+let retryTimer = 0;
+
+/** Something that was refused; `again` sends it once more, by itself after `wait` seconds when that is given. */
+function notice(title, text, again, wait = 0) {
+  clearInterval(retryTimer);
+  $("notice").hidden = title === null;
+  if (title === null) return;
+  $("notice-title").textContent = title;
+  $("notice-text").textContent = text;
+  $("notice").scrollIntoView({ block: "center" });
+  const button = $("notice-action");
+  button.hidden = !again;
+  button.onclick = () => { notice(null); again(); };
+  button.textContent = "Try again";
+  if (!again || !wait) return;
+  let left = wait;
+  const tick = () => {
+    button.textContent = `Send now (by itself in ${left} s)`;
+    if (left-- > 0) return;
+    notice(null);
+    again();
+  };
+  tick();
+  retryTimer = setInterval(tick, 1000);
+}
+
 function updateButton() {
-  $("generate").disabled = fields === null || isBusy();
-  $("generate-text").textContent = isBusy() ? "Drawing …" : "Generate";
+  $("generate").disabled = !isReady() || sending || $("model").dataset.state !== "READY";
+  $("generate-text").textContent = sending ? "Sending …" : $("model").dataset.state === "STARTING" ? "Waiting for the model …" : "Generate";
 }
 
-// ---- the form
+// ---- sending
 
-/** A row of radio buttons that looks like one switch. */
-function segments(box, name, entries, chosen) {
-  box.replaceChildren(...entries.map(([text, value]) => {
-    const label = document.createElement("label");
-    const input = Object.assign(document.createElement("input"), { type: "radio", name, value });
-    input.checked = value === chosen;
-    label.append(input, Object.assign(document.createElement("span"), { textContent: text }));
-    return label;
-  }));
-}
+const handlers = {
+  open: openViewer,
+  use(parameters, withSeed) {
+    show("draw");
+    restoreForm(parameters, withSeed);
+    toast("Settings restored.");
+    $("prompt").focus();
+  },
+  again(parameters, otherSeed) {
+    show("draw");
+    const { prompt, n_images, n_inf_steps, stream_freq, guidance_scale, negative_prompt, sampler, seed } = parameters;
+    submit({ prompt, n_images, n_inf_steps, stream_freq, guidance_scale, negative_prompt, sampler, seed: otherSeed ? null : seed });
+  },
+};
 
-function choose(name, value) {
-  for (const input of form.querySelectorAll(`input[name="${name}"]`)) input.checked = Number(input.value) === value;
-}
-
-function fillForm(found) {
-  fields = found.fields;
-  const counts = COUNTS.filter((count) => count >= fields.n_images.minimum && count <= fields.n_images.maximum);
-  segments($("counts"), "n_images", counts.map((count) => [String(count), count]), fields.n_images.default);
-  const steps = found.quality[START_QUALITY].steps;
-  segments($("qualities"), "quality", found.quality.map((entry) => [entry.name, entry.steps]), steps);
-  for (const name of ["n_inf_steps", "seed", "guidance_scale"]) {
-    $(name).min = fields[name].minimum;
-    $(name).max = fields[name].maximum;
-  }
-  $("n_inf_steps").value = steps;
-  $("guidance_scale").value = fields.guidance_scale.default;
-  $("prompt").maxLength = fields.prompt.max_length;
-  $("negative_prompt").maxLength = fields.negative_prompt.max_length;
-  $("sampler").replaceChildren(...found.samplers.map((name) => new Option(name, name)));
-  $("sampler").value = fields.sampler.default;
-  $("examples").replaceChildren(...found.examples.map((text) => {
-    const button = Object.assign(document.createElement("button"), { type: "button", className: "chip", textContent: text });
-    button.addEventListener("click", () => {
-      $("prompt").value = text;
-      $("prompt").dispatchEvent(new Event("input", { bubbles: true }));
-      $("prompt").focus();
-    });
-    return button;
-  }));
-  refreshForm();
-}
-
-/** What follows from other fields: the counter, the guidance number, which quality the steps are. */
-function refreshForm() {
-  if (!fields) return;
-  $("counter").textContent = `${$("prompt").value.length} / ${fields.prompt.max_length}`;
-  $("guidance-value").textContent = Number($("guidance_scale").value).toFixed(1);
-  choose("quality", Number($("n_inf_steps").value));
-}
-
-function readForm() {
-  const number = (id) => ($(id).value.trim() === "" ? null : Number($(id).value));
-  const steps = number("n_inf_steps");
-  return {
-    prompt: $("prompt").value.trim(),
-    n_images: Number(form.elements.n_images.value) || fields.n_images.default,
-    n_inf_steps: steps,
-    stream_freq: Math.max(1, Math.round(steps / PREVIEWS)),
-    seed: number("seed"),
-    guidance_scale: number("guidance_scale"),
-    sampler: $("sampler").value,
-    negative_prompt: $("negative_prompt").value.trim(),
-  };
-}
-
-/** Put a job's parameters back into the form; the seed only when `withSeed`, or the next job would repeat it unasked. */
-function restoreForm(parameters, withSeed) {
-  $("prompt").value = parameters.prompt;
-  $("negative_prompt").value = parameters.negative_prompt;
-  $("n_inf_steps").value = parameters.n_inf_steps;
-  $("guidance_scale").value = parameters.guidance_scale;
-  $("sampler").value = parameters.sampler;
-  if (withSeed) $("seed").value = parameters.seed;
-  choose("n_images", COUNTS.filter((count) => count <= parameters.n_images).pop());
-  refreshForm();
-  lookAtPrompt();
-}
-
-function clearFieldErrors() {
-  for (const box of form.querySelectorAll(".field-error")) box.hidden = true;
-  for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
-}
-
-/** Show what the server said about single fields beside them. False when some of it has no place in the form. */
-function showFieldErrors(errors) {
-  let placed = 0;
-  for (const { pointer, message } of errors) {
-    const name = pointer.replace("#/", "");
-    const box = $(`${name}-error`);
-    if (!box) continue;
-    placed += 1;
-    box.textContent = `${message[0].toUpperCase()}${message.slice(1)}.`;
-    box.hidden = false;
-    const input = $(name);
-    if (input) {
-      input.setAttribute("aria-invalid", "true");
-      if (input.closest("details")) $("more").open = true;
-      if (placed === 1) input.focus();
-    }
-  }
-  return placed === errors.length;
-}
-
-// ---- the stage
-
-function showTiles(parameters) {
-  const template = $("tile").content;
-  const tiles = Array.from({ length: parameters.n_images }, () => template.cloneNode(true).firstElementChild);
-  $("tiles").replaceChildren(...tiles);
-  $("tiles").dataset.count = tiles.length;
-  show("tiles", true);
-  show("empty", false);
-  const asked = document.createElement("b");
-  asked.textContent = parameters.prompt || "No words: any face";
-  const details = [plural(parameters.n_inf_steps, "step"), parameters.sampler, `guidance ${parameters.guidance_scale}`];
-  if (parameters.negative_prompt) details.push(`without ${parameters.negative_prompt}`);
-  $("asked").replaceChildren(asked, ` · ${details.join(" · ")}`);
-  show("asked", true);
-  return tiles;
-}
-
-function showPicture({ index, seed, t, total_t: total, img, url }, final) {
-  const tile = job.tiles[index];
-  if (!tile) return;
-  const picture = tile.querySelector("img");
-  picture.src = final ? url.replace(/^\//, "") : `data:image/png;base64,${img}`;
-  picture.alt = `Face ${index + 1} of ${job.tiles.length}: ${job.parameters.prompt || "any"}${final ? "" : ", still being drawn"}`;
-  picture.hidden = false;
-  tile.querySelector(".step").textContent = final ? "" : `${t}/${total}`;
-  if (!final) return;
-  const link = tile.querySelector("a");
-  link.href = picture.src;
-  link.download = `face-${seed}.png`;
-  link.setAttribute("aria-label", `Download face ${index + 1}`);
-  const reuse = tile.querySelector("button");
-  reuse.textContent = `Seed ${seed}`;
-  reuse.title = "Use this seed again";
-  reuse.setAttribute("aria-label", `Use seed ${seed} again`);
-  reuse.onclick = () => {
-    $("seed").value = seed;
-    $("more").open = true;
-    say(`Seed ${seed} will be used.`);
-  };
-  tile.querySelector(".tools").hidden = false;
-}
-
-function timeLeft(t, total) {
-  const now = performance.now();
-  if (!job.began) {
-    job.began = { t, now };
-    return "";
-  }
-  if (t - job.began.t < 2) return "";
-  const seconds = ((now - job.began.now) / (t - job.began.t) / 1000) * (total - t);
-  if (seconds < 1) return "";
-  return seconds < 90 ? ` · about ${Math.ceil(seconds)} s left` : ` · about ${Math.ceil(seconds / 60)} min left`;
-}
-
-function showStatus({ status, queue_position: position }) {
-  $("tiles").dataset.state = status;
-  if (status === "queued") $("status").textContent = position > 1 ? `Waiting: number ${position} in the queue` : "Next in the queue";
-  if (status === "running" && !job.began) $("status").textContent = "Starting …";
-}
-
-function showProgress({ t, total_t: total }) {
-  $("progress").value = total ? t / total : 0;
-  $("status").textContent = `Step ${t} of ${total}${timeLeft(t, total)}`;
-  document.title = `${Math.round((100 * t) / total)} % · ${TITLE}`;
-}
-
-function finish(status, error) {
-  job.stop = null;
-  $("tiles").dataset.state = status;
-  document.title = TITLE;
-  show("running", false);
-  if (status === "succeeded") {
-    say(`${plural(job.tiles.length, "face")} finished.`);
-  } else {
-    for (const tile of job.tiles) tile.querySelector(".step").textContent = "";
-    if (!$("tiles").querySelector("img:not([hidden])")) show("tiles", false);
-    if (status === "cancelled") {
-      const some = $("tiles").hidden ? "Nothing had appeared yet." : "What had appeared by then stays here.";
-      notice("Cancelled", some, generate, true);
-    } else notice("This job failed", `${error.message} ${error.hint}`, generate);
-  }
+/** Send a job; the key makes sure that asking twice never draws twice. */
+async function submit(wanted, key = randomHex(16)) {
+  if (sending || !isReady()) return;
+  sending = true;
+  clearErrors();
+  notice(null);
   updateButton();
-}
-
-/** Put a job on the stage and keep up with it. */
-function watch(id, parameters, after) {
-  job = { id, parameters, stop: null, tiles: showTiles(parameters), began: null };
-  $("tiles").dataset.state = "queued";
-  $("progress").value = 0;
-  $("cancel").disabled = false;
-  show("running", true);
-  job.stop = follow(id, after, {
-    status: (data) => { show("notice", false); showStatus(data); },
-    progress: showProgress,
-    preview: (data) => showPicture(data, false),
-    image: (data) => showPicture(data, true),
-    done: ({ status, error }) => finish(status, error),
-    lost: () => notice("The server does not answer", "This page goes on by itself as soon as it is back."),
-    failed: (error) => { job.stop = null; show("running", false); forget(error); },
-  });
-  updateButton();
-}
-
-function forget(error) {
-  remember(null);
-  document.title = TITLE;
-  $("tiles").dataset.state = "gone";
-  notice(error.status === 410 ? "This job is no longer kept" : "This job is not known", error.message);
-  if (!$("tiles").querySelector("img:not([hidden])")) {
-    show("tiles", false);
-    show("asked", false);
-    show("empty", true);
-  }
-  updateButton();
-}
-
-async function generate() {
-  if (!fields || isBusy()) return;
-  clearFieldErrors();
-  show("notice", false);
-  $("generate").disabled = true;
   try {
-    const made = await ask("text_to_image", readForm());
-    remember(made.job_id);
-    watch(made.job_id, made.parameters, 0);
-    say("Drawing has begun.");
-    if (matchMedia("(max-width: 59.99rem)").matches) $("stage").scrollIntoView({ block: "start" });
+    const made = await ask("text_to_image", wanted, { headers: { "Idempotency-Key": key } });
+    const job = { ...jobFrom(made), created_at: new Date().toISOString() };
+    const card = addCard(job, handlers);
+    announce("Drawing has begun.");
+    if (matchMedia("(max-width: 61.99rem)").matches) card.box.scrollIntoView({ block: "start" });
+    else scrollTo({ top: 0 });
   } catch (error) {
-    if (error.status !== 422 || !showFieldErrors(error.body.errors || [])) {
-      const titles = { 0: "The server does not answer", 401: "A key is needed", 429: "The queue is full", 503: "Not ready yet" };
-      const wait = error.retryAfter ? ` Try again in about ${plural(error.retryAfter, "second")}.` : "";
-      notice(titles[error.status] || "This was not accepted", error.message + wait, generate);
-    }
+    refuse(error, wanted, key);
+  } finally {
+    sending = false;
     updateButton();
   }
 }
 
-async function cancel() {
-  $("cancel").disabled = true;
-  try {
-    await ask(`${jobPath(job.id)}cancel`, {});
-  } catch (error) {
-    $("cancel").disabled = false;
-    notice("Could not cancel", error.message);
-  }
+function refuse(error, wanted, key) {
+  const again = () => submit(wanted, key);
+  if (error.status === 422 && showErrors(error.body.errors ?? [])) return;
+  if (error.status === 429) notice("The queue is full", error.message, again, error.retryAfter || 5);
+  else if (error.status === 503) notice("Not ready yet", error.message, again, error.retryAfter || 3);
+  else if (error.status === 0) notice("This could not be sent", "The server does not answer. Nothing is lost: it can be sent again.", again);
+  else if (error.status === 401) begin();
+  else notice("This was not accepted", error.message, again);
 }
+
+// ---- the two views
+
+const viewOf = () => (new URLSearchParams(location.search).get("view") === "gallery" ? "gallery" : "draw");
+
+function paint() {
+  const view = viewOf();
+  $("view-draw").hidden = view !== "draw";
+  $("view-gallery").hidden = view !== "gallery";
+  for (const link of document.querySelectorAll("nav [data-view]")) {
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.body.dataset.view = view;
+  showGallery(view === "gallery");
+}
+
+function show(view) {
+  if (viewOf() === view) return;
+  const query = new URLSearchParams(location.search);
+  if (view === "gallery") query.set("view", "gallery");
+  else query.delete("view");
+  setQuery(query, "pushState");
+  paint();
+  scrollTo({ top: 0 });
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-view]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  show(link.dataset.view);
+  if (link.dataset.view === "gallery" && !link.closest("nav")) $("gallery-title").focus();
+});
+addEventListener("popstate", paint);
 
 // ---- the beginning
 
-/** Show the job of the address, or the last one of this browser, wherever it stands. */
+/** What the address and this browser remember: jobs that still run, what was looked at last, the settings of a link. */
 async function resume() {
-  const id = remembered();
-  if (!id) return;
-  try {
-    const found = await ask(`${jobPath(id)}?include=preview`);
-    remember(id);
-    restoreForm(found.parameters, false);
-    if (!found.finished) {
-      watch(id, found.parameters, found.last_event_id);
-      showStatus(found);
-      for (const entry of found.response) showPicture(entry, false);
-      return;
-    }
-    job = { id, parameters: found.parameters, stop: null, tiles: showTiles(found.parameters), began: null };
-    for (const entry of found.response) showPicture(entry, found.status === "succeeded");
-    finish(found.status, found.error);
-  } catch (error) {
-    if (error.status === 404 || error.status === 410) {
-      if (new URLSearchParams(location.search).has("job")) forget(error);
-      else remember(null); // nobody asked for it: no reason to complain
-    }
+  const linked = linkedSettings();
+  const query = new URLSearchParams(location.search);
+  const wanted = query.get("job");
+  const index = query.get("image");
+  if (linked) restoreForm(linked, true);
+  const ids = [...new Set([...rememberedJobs(), wanted].filter(Boolean))];
+  const found = await Promise.all(ids.map((id) => ask(`${jobPath(id)}?include=preview`).then((body) => ({ id, body }), (error) => ({ id, error }))));
+  if (found.some(({ error }) => error?.status === 0)) { // the server went away: all of this again when it is back
+    resumed = false;
+    return;
   }
+  const finished = found.filter(({ body }) => body?.status === "succeeded").slice(-KEPT_CARDS).map(({ id }) => id);
+  for (const { id, body } of found) {
+    if (body && (!body.finished || id === wanted || finished.includes(id))) addCard(jobFrom(body), handlers, body);
+  }
+  rememberCards();
+  const { error, body } = found.find(({ id }) => id === wanted) ?? {};
+  if (error && linked) toast("This job is no longer kept here, but its settings are restored: Generate draws it again.");
+  else if (error) notice(error.status === 410 ? "This job is no longer kept" : "This job is not known", error.message);
+  else if (index !== null && body?.status === "succeeded" && Number(index) < body.parameters.n_images) {
+    const { job } = cardOf(wanted);
+    openViewer(picture(job, Number(index)), picturesOf(job));
+  }
+  if (linked) history.replaceState(null, "", location.pathname + location.search);
+  else look();
 }
 
-/** Wait until the model is there, then open the form. */
+/** Wait until the model is there, then open the form. It runs again whenever the server comes back. */
 async function begin() {
+  let options;
   try {
-    const found = await ask("options");
-    if (found.state === "READY") {
-      const [first] = found.models;
-      model("READY", `${first.name} · ${first.device}`);
-      show("notice", false);
-      fillForm(found);
-      updateButton();
-      await resume();
-      if (!job) lookAtPrompt();
-      return;
-    }
-    if (found.state === "FAILED") {
-      model("FAILED", "No model");
-      notice("The model could not be loaded", found.failure, begin);
-      return;
-    }
-    model("STARTING", "Loading the model …");
-    setTimeout(begin, 700);
+    options = await ask("options");
   } catch (error) {
-    model("GONE", "No server");
     if (error.status === 401) {
-      notice("A key is needed", "Open the address that the server printed when it started: it holds the key.", begin);
-    } else {
-      notice("The server does not answer", "This page goes on by itself as soon as it is back.", begin);
-      setTimeout(begin, 3000);
+      model("GONE", "Locked");
+      banner("A key is needed", "Open the address that the server printed when it started, or type its key.", { key: true });
+    } else if (error.status) {
+      model("GONE", "Trouble");
+      banner("The server is in trouble", error.message, { action: "Try again", act: begin });
     }
+    updateButton();
+    return;
+  }
+  if (options.state === "READY") {
+    const [first] = options.models;
+    model("READY", `${first.name} · ${first.device}`);
+    banner(null);
+    fillForm(options);
+    if (!$("examples").childElementCount) drawExamples(options.examples);
+    updateButton();
+    if (!resumed) {
+      resumed = true;
+      await loadVocabulary();
+      await resume();
+    }
+    await loadRecent();
+    document.body.dataset.resumed = "";
+  } else if (options.state === "FAILED") {
+    model("FAILED", "No model");
+    banner("The model could not be loaded", options.failure, { action: "Look again", act: begin });
+    updateButton();
+  } else if (options.state === "STOPPING") {
+    model("GONE", "Stopping");
+    banner("The server is being stopped", "What it accepted goes on after its next start.", { calm: true });
+    updateButton();
+    setTimeout(begin, 2 * LOADING_MS);
+  } else {
+    model("STARTING", "Loading the model …");
+    banner("The model is being loaded", "This takes a few seconds. You can describe a face meanwhile.", { calm: true });
+    updateButton();
+    setTimeout(begin, LOADING_MS);
   }
 }
 
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  generate();
+function drawExamples(examples) {
+  $("examples").replaceChildren(...examples.map((text) => h("button", {
+    class: "example", text, click: () => { setPrompt(text); $("prompt").focus(); },
+  })));
+}
+
+bus.on("lost", () => {
+  model("GONE", "No server");
+  banner("The server does not answer", "This page goes on by itself as soon as it is back. Nothing that was accepted is lost.");
+  updateButton();
 });
-form.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+bus.on("back", () => {
+  banner(null);
+  toast("The server is back.");
+  begin();
+  if (viewOf() === "gallery") paint();
+});
+
+$("key-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    await fetch(`session?${new URLSearchParams({ key: $("key").value })}`, { redirect: "manual", cache: "no-store" });
+  } catch { /* what matters is whether the door is open now */ }
+  $("key").value = "";
+  begin();
+});
+
+// ---- keys and dialogs
+
+function toggleHelp() {
+  if (!$("help").open) openDialog($("help"));
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !dialogIsOpen()) {
     event.preventDefault();
-    generate();
+    if (!$("generate").disabled) submit(readForm());
+  } else if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && !isWriting(event.target)) {
+    if (undoDelete()) event.preventDefault();
+  } else if (event.key === "Escape" && !dialogIsOpen()) {
+    if (stopPicking()) event.preventDefault();
+  } else if (!event.ctrlKey && !event.metaKey && !event.altKey && !isWriting(event.target) && !dialogIsOpen() && recall("keys", true)) {
+    const gallery = viewOf() === "gallery";
+    const keys = {
+      "?": toggleHelp, g: () => show(gallery ? "draw" : "gallery"), "/": () => (gallery ? $("search") : $("prompt")).focus(),
+    };
+    if (!keys[event.key]) return;
+    event.preventDefault();
+    keys[event.key]();
   }
 });
-form.addEventListener("input", (event) => {
-  if (event.target.name === "quality") $("n_inf_steps").value = event.target.value;
-  refreshForm();
+
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!$("generate").disabled) submit(readForm());
 });
-$("dice").addEventListener("click", () => {
-  $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+$("notice-close").addEventListener("click", () => notice(null));
+$("help-open").addEventListener("click", toggleHelp);
+closable($("help"), $("help-close"));
+$("keys").replaceChildren(...KEYS.flatMap(([key, text]) => [h("dt", {}, h("kbd", { text: key })), h("dd", { text })]));
+$("single-keys").checked = recall("keys", true);
+$("single-keys").addEventListener("change", () => keep("keys", $("single-keys").checked));
+segments($("themes"), "theme", [["System", ""], ["Light", "light"], ["Dark", "dark"]], recall("theme", "") ?? "", (value) => {
+  keep("theme", value || null);
+  dispatchEvent(new Event("theme"));
 });
-$("cancel").addEventListener("click", cancel);
-$("shortcut").textContent = /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘ ↵" : "Ctrl ↵";
+$("generate").title = `${COMMAND} ↵`;
+
+if ("serviceWorker" in navigator) navigator.serviceWorker.register("static/sw.js", { scope: "./" }).catch(() => {}); // the page works without
+
+startGallery({ open: openViewer, show: (job) => { show("draw"); showJob(job.id); } });
+startViewer(handlers);
+receivePictures((settings, message) => {
+  show("draw");
+  restoreForm(settings, true);
+  toast(message);
+});
+watchPulse();
+paint();
 begin();
+
+/** Bring a job of the gallery to the stage, wherever it stands. */
+async function showJob(id) {
+  try {
+    const body = await ask(`${jobPath(id)}?include=preview`);
+    addCard(jobFrom(body), handlers, body).box.scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    toast(`It could not be shown: ${error.message}`, { trouble: true });
+  }
+}

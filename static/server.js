@@ -1,11 +1,16 @@
-// How does the page talk to the server? Requests, errors, and following one job: by events, or by polling where events fail.
+// How does the page talk to the server? Requests and errors, whether the server is there at all, and following jobs.
+
+import { bus, keep, randomHex, recall } from "./ui.js";
 
 const KINDS = ["status", "progress", "preview", "image", "done"];
-const POLL_MS = 800;
-const AGAIN_MS = 2000;
+const POLL_MS = 900;
+const HIDDEN_POLL_MS = 4000; // nobody looks: only the title and the end matter
+const DEAF_MS = 10_000; // how long a job is polled after its event stream failed
+const PULSE_MS = 15_000;
+const PROBE_MS = 1200;
 
 /** An answer that is not a success; `status` 0 means that there was no answer at all. */
-export class ServerError extends Error {
+class ServerError extends Error {
   constructor(status, body, retryAfter) {
     super(body.error || `The server answered ${status}.`);
     this.status = status;
@@ -14,87 +19,172 @@ export class ServerError extends Error {
   }
 }
 
-/** GET, or POST when there is a body; resolves to the parsed answer, rejects with a ServerError. */
-export async function ask(path, body) {
-  const options = body === undefined ? {} : {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
+const client = recall("client") ?? randomHex(12); // lets the server be fair between people behind one address
+keep("client", client);
+
+// ---- is it there?
+
+let gone = false;
+
+function lost() {
+  if (gone) return;
+  gone = true;
+  bus.emit("lost");
+  probe();
+}
+
+async function probe() {
+  try {
+    const answer = await fetch("health", { cache: "no-store" });
+    if (answer.status < 500) {
+      gone = false;
+      bus.emit("back");
+      pump();
+      return;
+    }
+  } catch { /* still gone */ }
+  setTimeout(probe, document.hidden ? 4 * PROBE_MS : PROBE_MS);
+}
+
+/** Notice a server that went away while nothing was asked of it. */
+export function watchPulse() {
+  setInterval(() => {
+    if (!gone && !document.hidden) fetch("health", { cache: "no-store" }).catch(lost);
+  }, PULSE_MS);
+}
+
+// ---- requests
+
+/** One request; `body` makes it a POST of JSON. Resolves to the answer, rejects with a ServerError. */
+export async function send(path, body, { headers = {}, ...more } = {}) {
+  const options = { ...more, headers: { "X-Client-Id": client, ...headers } };
+  if (body !== undefined) {
+    const raw = body instanceof Blob;
+    Object.assign(options, { method: "POST", body: raw ? body : JSON.stringify(body) });
+    options.headers["Content-Type"] = raw ? body.type : "application/json";
+  }
   let answer;
   try {
     answer = await fetch(path, options);
   } catch {
+    lost();
     throw new ServerError(0, { error: "The server does not answer." });
   }
-  const parsed = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new ServerError(answer.status, parsed, Number(answer.headers.get("Retry-After")) || 0);
-  return parsed;
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => ({}));
+    throw new ServerError(answer.status, said, Number(answer.headers.get("Retry-After")) || 0);
+  }
+  return answer;
+}
+
+/** The same, for an answer in JSON. */
+export async function ask(path, body, more) {
+  const answer = await send(path, body, more);
+  return answer.status === 204 ? {} : answer.json();
 }
 
 export const jobPath = (id) => `jobs/${encodeURIComponent(id)}/`;
 
+// ---- following jobs: one event stream a page, for the job that draws; the others are polled
+
+const followed = new Map(); // id -> {on, after, status, deafUntil, asking}
+let source = null;
+let streamed = null;
+let timer = 0;
+
 /**
- * Report everything that happens to a job after event number `after` to `on[kind](data)`, and `on.lost()` when the server
- * is gone (it is tried again until it answers), `on.failed(error)` when it knows no such job. Returns a function that stops it.
+ * Report what happens to a job: `on.event(kind, data)` from its stream after event number `after`, `on.state(job)` when it
+ * was asked for, `on.missing(error)` when the server knows no such job. It ends by itself with the job.
  */
 export function follow(id, after, on) {
-  let source = null;
-  let timer = 0;
-  let stopped = false;
-  let misses = 0;
-
-  function stop() {
-    stopped = true;
-    clearTimeout(timer);
-    source?.close();
-  }
-
-  function listen() {
-    source = new EventSource(`${jobPath(id)}events?after=${after}`);
-    for (const kind of KINDS) {
-      source.addEventListener(kind, (event) => {
-        misses = 0;
-        if (kind === "done") stop(); // or the browser would ask for more
-        on[kind]?.(JSON.parse(event.data));
-      });
-    }
-    source.onerror = () => {
-      misses += 1; // the browser comes back by itself and says what it has seen, unless it was refused
-      if (source.readyState === EventSource.CLOSED || misses > 2) {
-        source.close();
-        poll();
-      }
-    };
-  }
-
-  async function poll() {
-    if (stopped) return;
-    try {
-      const job = await ask(`${jobPath(id)}?include=preview`);
-      if (stopped) return;
-      on.status?.({ status: job.status, queue_position: job.queue_position, error: job.error });
-      const total = job.parameters.n_inf_steps;
-      if (job.status === "running") on.progress?.({ t: Math.round(job.progress * total), total_t: total });
-      for (const entry of job.response) (job.status === "succeeded" ? on.image : on.preview)?.(entry);
-      if (job.finished) {
-        stop();
-        on.done?.({ status: job.status, error: job.error });
-      } else {
-        timer = setTimeout(poll, POLL_MS);
-      }
-    } catch (error) {
-      if (stopped) return;
-      if (error.status >= 400 && error.status < 500 && error.status !== 429) {
-        stop();
-        on.failed?.(error);
-      } else {
-        on.lost?.(error);
-        timer = setTimeout(poll, AGAIN_MS);
-      }
-    }
-  }
-
-  listen();
-  return stop;
+  followed.set(id, { on, after, status: "queued", deafUntil: 0, asking: false });
+  pump();
 }
+
+export function unfollow(id) {
+  followed.delete(id);
+  if (streamed === id) closeStream();
+  pump();
+}
+
+function closeStream() {
+  source?.close();
+  source = streamed = null;
+}
+
+function pump() {
+  clearTimeout(timer);
+  if (gone || !followed.size) {
+    closeStream();
+    return;
+  }
+  tune();
+  for (const [id, job] of followed) if (id !== streamed) poll(id, job);
+  timer = setTimeout(pump, document.hidden ? HIDDEN_POLL_MS : POLL_MS);
+}
+
+/** Listen to the job that draws; a stream that waits gives way to one that has something to say. */
+function tune() {
+  if (document.hidden) {
+    closeStream();
+    return;
+  }
+  if (streamed && followed.get(streamed)?.status === "running") return;
+  const open = [...followed].filter(([, job]) => job.deafUntil < performance.now());
+  const [id] = open.find(([, job]) => job.status === "running") ?? open[0] ?? [null];
+  if (id === streamed) return;
+  closeStream();
+  if (id) listen(id, followed.get(id));
+}
+
+function listen(id, job) {
+  const stream = new EventSource(`${jobPath(id)}events?after=${job.after}`);
+  [source, streamed] = [stream, id];
+  for (const kind of KINDS) {
+    stream.addEventListener(kind, (event) => {
+      if (source !== stream) return;
+      const data = JSON.parse(event.data);
+      job.after = Number(event.lastEventId) || job.after;
+      if (kind === "status") job.status = data.status;
+      if (kind === "done") unfollow(id); // or the browser would ask for more
+      job.on.event(kind, data);
+      if (kind === "status") pump();
+    });
+  }
+  stream.onerror = () => {
+    if (source !== stream) return;
+    closeStream(); // we come back ourselves: the browser would hide from us that the server is gone
+    job.deafUntil = performance.now() + DEAF_MS;
+    pump();
+  };
+}
+
+async function poll(id, job) {
+  if (job.asking) return;
+  job.asking = true;
+  try {
+    const found = await ask(`${jobPath(id)}?include=${document.hidden ? "none" : "preview"}`);
+    if (followed.get(id) !== job) return;
+    job.status = found.status;
+    if (streamed !== id) {
+      job.after = found.last_event_id ?? job.after;
+      if (found.finished) unfollow(id);
+      job.on.state(found);
+    }
+  } catch (error) {
+    if (followed.get(id) !== job) return;
+    if (error.status === 404 || error.status === 410) {
+      unfollow(id);
+      job.on.missing(error);
+    }
+  } finally {
+    job.asking = false;
+  }
+}
+
+document.addEventListener("visibilitychange", () => {
+  for (const job of followed.values()) if (!document.hidden) job.deafUntil = 0;
+  pump();
+});
+addEventListener("pagehide", closeStream);
+addEventListener("pageshow", (event) => event.persisted && pump());

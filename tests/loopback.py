@@ -20,7 +20,7 @@ from counting import quick_folder
 from drawing import DrawingEngine, DrawingRun
 from flask import Flask
 
-from api import create_app
+from api import THREADS, create_app
 from core.schemas import MAX_IMAGE_BODY_BYTES
 from core.serving import Server
 
@@ -116,7 +116,8 @@ def serving(engine: DrawingEngine | None = None, **options: Any) -> Iterator[Liv
             finally:
                 loaded.set()
 
-        server = Server(app, socket.create_server(("127.0.0.1", 0)), threads=8, max_body_bytes=MAX_IMAGE_BODY_BYTES)
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = Server(app, listener, threads=THREADS, max_body_bytes=MAX_IMAGE_BODY_BYTES)
         running = threading.Thread(target=server.run, name="web server")
         running.start()
         service.queue.start(load)

@@ -272,15 +272,20 @@ def pixels_of(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
+def differences(pngs: Sequence[bytes], wanted: Sequence[np.ndarray]) -> list[int]:
+    """How far each picture is from what it must be, in grey levels of its most different pixel."""
+    return [int(np.abs(pixels_of(png).astype(int) - one).max()) for png, one in zip(pngs, wanted, strict=True)]
+
+
 @dataclass
 class Comparison:
-    """Pictures held against what they must be: how far each is, in grey levels of its most different pixel."""
+    """The `differences` of many jobs."""
 
     apart: dict[str, list[int]] = field(default_factory=dict)  # by a label, such as the sampler
 
     def add(self, label: str, pngs: Sequence[bytes], wanted: Sequence[np.ndarray]) -> int:
         """Compare the pictures of one job; its largest difference."""
-        found = [int(np.abs(pixels_of(png).astype(int) - one).max()) for png, one in zip(pngs, wanted, strict=True)]
+        found = differences(pngs, wanted)
         self.apart.setdefault(label, []).extend(found)
         return max(found)
 

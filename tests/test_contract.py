@@ -38,7 +38,7 @@ from api import create_app
 from core.schemas import ALIASES
 
 KEY = {"Authorization": "Bearer open sesame"}
-NUM_EXAMPLES = 8  # random requests for each operation, valid and invalid; boundary values come on top
+NUM_EXAMPLES = 15  # random requests for each operation, valid and invalid; boundary values come on top
 PROBLEM = {"$ref": "#/components/schemas/ProblemAnswer"}
 
 ROUTES = {  # shared/API.md, as OpenAPI writes paths

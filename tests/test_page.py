@@ -1,95 +1,34 @@
-"""Does the page do what a person expects? Headless Chromium drives it.
+"""Does the page do what a person expects? Headless Chromium drives it from the first word to the finished picture.
 
-One test drives the real command with a real model from prompt to downloaded PNG. The others put the same application in
-front of a drawing engine (`drawing.py`), which can be held at any step, so that every state can be looked at.
+Here the drawing engine (`drawing.py`) stands in for the model and is held at any step. What happens to finished
+pictures is in `test_page_pictures.py`, sizes, schemes, screen readers and budgets in `test_page_quality.py`, and the
+walk over the real server with the real model in `test_page_walk.py`.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from browsing import WAIT_MS, Gate, Site, chromium, generate, visit, watched_page, write_prompt
 from drawing import DrawingEngine
-from flask import Flask
-from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
-from tiny_model import build_tiny_model, bundled_model
-from werkzeug.serving import make_server
+from playwright.sync_api import Browser, Page, Request, Route, expect
 
-from api import create_app
-from core.jobs import JobError
-from core.machine import find_browser
-
-ROOT = Path(__file__).resolve().parent.parent
-WAIT_MS = 20_000
-expect.set_options(timeout=WAIT_MS)
+from core.ledger import JobError
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = find_browser()
-    assert path, "these tests need Chromium or Chrome; ./start.py test installs it or says how"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A fresh page that complains at the end about script errors and about requests to other hosts."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(WAIT_MS)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-    page.on("console", lambda said: said.type == "error" and "Failed to load resource" not in said.text
-            and faults.append(f"console: {said.text}"))
-    page.on("request", lambda asked: re.match(r"(http://127\.0\.0\.1:|data:)", asked.url)
-            or faults.append(f"foreign request: {asked.url}"))
-    yield page
-    context.close()
-    assert faults == []
-
-
-class Site:
-    """The application in a thread of this process, behind a server that ends when it is told to."""
-
-    def __init__(self, engine_factory: Callable[[], DrawingEngine], **options: int) -> None:
-        self.app: Flask = create_app(engine_factory, **options)
-        self.server = make_server("127.0.0.1", 0, self.app, threaded=True)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.app.extensions["service"].close()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join(10)
-
-
-class Gate:
-    """Lets an engine through step by step: `open_until(n)` allows the steps up to n."""
-
-    def __init__(self) -> None:
-        self._changed, self._allowed = threading.Condition(), 0
-
-    def open_until(self, step: int) -> None:
-        with self._changed:
-            self._allowed = step
-            self._changed.notify_all()
-
-    def __call__(self, step: int) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: step <= self._allowed, WAIT_MS / 1000)
+    with watched_page(browser) as page:
+        yield page
 
 
 @pytest.fixture
@@ -104,172 +43,172 @@ def engine(gate: Gate) -> DrawingEngine:
 
 @pytest.fixture
 def site(engine: DrawingEngine, gate: Gate) -> Iterator[Site]:
-    made = Site(lambda: engine, max_waiting=1)
+    made = Site(lambda: engine, max_waiting=4)
     yield made
-    gate.open_until(10**9)
+    gate.open()
     made.close()
 
 
-def write_prompt(page: Page, text: str) -> None:
-    page.get_by_label("Describe a face").fill(text)
+def step_of(page: Page, text: str, card: int = 0) -> None:
+    """Wait until the first tile of a card shows the preview of a step, such as 20/50."""
+    expect(page.locator(".job").nth(card).locator(".step").first).to_have_text(text)
 
 
-def generate(page: Page) -> None:
-    page.get_by_role("button", name="Generate").click()
+def finished(page: Page, card: int = 0) -> None:
+    expect(page.locator(".job").nth(card)).to_have_attribute("data-state", "succeeded")
 
 
-# ---- the real thing --------------------------------------------------------------------------------------------------
+# ---- jobs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundled_model() or build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def real_server(model_folder: Path) -> Iterator[str]:
-    """The command that users run, with the model that they get."""
-    command = [sys.executable, str(ROOT / "api.py"), "--port", "0", "--model", str(model_folder), "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().removeprefix("Open ").strip()
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
-        process.stdout.close()
-
-
-def test_from_a_prompt_to_a_downloaded_picture(page: Page, real_server: str, tmp_path: Path) -> None:
-    page.goto(real_server)
-    expect(page.locator("#model")).to_have_attribute("data-state", "READY", timeout=120_000)
-    write_prompt(page, "a smiling woman with blond hair")
-    page.get_by_text("2", exact=True).click()
-    page.get_by_text("More settings").click()
-    page.get_by_label("Steps").fill("20")
-    page.get_by_label("Seed", exact=True).fill("41")
-    page.evaluate("""() => {
-        window.seen = [];
-        new MutationObserver(() => {
-            const step = document.querySelector(".step");
-            const image = document.querySelector(".tile img");
-            if (step?.textContent && image.src.startsWith("data:image/png")) window.seen.push(step.textContent);
-        }).observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true});
-    }""")
-    generate(page)
-    downloads = page.get_by_role("link", name=re.compile("Download face"))
-    expect(downloads).to_have_count(2, timeout=120_000)
-    assert {"2/20", "18/20"} <= set(page.evaluate("window.seen"))  # the tiles were filled by previews on the way
-    sizes = page.eval_on_selector_all(".tile img", "images => images.map(i => [i.complete, i.naturalWidth])")
-    assert sizes == [[True, 128], [True, 128]]
-    page.screenshot(path=tmp_path / "finished.png", full_page=True)
-
-    with page.expect_download() as started:
-        downloads.nth(1).click()
-    assert started.value.suggested_filename == "face-42.png"
-    picture = Image.open(io.BytesIO(Path(started.value.path()).read_bytes()))
-    assert picture.size == (128, 128)
-    asked = json.loads(picture.text["text_to_image"])["request"]  # type: ignore[attr-defined]
-    assert (asked["prompt"], asked["seed"], asked["n_inf_steps"]) == ("a smiling woman with blond hair", 42, 20)
-
-    page.reload()  # the address and the browser remember the job
-    expect(page.get_by_role("link", name=re.compile("Download face"))).to_have_count(2)
-    assert page.get_by_label("Describe a face").input_value() == "a smiling woman with blond hair"
-
-
-# ---- every state, held still -----------------------------------------------------------------------------------------
-
-
-def test_a_job_fills_its_tiles_step_by_step(page: Page, site: Site, gate: Gate, tmp_path: Path) -> None:
-    page.goto(site.address)
-    expect(page.get_by_text("Your faces will appear here")).to_be_visible()
+def test_a_job_fills_its_tiles_step_by_step(page: Page, site: Site, gate: Gate) -> None:
+    visit(page, site.address)
+    expect(page.get_by_text("Say who you would like to see.")).to_be_visible()
     page.get_by_role("button", name="a smiling young woman with wavy blond hair").click()
     page.get_by_label("Describe a face").press("Control+Enter")
     expect(page.locator(".tile")).to_have_count(4)
-    expect(page.get_by_role("button", name="Drawing …")).to_be_disabled()
+    expect(page.get_by_text("Say who you would like to see.")).to_be_hidden()
     gate.open_until(10)
-    expect(page.locator("#status")).to_contain_text("Step 10 of 50")
-    expect(page.locator(".step").first).to_have_text("10/50")
+    expect(page.locator(".job-status")).to_contain_text("Step 10 of 50")
+    step_of(page, "10/50")
     expect(page.locator(".tile img").first).to_have_attribute("src", re.compile("^data:image/png;base64,"))
-    expect(page.locator(".tile img").nth(2)).to_have_attribute("alt", re.compile("^Face 3 of 4: a smil.* still being"))
-    assert 0.15 < page.locator("#progress").evaluate("bar => bar.value") < 0.25
-    assert page.title().startswith("20 %")
-    page.screenshot(path=tmp_path / "running.png")
-    gate.open_until(50)
-    expect(page.get_by_role("link", name="Download face 4")).to_be_visible()
-    expect(page.locator("#running")).to_be_hidden()
-    expect(page.locator("#live")).to_have_text("4 faces finished.")
+    assert 0.15 < page.locator("progress").evaluate("bar => bar.value") < 0.25
+    assert page.title() == "20 % · Faces from words"
+    expect(page.get_by_role("progressbar", name="Progress: a smiling young woman")).to_be_visible()
+    gate.open()
+    finished(page)
+    expect(page.get_by_role("link", name="Download face 4")).to_be_attached()
+    expect(page.locator(".job-live")).to_be_hidden()
+    expect(page.locator("#live")).to_have_text("4 faces finished: a smiling young woman with wavy blond hair")
     assert page.title() == "Faces from words"
-    page.get_by_role("button", name=re.compile("Use seed")).nth(1).click()
+    expect(page.locator(".tile-open").nth(2)).to_have_accessible_name(
+        re.compile(r"^Face 3 of 4: a smiling young woman with wavy blond hair, seed \d+$"))
+    page.get_by_role("button", name="Use the last seed again").click()
     seed = page.get_by_label("Seed", exact=True).input_value()
-    assert page.locator(".tile a").nth(1).get_attribute("download") == f"face-{seed}.png"
+    assert page.locator(".tile-tools a").first.get_attribute("download") == f"face-{seed}.png"
 
 
-def test_a_reload_in_mid_job_loses_nothing(page: Page, site: Site, gate: Gate) -> None:
-    page.goto(site.address)
-    write_prompt(page, "a serious man")
-    generate(page)
-    gate.open_until(30)
-    expect(page.locator(".step").first).to_have_text("30/50")
+def test_several_jobs_at_once_share_one_stream_and_survive_a_reload(page: Page, site: Site, gate: Gate) -> None:
+    open_streams: set[Request] = set()
+    most = 0
+
+    def began(request: Request) -> None:
+        nonlocal most
+        if "/events" in request.url:
+            open_streams.add(request)
+            most = max(most, len(open_streams))
+
+    page.on("request", began)
+    page.on("requestfinished", lambda request: open_streams.discard(request))
+    page.on("requestfailed", lambda request: open_streams.discard(request))
+    visit(page, site.address)
+    for text in ("a serious man", "a smiling woman"):
+        write_prompt(page, text)
+        generate(page)
+        expect(page.locator(".job").first).to_contain_text(text, ignore_case=True)
+    gate.open_until(31)  # the second one joined a step later
+    step_of(page, "30/50", 0)
+    step_of(page, "30/50", 1)
     page.reload()
-    expect(page.locator(".step").first).to_have_text("30/50")
-    expect(page.locator("#asked")).to_contain_text("a serious man")
-    gate.open_until(40)
-    expect(page.locator("#status")).to_contain_text("Step 40 of 50")
-    other = page.context.new_page()  # a second reader, by link alone
+    expect(page.locator(".job")).to_have_count(2)
+    step_of(page, "30/50", 0)
+    step_of(page, "30/50", 1)
+    assert page.get_by_label("Describe a face").input_value() == "a smiling woman"
+    gate.open_until(41)
+    expect(page.locator(".job-status").nth(1)).to_contain_text("Step 41 of 50")
+    other = page.context.new_page()  # a second reader, by the address alone
     other.goto(page.url)
-    expect(other.locator(".step").first).to_have_text("40/50")
-    gate.open_until(50)
+    step_of(other, "40/50")
+    gate.open()
     for reader in (page, other):
-        expect(reader.get_by_role("link", name="Download face 1")).to_be_visible()
+        finished(reader, 0)
+        finished(reader, 1)
+    assert most == 1
 
 
-def test_cancel_keeps_what_was_seen(page: Page, site: Site, gate: Gate) -> None:
-    page.goto(site.address)
-    write_prompt(page, "a man")
-    generate(page)
-    gate.open_until(20)
-    expect(page.locator(".step").first).to_have_text("20/50")
-    page.get_by_role("button", name="Cancel").click()
-    gate.open_until(10**9)
-    expect(page.get_by_role("alert")).to_contain_text("Cancelled")
-    expect(page.locator(".tile img").first).to_be_visible()
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
-    page.get_by_role("button", name="Try again").click()
-    expect(page.get_by_role("link", name="Download face 1")).to_be_visible()
+def test_cancel_keeps_what_was_seen_and_leaves_the_neighbour_alone(page: Page, site: Site, gate: Gate) -> None:
+    visit(page, site.address)
+    for text in ("a man", "a woman"):
+        write_prompt(page, text)
+        generate(page)
+        expect(page.locator(".job").first).to_contain_text(text, ignore_case=True)
+    gate.open_until(21)
+    step_of(page, "20/50", 0)
+    step_of(page, "20/50", 1)
+    page.get_by_role("button", name="Cancel: a man").click()
+    expect(page.locator(".job").nth(1)).to_contain_text("Cancelling")
+    gate.open()
+    expect(page.locator(".job").nth(1)).to_contain_text("Cancelled")
+    expect(page.locator(".job").nth(1).locator(".tile img").first).to_be_visible()
+    finished(page, 0)
+    page.locator(".job").nth(1).get_by_role("button", name="Try again").click()
+    expect(page.locator(".job")).to_have_count(3)
+    finished(page, 0)
 
 
 def test_when_events_fail_polling_takes_over(page: Page, site: Site, gate: Gate) -> None:
-    def refuse(route: Route) -> None:
-        route.fulfill(status=429, content_type="application/problem+json", body="{}")
-
-    page.route("**/events**", refuse)
-    page.goto(site.address)
+    page.route("**/events**", lambda route: route.fulfill(status=429, content_type="application/json", body="{}"))
+    visit(page, site.address)
     write_prompt(page, "a man")
     generate(page)
     gate.open_until(20)
-    expect(page.locator(".step").first).to_have_text("20/50")
-    expect(page.locator("#status")).to_contain_text("Step 20 of 50")
-    gate.open_until(50)
-    expect(page.get_by_role("link", name="Download face 1")).to_be_visible()
+    step_of(page, "20/50")
+    expect(page.locator(".job-status")).to_contain_text("Step 20 of 50")
+    gate.open()
+    finished(page)
 
 
-def test_the_queue_is_shown_and_a_full_one_is_said(browser: Browser, page: Page, site: Site, gate: Gate) -> None:
-    client = site.app.test_client()
-    page.goto(site.address)
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
-    running = client.post("/text_to_image", json={"prompt": "a man", "n_inf_steps": 2}).get_json()["job_id"]
-    while client.get(f"/jobs/{running}/").get_json()["status"] == "queued":
-        pass
+def test_a_hidden_page_holds_no_stream_and_catches_up_when_it_is_seen_again(
+    page: Page, site: Site, gate: Gate
+) -> None:
+    """A slept phone, a tab in the background."""
+    hide = """hidden => {
+        Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    visit(page, site.address)
     generate(page)
-    expect(page.locator("#status")).to_have_text("Next in the queue")
-    second = browser.new_context().new_page()  # somebody else, who knows nothing of the first one's job
-    second.goto(site.address)
-    second.get_by_role("button", name="Generate").click()
-    expect(second.get_by_role("alert")).to_contain_text("The queue is full")
-    second.context.close()
-    gate.open_until(50)
-    expect(page.get_by_role("link", name="Download face 4")).to_be_visible()
+    gate.open_until(10)
+    step_of(page, "10/50")
+    with page.expect_event("requestfailed", lambda request: "/events" in request.url):
+        page.evaluate(hide, True)
+    gate.open_until(40)
+    with page.expect_request("**/events?after=*"):
+        page.evaluate(hide, False)
+    step_of(page, "40/50")
+    gate.open()
+    finished(page)
+
+
+def test_the_queue_is_shown_and_a_full_one_said(page: Page, site: Site, gate: Gate) -> None:
+    visit(page, site.address)
+    running = site.submit("a man", n_images=8)
+    while site.state(running)["status"] == "queued":
+        pass
+    for text in ("Next in the queue", "Waiting, number 2 in the queue"):
+        generate(page)
+        expect(page.locator(".job-status").first).to_have_text(text)
+    generate(page)  # one more than this client may have waiting
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("The queue is full")
+    gate.open()
+    finished(page, 0)
+    finished(page, 1)
+    alert.get_by_role("button", name=re.compile(r"Send now \(by itself in \d+ s\)")).click()
+    expect(page.locator(".job")).to_have_count(3)
+    expect(alert).to_have_count(0)
+    finished(page, 0)
+
+
+def test_what_a_full_queue_refused_is_sent_again_by_itself(page: Page, site: Site, gate: Gate) -> None:
+    gate.open()
+    full = {"status": 429, "headers": {"Retry-After": "1"}, "json": {"error": "The queue is full."}}
+    page.route("**/text_to_image", lambda route: route.fulfill(**full), times=1)  # type: ignore[arg-type]
+    visit(page, site.address)
+    generate(page)
+    expect(page.get_by_role("alert")).to_contain_text("The queue is full")
+    finished(page)  # nobody pressed anything
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_failed_job_shows_cause_and_remedy(page: Page, site: Site, engine: DrawingEngine) -> None:
@@ -277,89 +216,237 @@ def test_a_failed_job_shows_cause_and_remedy(page: Page, site: Site, engine: Dra
         raise JobError("not_finite", "No picture came out.", "Try another sampler.")
 
     engine.before_step = fail
-    page.goto(site.address)
+    visit(page, site.address)
     generate(page)
-    expect(page.get_by_role("alert")).to_contain_text("This job failed")
-    expect(page.get_by_role("alert")).to_contain_text("No picture came out. Try another sampler.")
+    alert = page.locator(".job").get_by_role("alert")
+    expect(alert).to_contain_text("This job failed")
+    expect(alert).to_contain_text("No picture came out. Try another sampler.")
     engine.before_step = None
-    page.get_by_role("button", name="Try again").click()
-    expect(page.get_by_role("link", name="Download face 1")).to_be_visible()
-    expect(page.get_by_role("alert")).to_be_hidden()
+    alert.get_by_role("button", name="Try again").click()
+    finished(page, 0)
 
 
-def test_unknown_words_are_marked_and_the_nearest_is_one_click_away(page: Page, site: Site) -> None:
-    page.goto(site.address)
-    write_prompt(page, "😀 a smilling wombat, man and woman")
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_marked_and_the_nearest_known_one_is_one_click_away(page: Page, site: Site) -> None:
+    visit(page, site.address)
+    write_prompt(page, "😀 a smilling wombat, man and woman with sunglasses")
     expect(page.locator("#marks mark.unknown")).to_have_text(["smilling", "wombat"])
-    assert page.locator("#marks").text_content() == "😀 a smilling wombat, man and woman\n"
+    expect(page.locator("#marks mark.rare")).to_have_text(["sunglasses"])
+    expect(page.locator("#marks mark.known").first).to_have_text("a")
+    assert page.locator("#marks").text_content() == f"{page.get_by_label('Describe a face').input_value()}\n"
     expect(page.locator("#notes")).to_contain_text('"man" contradicts "woman"')
+    expect(page.locator("#understood")).to_contain_text("Unknown: smilling, nearest known smiling; wombat.")
     page.get_by_role("button", name="smilling → smiling").click()
-    assert page.get_by_label("Describe a face").input_value() == "😀 a smiling wombat, man and woman"
+    assert page.get_by_label("Describe a face").input_value().startswith("😀 a smiling wombat")
     expect(page.locator("#marks mark.unknown")).to_have_text(["wombat"])
-    expect(page.locator(".fact").first).to_be_visible()
-    page.get_by_label("Describe a face").fill("<img src=x onerror=alert(1)> a man")
+    write_prompt(page, "<img src=x onerror=alert(1)> a man")
     expect(page.locator(".fact")).to_have_text(["man"])
-    assert page.locator("#marks img").count() == 0
+    assert page.locator("#marks img, #notes img").count() == 0
+
+
+def test_suggestions_come_from_the_vocabulary_and_obey_the_keyboard(page: Page, site: Site) -> None:
+    visit(page, site.address)
+    area = page.get_by_label("Describe a face")
+    area.press_sequentially("a woman with wa")
+    options = page.get_by_role("option")
+    expect(options.first).to_have_text("wavy hair")
+    area.press("ArrowDown")
+    expect(options.first).to_have_attribute("aria-selected", "true")
+    expect(area).to_have_attribute("aria-activedescendant", "suggestion-0")
+    area.press("Enter")
+    expect(area).to_have_value("a woman with wavy hair ")
+    expect(page.get_by_role("listbox")).to_be_hidden()
+    area.press_sequentially("and a rec")
+    options.filter(has_text="receding hairline").first.click()
+    assert "receding hairline" in area.input_value()
+    area.press_sequentially(", gl")
+    expect(page.get_by_role("listbox")).to_be_visible()
+    area.press("Escape")
+    expect(page.get_by_role("listbox")).to_be_hidden()
+    area.press("Control+z")  # accepted words are typed words: the browser's own undo takes them back
+    assert not area.input_value().endswith("gl")
+
+
+@pytest.mark.parametrize(("text", "chip", "left"), [
+    ("a smiling young woman with wavy blond hair", "smiling", "a young woman with wavy blond hair"),
+    ("a smiling young woman with wavy blond hair", "blond hair", "a smiling young woman with wavy hair"),
+    ("portrait of a young man with black hair and a goatee", "goatee", "portrait of a young man with black hair"),
+    ("an old woman, with painted lips", "woman", "an old person, with painted lips"),
+    ("a man without glasses or a hat", "no glasses", "a man without a hat"),
+    ("girl with big nose", "young", "woman with big nose"),
+])
+def test_a_chip_takes_its_words_out_and_puts_them_back(page: Page, site: Site, text: str, chip: str, left: str) -> None:
+    visit(page, site.address)
+    write_prompt(page, text)
+    button = page.locator("#notes").get_by_role("button", name=chip, exact=True)
+    expect(button).to_have_attribute("aria-pressed", "true")
+    button.click()
+    expect(page.get_by_label("Describe a face")).to_have_value(left)
+    expect(button).to_have_attribute("aria-pressed", "false")
+    expect(button).to_be_focused()
+    button.click()
+    expect(page.get_by_label("Describe a face")).to_have_value(text)
+
+
+def test_details_are_added_and_rivals_give_way(page: Page, site: Site) -> None:
+    visit(page, site.address)
+    area = page.get_by_label("Describe a face")
+    page.get_by_role("button", name="Details").click()
+    palette = page.get_by_role("group", name="Details to add or take away")
+
+    def press(name: str) -> None:
+        palette.get_by_role("button", name=name, exact=True).click()
+        expect(palette.get_by_role("button", name=name, exact=True)).to_have_attribute("aria-pressed", "true")
+
+    press("woman")
+    press("blond hair")
+    press("glasses")
+    expect(area).to_have_value("a woman, blond hair, glasses")
+    press("black hair")
+    expect(area).to_have_value("a woman, glasses, black hair")
+    press("man")
+    expect(area).to_have_value("a man, glasses, black hair")
+    expect(page.locator(".contradiction")).to_have_count(0)
+
+
+def test_surprise_me_writes_a_caption(page: Page, site: Site) -> None:
+    visit(page, site.address)
+    page.get_by_role("button", name="Surprise me").click()
+    expect(page.get_by_label("Describe a face")).not_to_have_value("")
+    expect(page.locator("#marks mark.unknown")).to_have_count(0)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_server_refuses_is_said_beside_its_field(page: Page, site: Site) -> None:
-    page.goto(site.address)
+    visit(page, site.address)
     page.get_by_text("More settings").click()
-    page.get_by_label("Steps").fill("1001")
+    page.get_by_label("Steps", exact=True).fill("1001")
     page.get_by_label("Seed", exact=True).fill("-5")
+    page.get_by_label("Preview every").fill("0")
     page.get_by_text("More settings").click()
     generate(page)
     expect(page.locator("#n_inf_steps-error")).to_have_text("Must be an integer from 1 to 1000; got 1001.")
     expect(page.locator("#seed-error")).to_contain_text("Must be an integer from 0 to")
-    expect(page.get_by_label("Steps")).to_have_attribute("aria-invalid", "true")
-    expect(page.get_by_label("Steps")).to_be_focused()
+    expect(page.get_by_label("Preview every")).to_be_visible()
+    steps = page.get_by_label("Steps", exact=True)
+    expect(steps).to_have_attribute("aria-invalid", "true")
+    expect(steps).to_have_accessible_description(re.compile("Must be an integer"))
+    expect(steps).to_be_focused()
+    steps.fill("20")
+    expect(page.locator(".field-error")).to_have_count(0)
+    assert page.locator(".job").count() == 0
 
 
-def test_limits_and_defaults_come_from_the_server(page: Page, site: Site) -> None:
-    page.goto(site.address)
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine: DrawingEngine, gate: Gate) -> None:
+    visit(page, site.address)
     page.get_by_text("More settings").click()
     assert page.locator("#sampler option").all_text_contents() == ["Pencil", "DPM++ 2M"]
-    limits = {"n_inf_steps": ("1", "1000"), "guidance_scale": ("0", "20"), "seed": ("0", str(2**53 - 1))}
-    for name, (low, high) in limits.items():
+    assert page.locator("#counts input").evaluate_all("all => all.map(one => one.value)") == list("12345678")
+    for name, (low, high) in {"n_inf_steps": ("1", "1000"), "guidance_scale": ("0", "20")}.items():
         expect(page.locator(f"#{name}")).to_have_attribute("min", low)
         expect(page.locator(f"#{name}")).to_have_attribute("max", high)
     assert page.locator("#guidance-value").text_content() == "3.0"
-    page.get_by_text("Best", exact=True).click()
-    assert page.get_by_label("Steps").input_value() == "500"
-    page.get_by_label("Steps").fill("25")
-    expect(page.get_by_role("radio", name="Draft")).to_be_checked()
+    page.get_by_role("radio", name="Best").check(force=True)
+    assert page.get_by_label("Steps", exact=True).input_value() == "500"
+    page.get_by_label("Steps", exact=True).fill("50")
+    expect(page.get_by_role("radio", name="Fast")).to_be_checked()
+    page.get_by_label("Steps", exact=True).fill("7")
+    expect(page.get_by_role("radio", name="Fast")).not_to_be_checked()
+    page.locator("#counts").get_by_text("3", exact=True).click()
+    page.get_by_label("Guidance").fill("1")
+    page.get_by_label("Steer away from").fill("glasses")
+    page.get_by_label("Sampler").select_option("DPM++ 2M")
+    page.get_by_label("Preview every").fill("2")
+    page.get_by_role("button", name="Draw a seed").click()
+    seed = int(page.get_by_label("Seed", exact=True).input_value())
+    expect(page.locator("#more-note")).to_have_text("guidance 1.0, steered, DPM++ 2M, previews")
+    expect(page.locator("#expected")).to_have_text("Its time is measured with the first pictures.")
+    gate.open()
+    generate(page)
+    finished(page)
+    asked = engine.begun[0]
+    assert (asked.num_images, asked.num_inference_steps, asked.seed, asked.guidance_scale) == (3, 7, seed, 1.0)
+    assert (asked.negative_prompt, asked.sampler) == ("glasses", "DPM++ 2M")
+    expect(page.locator("#expected")).to_have_text(re.compile(r"^About [\d.]+ m?s on this machine\.$"))
+    expect(page.locator("#qualities small").last).to_have_text(re.compile(r"^500 · ≈ "))
+    page.reload()  # the draft survives, seed and all, and the time is known from earlier jobs
+    page.wait_for_selector("body[data-resumed]")
+    assert page.get_by_label("Seed", exact=True).input_value() == str(seed)
+    assert page.get_by_label("Steps", exact=True).input_value() == "7"
+    expect(page.locator("#expected")).to_have_text(re.compile("^About "))
+    page.get_by_text("More settings").click()
+    page.get_by_role("button", name="Back to the defaults").click()
+    assert page.get_by_label("Steps", exact=True).input_value() == "50"
+    assert page.get_by_label("Seed", exact=True).input_value() == ""
+
+
+# ---- the server's states ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("link", ["?job=never-existed", "?job=..%2F..%2Foptions"])
 def test_a_link_to_no_job_says_so(page: Page, site: Site, link: str) -> None:
-    page.goto(site.address + link)
+    visit(page, site.address + link)
     expect(page.get_by_role("alert")).to_contain_text("This job is not known")
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    page.get_by_role("button", name="Dismiss").click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    assert "job=" not in page.url
 
 
 def test_a_server_that_goes_away_and_comes_back(page: Page, site: Site, gate: Gate) -> None:
     down = False
 
-    def cut(route: Route) -> None:
+    def perhaps(route: Route) -> None:
         if down:
             route.abort("connectionrefused")
         else:
-            route.continue_()
+            route.fallback()
 
-    page.route("**/jobs/**", cut)
-    page.route("**/events**", lambda route: route.fulfill(status=503, body=""))
-    page.goto(site.address)
+    page.route("**/*", perhaps)
+    visit(page, site.address)
     write_prompt(page, "a man")
     generate(page)
     gate.open_until(10)
-    expect(page.locator(".step").first).to_have_text("10/50")
+    step_of(page, "10/50")
     down = True
+    page.get_by_role("button", name="Surprise me").click()
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.locator("#model")).to_have_text("No server")
+    expect(page.locator("#generate")).to_be_disabled()
+    gate.open_until(30)
     down = False
-    gate.open_until(50)
-    expect(page.get_by_role("link", name="Download face 1")).to_be_visible()
-    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(page.locator("#model")).to_have_text("drawing · paper")
+    step_of(page, "30/50")
+    gate.open()
+    finished(page)
+
+
+def test_asking_again_after_a_lost_answer_draws_once(page: Page, site: Site, engine: DrawingEngine, gate: Gate) -> None:
+    lost = 0
+
+    def lose(route: Route) -> None:
+        nonlocal lost
+        if lost:
+            route.fallback()
+            return
+        lost += 1
+        route.fetch()  # it reaches the server, but its answer never comes back
+        route.abort("connectionreset")
+
+    page.route("**/text_to_image", lose)
+    visit(page, site.address)
+    generate(page)
+    alert = page.locator("#notice")
+    expect(alert).to_contain_text("This could not be sent")
+    page.wait_for_selector("#generate:not([disabled])")
+    alert.get_by_role("button", name="Try again").click()
+    gate.open()
+    finished(page)
+    assert len(engine.begun) == 1
 
 
 def test_while_the_model_loads_and_when_it_fails(page: Page) -> None:
@@ -373,68 +460,34 @@ def test_while_the_model_loads_and_when_it_fails(page: Page) -> None:
     try:
         page.goto(site.address)
         expect(page.locator("#model")).to_contain_text("Loading the model")
-        expect(page.get_by_role("button", name="Generate")).to_be_disabled()
+        expect(page.get_by_role("alert")).to_contain_text("The model is being loaded")
+        expect(page.get_by_role("button", name="Waiting for the model")).to_be_disabled()
+        write_prompt(page, "a smilling man")  # what does not need the model works already
+        expect(page.locator("#marks mark.unknown")).to_have_text(["smilling"])
         ready.set()
         expect(page.get_by_role("alert")).to_contain_text("models/x is not a model folder; train one")
+        expect(page.locator("#model")).to_have_text("No model")
     finally:
         ready.set()
         site.close()
 
 
-def test_every_size_and_scheme_is_usable(page: Page, site: Site, gate: Gate, tmp_path: Path) -> None:
-    gate.open_until(10**9)
-    page.goto(site.address)
-    write_prompt(page, "a smilling woman with wavy blond hair and" + " very" * 10 + f" l{'o' * 40}ng words")
-    page.get_by_text("More settings").click()
-    generate(page)
-    expect(page.get_by_role("link", name="Download face 4")).to_be_visible()
-    too_small = """[...document.querySelectorAll("button, a.download, select, input:not([type=radio])")]
-        .filter(e => e.offsetParent && e.getBoundingClientRect().height < 24).map(e => e.id || e.className)"""
-    for width, height in ((320, 640), (768, 1024), (1280, 900), (3840, 2160)):
-        page.set_viewport_size({"width": width, "height": height})
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-            overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            assert (overflow, page.evaluate(too_small)) == (0, []), f"{width} {scheme}"
-            assert contrast(page) >= 4.5, f"{width} {scheme}"
-            page.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=width < 3000)
-
-
-def contrast(page: Page) -> float:
-    """The lowest contrast (WCAG 2) of text against the nearest plain ground behind it."""
-    return page.evaluate("""() => {
-        const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-        const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-            .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-        const ground = (element) => {
-            for (let at = element; at; at = at.parentElement) {
-                const color = parse(getComputedStyle(at).backgroundColor);
-                if (color.length === 3 || color[3] === 1) return color;
-            }
-            return parse(getComputedStyle(document.body).backgroundColor);
-        };
-        const plain = "label, legend, p, h2, summary, .segments span, .chip, .tools button, .tools a, output, .quiet";
-        return Math.min(...[...document.querySelectorAll(plain)]
-            .filter(e => e.offsetParent && e.textContent.trim())
-            .map(e => [light(parse(getComputedStyle(e).color)), light(ground(e))])
-            .map(([a, b]) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)));
-    }""")
-
-
-def test_reduced_motion_stops_the_shimmer(browser: Browser, site: Site) -> None:
-    context = browser.new_context(reduced_motion="reduce")
-    page = context.new_page()
-    page.goto(site.address)
-    generate(page)
-    assert page.locator(".picture").first.evaluate("box => getComputedStyle(box).animationName") == "none"
-    context.close()
-
-
-def test_every_control_has_a_name(page: Page, site: Site) -> None:
-    page.goto(site.address)
-    page.get_by_text("More settings").click()
-    unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, select, textarea, a")]
-        .filter(e => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length))
-        .map(e => e.outerHTML)""")
-    assert unnamed == []
+def test_a_locked_server_asks_for_its_key(page: Page, engine: DrawingEngine, gate: Gate) -> None:
+    gate.open()
+    site = Site(lambda: engine, api_key="open sesame")
+    try:
+        page.goto(site.address)
+        expect(page.get_by_role("alert")).to_contain_text("A key is needed")
+        key = page.get_by_label("Key of the server")
+        key.fill("wrong")
+        key.press("Enter")
+        expect(key).to_have_value("")
+        expect(page.locator("#model")).to_have_text("Locked")
+        key.fill("open sesame")
+        key.press("Enter")
+        page.wait_for_selector("#generate:not([disabled])")
+        generate(page)
+        finished(page)
+        assert "sesame" not in page.url
+    finally:
+        site.close()

@@ -1,0 +1,287 @@
+// What happens to the jobs that are asked for here? One card each: waiting, drawing, finished, failed, cancelled.
+
+import { dataUrl, deleteJob, fileName, heart, picturesOf, tile, wordsOf } from "./pictures.js";
+import { ask, follow, jobPath, unfollow } from "./server.js";
+import { measure, rememberSeed } from "./settings.js";
+import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
+import { $, announce, bus, h, icon, iconButton, keep, plural, recall, seconds, setQuery, toast } from "./ui.js";
+
+const MAX_CARDS = 10;
+const TITLE = document.title;
+const cards = new Map(); // id -> Card, the newest last
+
+export const shownJobs = () => [...cards.keys()];
+
+/** What a job looks like to the page, from whichever answer it came. */
+export function jobFrom(body) {
+  return {
+    id: body.job_id, status: body.status, parameters: body.parameters, error: body.error ?? null,
+    created_at: body.created_at, started_at: body.started_at, finished_at: body.finished_at,
+  };
+}
+
+/** The address names the newest job, this browser all that are on the stage. */
+export function rememberCards() {
+  keep("jobs", [...cards.keys()].slice(-MAX_CARDS));
+  const newest = [...cards.keys()].at(-1);
+  const query = new URLSearchParams(location.search);
+  query.delete("image");
+  if (newest) query.set("job", newest);
+  else query.delete("job");
+  setQuery(query, "replaceState");
+}
+
+export const rememberedJobs = () => recall("jobs", []);
+
+/** How far the jobs of this page are, in the title of its tab. */
+function showTitle() {
+  const busy = [...cards.values()].filter((card) => !card.finished);
+  const share = busy.reduce((sum, card) => sum + card.share, 0) / (busy.length || 1);
+  document.title = busy.length ? `${Math.round(100 * share)} % · ${TITLE}` : TITLE;
+}
+
+function arrange() {
+  $("empty").hidden = cards.size > 0;
+  bus.emit("cards");
+  showTitle();
+}
+
+const iconLink = (name, label, href, file) => h("a", { class: "round plain", href, download: file, "aria-label": label, title: label }, icon(name));
+
+class Card {
+  constructor(job, { open, use, again }) {
+    Object.assign(this, { job, open, use, again, finished: false, share: 0, began: null, told: 0 });
+    const { parameters: asked } = job;
+    this.status = h("p", { class: "job-status" });
+    this.bar = h("progress", { max: 1, value: 0, "aria-label": `Progress: ${wordsOf(job)}` });
+    this.cancel = h("button", { class: "soft", text: "Cancel", "aria-label": `Cancel: ${wordsOf(job)}`, click: () => this.askToCancel() });
+    this.live = h("div", { class: "job-live" }, this.status, this.cancel, this.bar);
+    this.trouble = h("div", { class: "job-trouble", hidden: true });
+    this.actions = h("div", { class: "job-actions" });
+    const details = [plural(asked.n_inf_steps, "step"), asked.sampler, `guidance ${asked.guidance_scale}`];
+    if (asked.negative_prompt) details.push(`without ${asked.negative_prompt}`);
+    this.tiles = picturesOf(job).map((one) => {
+      const made = tile(one, { open: (chosen) => open(chosen, picturesOf(job)), src: null, name: `Face ${one.index + 1} of ${asked.n_images}`, tools: false });
+      const button = made.querySelector("button");
+      button.disabled = true;
+      const image = made.querySelector("img");
+      image.hidden = true;
+      image.loading = "eager";
+      const step = h("span", { class: "step", "aria-hidden": "true" });
+      made.append(step);
+      return { made, button, image, step, one };
+    });
+    const title = h("h3", { class: "words", text: wordsOf(job), id: `job-${job.id}` });
+    this.box = h("article", { class: "job", "aria-labelledby": title.id, data: { job: job.id, state: job.status } },
+      h("header", { class: "job-head" }, h("div", {}, title, h("p", { class: "quiet", text: details.join(" · ") })), this.actions),
+      this.live, this.trouble,
+      h("ol", { class: "tiles", data: { count: asked.n_images } }, ...this.tiles.map((one) => one.made)));
+    this.setActions();
+  }
+
+  // ---- what is told about it
+
+  /** From the stream. */
+  event(kind, data) {
+    if (kind === "status") this.setStatus(data.status, data);
+    if (kind === "progress") this.setProgress(data.t, data.total_t);
+    if (kind === "preview") this.setPicture(data, dataUrl(data.img));
+    if (kind === "image") this.setPicture(data, null);
+    if (kind === "done") this.conclude();
+  }
+
+  /** From the answer to a question. */
+  state(body) {
+    Object.assign(this.job, jobFrom(body));
+    this.setStatus(body.status, body);
+    const total = body.parameters.n_inf_steps;
+    if (body.status === "running") this.setProgress(Math.round(body.progress * total), total);
+    for (const entry of body.response ?? []) {
+      const final = body.status === "succeeded";
+      if (final || entry.img) this.setPicture(entry, final ? null : dataUrl(entry.img));
+    }
+    if (body.finished) this.finish();
+  }
+
+  setStatus(status, { queue_position: position, restarted }) {
+    if (this.finished || !["queued", "running"].includes(status)) return; // an end is shown with all that belongs to it
+    this.job.status = this.box.dataset.state = status;
+    if (status === "queued") {
+      const place = position > 1 ? `Waiting, number ${position} in the queue` : "Next in the queue";
+      this.status.textContent = restarted ? "The server was restarted: drawn again from the same seed" : place;
+      this.bar.removeAttribute("value");
+      this.began = null;
+      this.share = 0;
+    } else if (!this.began) {
+      this.status.textContent = "Starting …";
+      this.bar.value = 0;
+    }
+  }
+
+  setProgress(done, total) {
+    if (this.finished) return;
+    const now = performance.now();
+    if (!this.began || done < this.began.done) this.began = { done, now };
+    this.share = total ? done / total : 0;
+    const steps = done - this.began.done;
+    const left = steps < 2 ? null : ((now - this.began.now) / steps / 1000) * (total - done);
+    this.bar.value = this.share;
+    this.status.textContent = `Step ${done} of ${total}${left === null || left < 0.5 ? "" : ` · about ${seconds(left)} left`}`;
+    const quarter = Math.floor(this.share * 4);
+    if (quarter > this.told && quarter < 4) announce(`${quarter * 25} percent: ${wordsOf(this.job)}`);
+    this.told = quarter;
+    showTitle();
+  }
+
+  /** Show one picture: `src` of a preview, or null for the finished one. */
+  setPicture({ index, t, total_t: total }, src) {
+    const target = this.tiles[index];
+    if (!target || target.final) return;
+    target.step.textContent = src ? `${t}/${total}` : "";
+    const address = src ?? target.one.url;
+    if (target.address === address) return;
+    target.address = address;
+    const ready = new Image();
+    ready.src = address;
+    const show = () => { // decoded first, so that nothing flickers
+      if (target.final && src) return;
+      target.image.src = address;
+      target.image.hidden = false;
+    };
+    ready.decode().then(show, show);
+    if (!src) this.complete(target);
+  }
+
+  complete(target) {
+    target.final = true;
+    target.button.disabled = false;
+    target.made.append(h("div", { class: "tile-tools" },
+      heart(target.one, `Favourite: face ${target.one.index + 1}`),
+      iconLink("download", `Download face ${target.one.index + 1}, seed ${target.one.seed}`, target.one.url, fileName(target.one))));
+  }
+
+  // ---- the end
+
+  async conclude() {
+    try {
+      this.state(await ask(`${jobPath(this.job.id)}?include=none`));
+    } catch (error) {
+      if (error.status) this.missing(error);
+      else follow(this.job.id, 0, this); // the server went away just now: ask again when it is back
+    }
+  }
+
+  finish() {
+    if (this.finished) return;
+    this.finished = true;
+    const { job } = this;
+    this.box.dataset.state = job.status;
+    this.live.hidden = true;
+    this.share = 0;
+    const anything = this.tiles.some((one) => one.address);
+    for (const one of this.tiles) one.step.textContent = "";
+    this.box.classList.toggle("bare", !anything);
+    if (job.status === "succeeded") {
+      measure(job);
+      announce(`${plural(job.parameters.n_images, "face")} finished: ${wordsOf(job)}`);
+    } else if (job.status === "cancelled") {
+      this.explain("Cancelled", anything ? "What had appeared by then stays here." : "Nothing had appeared yet.", true);
+    } else {
+      this.explain("This job failed", `${job.error?.message ?? "The server did not say why."} ${job.error?.hint ?? ""}`);
+    }
+    this.setActions();
+    showTitle();
+    bus.emit("finished", job);
+  }
+
+  missing(error) {
+    this.finished = true;
+    this.live.hidden = true;
+    this.box.dataset.state = "missing";
+    this.box.classList.add("bare");
+    const title = error.status === 410 ? "This job is no longer kept" : "This job is not known to the server";
+    this.explain(title, error.message);
+    this.setActions();
+    showTitle();
+    keep("jobs", rememberedJobs().filter((id) => id !== this.job.id));
+  }
+
+  explain(title, text, calm) {
+    const retry = h("button", { class: "soft", click: () => this.again(this.job.parameters, false) }, icon("again"), "Try again");
+    this.trouble.replaceChildren(h("div", {}, h("p", { class: "notice-title", text: title }), h("p", { text })), retry);
+    this.trouble.classList.toggle("calm", Boolean(calm));
+    this.trouble.setAttribute("role", calm ? "status" : "alert");
+    this.trouble.hidden = false;
+  }
+
+  async askToCancel() {
+    this.cancel.disabled = true;
+    this.status.textContent = "Cancelling …";
+    try {
+      await ask(`${jobPath(this.job.id)}cancel`, {});
+    } catch (error) {
+      this.cancel.disabled = false;
+      if (error.status) toast(`It could not be cancelled: ${error.message}`, { trouble: true });
+    }
+  }
+
+  setActions() {
+    const { job } = this;
+    const [only, several] = picturesOf(job);
+    const done = this.finished && job.status === "succeeded";
+    this.actions.replaceChildren(...[
+      this.finished && iconButton("again", "Draw others like these", () => this.again(job.parameters, true)),
+      iconButton("settings", "Use these settings", () => this.use(job.parameters, true)),
+      done && (several ? iconLink("download", "Download all as zip", archiveOf(job), `faces-${only.seed}.zip`)
+        : iconLink("download", "Download PNG", only.url, fileName(only))),
+      done && iconLink("film", "Download the steps as one picture", collageOf(job), `steps-${only.seed}.png`),
+      done && canShare() && iconButton("share", "Share or save to photos", () => shareJob(job)),
+      done && iconButton("link", "Copy a link", () => copy(linkTo(job), "Link")),
+      this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", () => deleteJob(job)),
+      this.finished && iconButton("close", "Put away", () => removeCard(job.id)),
+    ].filter(Boolean));
+  }
+}
+
+// ---- all cards
+
+/** Put a job on the stage, on top, and keep up with it while it is not finished. */
+export function addCard(job, handlers, body = null) {
+  if (cards.has(job.id)) return cards.get(job.id);
+  const card = new Card(job, handlers);
+  cards.set(job.id, card);
+  $("cards").prepend(card.box);
+  rememberSeed(job.parameters.seed);
+  if (body) card.state(body);
+  else card.setStatus(job.status, {});
+  if (!card.finished) follow(job.id, body?.last_event_id ?? 0, card);
+  while (cards.size > MAX_CARDS) {
+    const oldest = [...cards.values()].find((one) => one.finished);
+    if (!oldest) break;
+    cards.delete(oldest.job.id);
+    oldest.box.remove();
+  }
+  rememberCards();
+  arrange();
+  return card;
+}
+
+function removeCard(id) {
+  const card = cards.get(id);
+  if (!card) return;
+  unfollow(id);
+  const focus = card.box.contains(document.activeElement);
+  const next = (card.box.nextElementSibling ?? card.box.previousElementSibling)?.querySelector("button:not(:disabled), a");
+  card.box.remove();
+  cards.delete(id);
+  rememberCards();
+  arrange();
+  if (focus) (next ?? $("prompt")).focus();
+}
+
+export const cardOf = (id) => cards.get(id);
+
+const veil = (id, hidden) => { if (cards.has(id)) cards.get(id).box.hidden = hidden; };
+bus.on("deleted", (job) => veil(job.id, true));
+bus.on("undeleted", (job) => veil(job.id, false));
+bus.on("removed", (job) => removeCard(job.id));

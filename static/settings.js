@@ -1,0 +1,204 @@
+// What is to be drawn, and how? The form, whose limits and defaults are the server's, and how long it will take here.
+
+import { look, setPrompt } from "./prompt.js";
+import { $, choose, h, keep, recall, seconds, segments } from "./ui.js";
+
+const PREVIEWS = 10; // how many updates a job shows when nobody says otherwise, whatever its length: each costs a decoding
+const START_QUALITY = "Fast";
+const MAX_SAMPLES = 60;
+const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
+
+const form = $("composer");
+let fields = null; // as /options tells them
+let quality = [];
+let lastSeed = null;
+
+export const isReady = () => fields !== null;
+
+// ---- how long does it take here?
+
+const samples = []; // {rows, perStep}: what earlier jobs took
+
+/** How many rows of the batch a job fills: with guidance every picture is computed twice. */
+const rowsOf = ({ n_images: count, guidance_scale: guidance }) => count * (guidance === 1 || guidance === 0 ? 1 : 2);
+
+/** Learn from a finished job how long a step takes on this machine. */
+export function measure(job) {
+  if (job.status !== "succeeded" || !job.started_at || !job.finished_at || job.parameters.start_timestep) return;
+  const took = (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000;
+  if (!(took > 0)) return;
+  samples.unshift({ rows: rowsOf(job.parameters), perStep: took / job.parameters.n_inf_steps });
+  samples.length = Math.min(samples.length, MAX_SAMPLES);
+  showExpected();
+}
+
+const typical = (values) => values.sort((a, b) => a - b)[Math.floor((values.length - 1) / 3)]; // neighbours only slow a job down
+
+/** Seconds for a job like this, or null where nothing was measured. A step costs a fixed part and a part for each row. */
+function expectedSeconds(parameters) {
+  const rows = rowsOf(parameters);
+  const groups = new Map();
+  for (const sample of samples) groups.set(sample.rows, [...(groups.get(sample.rows) ?? []), sample.perStep]);
+  if (!groups.size) return null;
+  const points = [...groups].map(([at, values]) => [at, typical(values)]).sort((a, b) => Math.abs(a[0] - rows) - Math.abs(b[0] - rows));
+  const [[nearest, perStep], second] = points;
+  if (nearest === rows || !second) return perStep * (nearest === rows ? 1 : 0.15 + (0.85 * rows) / nearest) * parameters.n_inf_steps;
+  const slope = Math.max(0, (perStep - second[1]) / (nearest - second[0]));
+  return Math.max(perStep + slope * (rows - nearest), perStep * Math.min(1, rows / nearest)) * parameters.n_inf_steps;
+}
+
+function showExpected() {
+  if (!fields) return;
+  const wanted = readForm();
+  const here = { n_images: wanted.n_images, guidance_scale: wanted.guidance_scale ?? fields.guidance_scale.default };
+  for (const input of $("qualities").querySelectorAll("input")) {
+    const expected = expectedSeconds({ ...here, n_inf_steps: Number(input.value) });
+    input.parentElement.querySelector("small").textContent = expected === null ? `${input.value} steps` : `${input.value} · ≈ ${seconds(expected)}`;
+  }
+  const expected = wanted.n_inf_steps > 0 ? expectedSeconds({ ...here, n_inf_steps: wanted.n_inf_steps }) : null;
+  $("generate-note").textContent = expected === null ? "" : `≈ ${seconds(expected)}`;
+  $("expected").textContent = expected === null ? "Its time is measured with the first pictures."
+    : `About ${seconds(expected)} on this machine.`;
+}
+
+// ---- the form
+
+/** Fill in what the server allows; what was typed here before comes back. */
+export function fillForm(options) {
+  const first = fields === null;
+  fields = options.fields;
+  quality = options.quality;
+  if (!first) return;
+  const { minimum, maximum } = fields.n_images;
+  const counts = Array.from({ length: maximum - minimum + 1 }, (_, number) => minimum + number);
+  segments($("counts"), "n_images", counts.map((count) => [String(count), count]), fields.n_images.default);
+  segments($("qualities"), "quality", quality.map((entry) => [entry.name, entry.steps, `${entry.steps} steps`]));
+  for (const name of NUMBERS) {
+    $(name).min = fields[name].minimum;
+    $(name).max = fields[name].maximum;
+  }
+  $("prompt").maxLength = fields.prompt.max_length;
+  $("negative_prompt").maxLength = fields.negative_prompt.max_length;
+  $("sampler").replaceChildren(...options.samplers.map((name) => new Option(name, name)));
+  const drafted = recall("form");
+  setDefaults();
+  if (drafted) restoreForm({ ...drafted, prompt: $("prompt").value || drafted.prompt }, drafted.seed !== null);
+  refresh();
+}
+
+function setDefaults() {
+  const start = quality.find((entry) => entry.name === START_QUALITY) ?? quality[0];
+  choose($("counts"), fields.n_images.default);
+  $("n_inf_steps").value = start.steps;
+  $("guidance_scale").value = fields.guidance_scale.default;
+  $("sampler").value = fields.sampler.default;
+  $("negative_prompt").value = $("stream_freq").value = $("seed").value = "";
+}
+
+export function readForm() {
+  const number = (id) => {
+    const text = $(id).value.trim();
+    return text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);
+  };
+  const steps = number("n_inf_steps");
+  return {
+    prompt: $("prompt").value.trim(),
+    n_images: Number(form.elements.n_images.value) || fields.n_images.default,
+    n_inf_steps: steps,
+    stream_freq: number("stream_freq") ?? Math.max(1, Math.round(steps / PREVIEWS)),
+    seed: number("seed"),
+    guidance_scale: number("guidance_scale"),
+    sampler: $("sampler").value,
+    negative_prompt: $("negative_prompt").value.trim(),
+  };
+}
+
+/** Put parameters back; the seed only when `withSeed`, or the next job would repeat it unasked. */
+export function restoreForm(parameters, withSeed) {
+  const given = { ...readForm(), ...parameters };
+  $("negative_prompt").value = given.negative_prompt ?? "";
+  $("n_inf_steps").value = given.n_inf_steps;
+  $("guidance_scale").value = given.guidance_scale ?? fields.guidance_scale.default;
+  if ([...$("sampler").options].some((option) => option.value === given.sampler)) $("sampler").value = given.sampler;
+  const usual = Math.max(1, Math.round(given.n_inf_steps / PREVIEWS));
+  $("stream_freq").value = parameters.stream_freq === usual ? "" : parameters.stream_freq ?? "";
+  $("seed").value = withSeed ? given.seed ?? "" : "";
+  choose($("counts"), given.n_images);
+  if ($("prompt").value !== given.prompt) setPrompt(given.prompt);
+  else look();
+  clearErrors();
+  refresh();
+}
+
+function useSeed(seed) {
+  $("seed").value = seed;
+  refresh();
+}
+
+export function rememberSeed(seed) {
+  lastSeed = seed;
+  $("last-seed").disabled = false;
+  $("last-seed").title = `Use the last seed again (${seed})`;
+}
+
+/** What follows from other fields: the counter, the guidance number, the quality's name, the time it will take. */
+function refresh() {
+  if (!fields) return;
+  const wanted = readForm();
+  $("counter").textContent = wanted.prompt.length > fields.prompt.max_length * 0.7 ? `${$("prompt").value.length} / ${fields.prompt.max_length}` : "";
+  $("guidance-value").textContent = Number($("guidance_scale").value).toFixed(1);
+  choose($("qualities"), wanted.n_inf_steps);
+  $("no-seed").disabled = $("seed").value === "";
+  $("stream_freq").placeholder = `auto: ${Math.max(1, Math.round(wanted.n_inf_steps / PREVIEWS)) || 1}`;
+  const changed = [
+    Number($("guidance_scale").value) !== fields.guidance_scale.default && `guidance ${$("guidance-value").textContent}`,
+    wanted.negative_prompt && "steered", wanted.sampler !== fields.sampler.default && wanted.sampler,
+    $("stream_freq").value !== "" && "previews",
+  ].filter(Boolean);
+  $("more-note").textContent = changed.join(", ");
+  showExpected();
+  keep("form", { ...wanted, stream_freq: $("stream_freq").value === "" ? undefined : wanted.stream_freq });
+}
+
+// ---- what the server refuses
+
+export function clearErrors() {
+  for (const box of form.querySelectorAll(".field-error")) box.remove();
+  for (const input of form.querySelectorAll("[aria-invalid]")) {
+    input.removeAttribute("aria-invalid");
+    input.setAttribute("aria-describedby", input.getAttribute("aria-describedby").replace(/\S+-error ?/, ""));
+  }
+}
+
+/** Show what the server said about single fields beside them. False when some of it has no place in the form. */
+export function showErrors(errors) {
+  let placed = 0;
+  for (const { pointer, message } of errors) {
+    const name = pointer.replace("#/", "");
+    const field = form.elements[name];
+    const input = field instanceof RadioNodeList ? field[0] : field;
+    if (!input) continue;
+    placed += 1;
+    const box = h("p", { class: "field-error", id: `${name}-error`, text: `${message[0].toUpperCase()}${message.slice(1)}.` });
+    input.closest(".field").append(box);
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", `${box.id} ${input.getAttribute("aria-describedby") ?? ""}`);
+    if (input.closest("details")) $("more").open = true;
+    if (placed === 1) input.focus();
+  }
+  return placed > 0 && placed === errors.length;
+}
+
+form.addEventListener("input", (event) => {
+  if (event.target.name === "quality") $("n_inf_steps").value = event.target.value;
+  if (event.target.matches("[aria-invalid]")) clearErrors();
+  refresh();
+});
+$("dice").addEventListener("click", () => useSeed(crypto.getRandomValues(new Uint32Array(1))[0]));
+$("last-seed").addEventListener("click", () => useSeed(lastSeed));
+$("no-seed").addEventListener("click", () => { useSeed(""); $("seed").focus(); });
+$("defaults").addEventListener("click", () => {
+  setDefaults();
+  clearErrors();
+  refresh();
+});

@@ -1,0 +1,121 @@
+// How do pictures and their settings leave this page and come back? Links, the clipboard, the system's share sheet, dropped PNGs.
+
+import { fileName, picturesOf, wordsOf } from "./pictures.js";
+import { ask, jobPath, send } from "./server.js";
+import { $, dialogIsOpen, h, toast } from "./ui.js";
+
+const LINKED = ["prompt", "n_images", "n_inf_steps", "seed", "guidance_scale", "sampler", "negative_prompt", "stream_freq"];
+const TEXTS = ["prompt", "sampler", "negative_prompt"];
+
+// ---- links: the fragment holds all settings, so a link draws the picture again even where the job is long gone
+
+/** The address that restores a job, or one picture of it. */
+export function linkTo(job, one = null) {
+  const parameters = one ? { ...job.parameters, seed: one.seed, n_images: 1 } : job.parameters;
+  const settings = new URLSearchParams();
+  for (const name of LINKED) {
+    const value = parameters[name];
+    if (value != null && (value !== "" || name === "prompt")) settings.set(name, value);
+  }
+  const at = new URLSearchParams({ job: job.id, ...(one ? { image: one.index } : {}) });
+  return `${location.origin}${location.pathname}?${at}#${settings}`;
+}
+
+/** The settings in this page's address, or null. */
+export function linkedSettings() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (!given.has("prompt")) return null;
+  const settings = {};
+  for (const name of LINKED) {
+    if (!given.has(name)) continue;
+    const value = TEXTS.includes(name) ? given.get(name) : Number(given.get(name));
+    if (!Number.isNaN(value)) settings[name] = value;
+  }
+  return settings;
+}
+
+export async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // no clipboard without https on another machine: the old way
+    const box = h("textarea", { class: "visually-hidden", "aria-hidden": "true" });
+    box.value = text;
+    const host = document.querySelector("dialog[open]") ?? document.body;
+    const before = document.activeElement;
+    host.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+    before?.focus();
+  }
+  toast(`${what} copied.`);
+}
+
+// ---- files
+
+export function download(url, name) {
+  const link = h("a", { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+}
+
+export const archiveOf = (job) => `${jobPath(job.id)}archive.zip`;
+export const collageOf = (job) => `${jobPath(job.id)}collage.png`;
+
+/** Has this device a share sheet that takes pictures? On a phone it also saves to the photos. */
+export const canShare = () => Boolean(navigator.canShare?.({ files: [new File([""], "face.png", { type: "image/png" })] }));
+
+export async function share(pictures) {
+  try {
+    const files = await Promise.all(pictures.map(async (one) => {
+      const content = await (await send(one.url)).blob();
+      return new File([content], fileName(one), { type: "image/png" });
+    }));
+    await navigator.share({ files, title: wordsOf(pictures[0].job) });
+  } catch (error) {
+    if (error.name !== "AbortError") toast(`It could not be shared: ${error.message}`, { trouble: true });
+  }
+}
+
+export const shareJob = (job) => share(picturesOf(job));
+
+// ---- a PNG comes back
+
+/** Ask the server what a picture says of its settings and hand them to `restore(settings, message)`. */
+async function inspect(file, restore) {
+  if (!file) return;
+  if (file.type !== "image/png") {
+    toast("Only a PNG that was drawn here remembers its settings.", { trouble: true });
+    return;
+  }
+  try {
+    const found = await ask("inspect", file);
+    if (!found.request) {
+      toast("This PNG holds no settings: it was not drawn here, or something on its way took them out.", { trouble: true });
+      return;
+    }
+    restore(found.request, found.model_matches === false ? "Settings restored. Another model drew it, so the face will differ." : "Settings restored.");
+  } catch (error) {
+    toast(`It could not be read: ${error.message}`, { trouble: true });
+  }
+}
+
+export function receivePictures(restore) {
+  const take = (list) => inspect([...list].find((file) => file.type === "image/png") ?? list[0], restore);
+  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  let depth = 0;
+  const overlay = (on) => { depth = on ? depth : 0; $("drop").hidden = !on; };
+  addEventListener("dragenter", (event) => { if (hasFiles(event) && !dialogIsOpen()) { depth += 1; overlay(true); } });
+  addEventListener("dragleave", (event) => { if (hasFiles(event) && --depth <= 0) overlay(false); });
+  addEventListener("dragover", (event) => { if (hasFiles(event)) event.preventDefault(); });
+  addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    overlay(false);
+    take(event.dataTransfer.files);
+  });
+  addEventListener("paste", (event) => { if (event.clipboardData?.files.length) { event.preventDefault(); take(event.clipboardData.files); } });
+  $("restore").addEventListener("click", () => $("restore-file").click());
+  $("restore-file").addEventListener("change", () => { take($("restore-file").files); $("restore-file").value = ""; });
+}

@@ -1,0 +1,32 @@
+// The shell opens even where the server is gone, so that the page can say so. The network comes first, so a new version is
+// never hidden by an old one; answers of the API are never touched.
+
+const CACHE = "shell";
+const ROOT = new URL("../", location.href);
+const FILES = ["app", "compare", "gallery", "jobs", "pictures", "prompt", "server", "settings", "sharing", "theme", "ui", "viewer"];
+const SHELL = ["../", "style.css", "icon.svg", ...FILES.map((name) => `${name}.js`)].map((path) => new URL(path, location.href).href);
+
+self.addEventListener("install", (event) => {
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(SHELL)).then(() => self.skipWaiting()));
+});
+
+self.addEventListener("activate", (event) => {
+  event.waitUntil(self.clients.claim());
+});
+
+self.addEventListener("fetch", (event) => {
+  const { request } = event;
+  const address = new URL(request.url);
+  const path = address.origin + address.pathname;
+  if (request.method !== "GET" || !SHELL.includes(path) || (path === ROOT.href && request.mode !== "navigate")) return;
+  event.respondWith((async () => {
+    const cache = await caches.open(CACHE);
+    try {
+      const answer = await fetch(request);
+      if (answer.ok) event.waitUntil(cache.put(path, answer.clone()));
+      return answer;
+    } catch {
+      return (await cache.match(path)) ?? Response.error();
+    }
+  })());
+});
