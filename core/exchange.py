@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as Unanswered
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ from core.web import Problem, invalid, json_response, parse_json, read_body, val
 
 PNG, JPEG, WEBP, NPY = "image/png", "image/jpeg", "image/webp", "application/x-npy"
 PATIENCE_S = 60.0  # of a request that waits for the model; a step of a large batch may take seconds
+MAX_AT_ONCE = 4  # requests that wait for the decoder or the model; each holds one thread of the web server
 BUSY = "The model is still loading or too busy, or the server is stopping."
 
 T = TypeVar("T")
@@ -78,24 +80,36 @@ def refused(error: Exception) -> Problem:
 def add_exchange(app: Flask, service: EngineService, loaded: Callable[[], EngineInfo]) -> None:
     """Add the three routes. `loaded` returns what the model says of itself, or raises a problem."""
     one_at_a_time = threading.Lock()  # a photograph of 48 kB may need 320 MB of pixels: the largest take turns
+    places = threading.BoundedSemaphore(MAX_AT_ONCE)
+
+    @contextmanager
+    def place() -> Iterator[None]:
+        """One of the few places for requests that have to wait. Raises a 429 problem when all are taken."""
+        if not places.acquire(blocking=False):
+            raise Problem(429, f"{MAX_AT_ONCE} other pictures or latents are waiting.", {"Retry-After": "2"})
+        try:
+            yield
+        finally:
+            places.release()
 
     @app.post("/encode")
     @operation(
         "A picture as a latent", "latents",
         {200: Answer("The latent; as a .npy file for who accepts only that.", {JSON: Encoded, NPY: BINARY})},
         bodies={JSON: GiveImage, PNG: BINARY, JPEG: BINARY, WEBP: BINARY},
-        problems={429: "Too many requests wait for the model.", 503: BUSY},
+        problems={429: "Too many pictures or latents wait for the model.", 503: BUSY},
     )
     def encode() -> Response:
         """Any picture: the largest square in its middle is resized to what the model draws."""
         info = loaded()
-        try:
-            picture = given_picture((PNG, JPEG, WEBP))
-            with one_at_a_time:
-                pixels = crop_square(read_image(picture), info.image_size)
-        except PictureError as error:
-            raise refused(error) from error
-        latent = np.ascontiguousarray(ask_engine(service, lambda engine: engine.encode(pixels)), "<f4")
+        picture = given_picture((PNG, JPEG, WEBP))
+        with place():
+            try:
+                with one_at_a_time:
+                    pixels = crop_square(read_image(picture), info.image_size)
+            except PictureError as error:
+                raise refused(error) from error
+            latent = np.ascontiguousarray(ask_engine(service, lambda engine: engine.encode(pixels)), "<f4")
         if request.accept_mimetypes.best_match((JSON, NPY), JSON) == NPY:
             file = io.BytesIO()
             np.save(file, latent, allow_pickle=False)
@@ -109,7 +123,7 @@ def add_exchange(app: Flask, service: EngineService, loaded: Callable[[], Engine
         "A latent as a picture", "latents",
         {200: Answer("The picture.", {PNG: BINARY})},
         bodies={JSON: GiveLatent, NPY: BINARY},
-        problems={429: "Too many requests wait for the model.", 503: BUSY},
+        problems={429: "Too many pictures or latents wait for the model.", 503: BUSY},
     )
     def decode() -> Response:
         """A .npy file must hold little-endian float32 of exactly the model's latent shape, in C order."""
@@ -123,7 +137,8 @@ def add_exchange(app: Flask, service: EngineService, loaded: Callable[[], Engine
                 latent = read_npy(body, info.latent_shape)
             except ValueError as error:
                 raise refused(error) from error
-        pixels = ask_engine(service, lambda engine: engine.decode(latent))
+        with place():
+            pixels = ask_engine(service, lambda engine: engine.decode(latent))
         return Response(encode_png(pixels), mimetype=PNG, headers={"Cache-Control": "no-store"})
 
     @app.post("/inspect")

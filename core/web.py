@@ -18,6 +18,7 @@ import ipaddress
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
@@ -127,8 +128,8 @@ def parse_json(body: bytes) -> Any:
         """Of a name that comes twice some readers take the first value, some the last; here it is an error."""
         found = dict(members)
         if len(found) < len(members):
-            names = [name for name, _ in members]
-            raise ValueError(f"the name {shown(next(name for name in names if names.count(name) > 1))} comes twice")
+            (repeated, _), *_ = Counter(name for name, _ in members).most_common(1)
+            raise ValueError(f"the name {shown(repeated)} comes twice")
         return found
 
     try:

@@ -97,7 +97,7 @@ def read_answer(connection: socket.socket, *, head: bool = False) -> Answer:
     try:
         answer.begin()
         return Answer(answer.status, dict(answer.headers), answer.read())
-    except (http.client.BadStatusLine, ConnectionError):  # nothing, or a reset because we still had something to say
+    except (http.client.BadStatusLine, http.client.IncompleteRead, ConnectionError):  # reset: we were not done talking
         return Answer(0, {}, b"")
     finally:
         answer.close()

@@ -1,9 +1,9 @@
 """Does the server do what its OpenAPI document says, and does the document say all that the server does?
 
-Schemathesis reads the document from the live server (the real waitress process frame on loopback, a drawing stand-in
-behind it) and attacks every operation: boundary values, random valid and invalid requests, undeclared methods, missing
-keys, and chains such as draw, list, fetch, delete, fetch again. All of its checks are on. The promises that must never
-change are written out here as literals, because a document that is made from the code would change with it.
+Schemathesis reads the document from the live server (the real web server on loopback, a drawing stand-in behind it) and
+attacks every operation: boundary values, random valid and invalid requests, undeclared methods, missing keys, and
+chains such as draw, list, fetch, delete, fetch again. All of its checks are on. The promises that must never change are
+written out here as literals, because a document that is made from the code would change with it.
 
 https://schemathesis.readthedocs.io. The stand-in does not draw well; what pictures must be is asked elsewhere.
 """
@@ -41,7 +41,7 @@ KEY = {"Authorization": "Bearer open sesame"}
 NUM_EXAMPLES = 15  # random requests for each operation, valid and invalid; boundary values come on top
 PROBLEM = {"$ref": "#/components/schemas/ProblemAnswer"}
 
-ROUTES = {  # shared/API.md, as OpenAPI writes paths
+ROUTES = {  # all that is promised, as OpenAPI writes paths
     ("POST", "/text_to_image"), ("GET", "/jobs/"), ("GET", "/jobs/{job_id}/"), ("DELETE", "/jobs/{job_id}/"),
     ("POST", "/jobs/{job_id}/cancel"), ("GET", "/jobs/{job_id}/events"), ("GET", "/jobs/{job_id}/images/{index}.png"),
     ("GET", "/jobs/{job_id}/images/{index}.webp"), ("GET", "/jobs/{job_id}/collage.png"),
@@ -352,7 +352,7 @@ def test_examples_are_valid_and_work(live: Live, document: dict[str, Any]) -> No
 
 # ---- what must never change ------------------------------------------------------------------------------------------
 
-PROMISED_FIELDS: dict[str, tuple[str, Any, Any, Any]] = {  # type, default, and from where to where; shared/API.md
+PROMISED_FIELDS: dict[str, tuple[str, Any, Any, Any]] = {  # type, default, and from where to where
     "prompt": ("string", "required", 0, 500),
     "n_images": ("integer", 4, 1, 8),
     "n_inf_steps": ("integer", 500, 1, 1000),
