@@ -340,8 +340,7 @@ def crash(folder: Path, kills: int = 20, kills_at_start: int = 5, seed: int = 20
 
     try:
         server.start()
-        draw_four()  # warms up
-        life_s = 1.5 * timed(draw_four)[0]  # long enough for some jobs to end, short enough for some not to
+        life_s = 1.5 * timed(draw_four)[0]  # a fresh process, as all that follow: some jobs will end, some will not
         busy = 0
         for kill in range(kills):
             remember_finished()

@@ -399,7 +399,7 @@ def test_a_whole_report_of_a_trained_model(
     assert made["fid"]["n"] == 8 and made["fid"]["generated"] > 0
     assert made["vae"]["psnr_db"] < 30 and made["spectrum"]["vae"] > 0
     assert set(made["seconds"]) == {"judge", *evaluate.PARTS, "fid"}
-    assert set(made["model"]["components"]) == {"clip", "vae", "unet"}
+    assert set(made["model"]["components"]) == {"clip", "vae", "preview", "unet"}
     plots = {"curve", "fidelity", "ladder", "spectrum"}
     pictures = {"samples", "crowd", "vae", "closest_features", "closest_pixels"}
     assert {p.stem for p in (tmp_path / "out").glob("*.png")} == plots | pictures

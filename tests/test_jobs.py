@@ -145,7 +145,7 @@ def test_three_hundred_jobs_leave_nothing_in_the_memory(
     assert queue.counts() == {
         "waiting": 0, "running": 0, "succeeded": 300, "failed": 0, "cancelled": 0, "finished": 300}
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, (Job, core.jobs.Event))]
+    assert not [thing for thing in gc.get_objects() if issubclass(type(thing), (Job, core.jobs.Event))]
     assert not queue._live and len(queue._turns) == 50
 
 
