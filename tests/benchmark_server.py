@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -526,6 +527,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("section", nargs="?", choices=(*SECTIONS, "all"), default="all")
     parser.add_argument("--record", action="store_true", help=f"write the tables into {DOCUMENT.relative_to(ROOT)}")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else a server would be left behind
     circumstances = machine()
     told(circumstances)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
