@@ -24,7 +24,9 @@ from typing import Any
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")  # each system knows some of them
 PATIENCE_S = 10  # for a child that is ended because its parent fails
-WAKE_S = 0.5 if os.name == "nt" else None  # there a wait without end would not notice Ctrl+C
+# Without end a wait would not notice Ctrl+C on Windows, and elsewhere could miss one that comes just before it begins:
+# the interpreter looks for signals before it blocks, not while
+WAKE_S = 0.5
 
 
 class Child:
