@@ -37,7 +37,7 @@ from flask_cors import CORS
 
 from core import answers, captions, openapi, schemas
 from core.engine import Engine, EngineInfo, EngineService
-from core.exchange import BUSY, add_exchange
+from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, IdempotencyConflict, JobQueue, QueueClosed, QueueFull
 from core.machine import address_of, is_local
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
@@ -169,9 +169,10 @@ def create_app(
         return describe(app, service.info if ready else None, locked=api_key is not None)
 
     words = vocabulary()
-    add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s))
+    reader = PictureReader()
+    add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader)
     add_results(app, queue)
-    add_exchange(app, service, loaded)
+    add_exchange(app, service, loaded, reader)
     add_prompts(app, words)
     add_state(app, service, telemetry)
     add_reference(app, lambda: document(service.info is not None))
@@ -233,7 +234,15 @@ def client_name() -> str:
     return f"{request.remote_addr} {read_header('X-Client-Id', 64) or ''}"
 
 
-def add_jobs(app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams) -> None:
+def warnings_of(wanted: schemas.TextToImage, words: Mapping[str, str]) -> list[str]:
+    """What the model will not understand of a request's prompts."""
+    prompts = [wanted.prompt, (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""]
+    return list(dict.fromkeys(warning for text in prompts for warning in read_prompt(text, words).warnings))
+
+
+def add_jobs(
+    app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams, reader: PictureReader
+) -> None:
     """Ask, watch, list, cancel, delete."""
     queue = service.queue
 
@@ -252,19 +261,17 @@ def add_jobs(app: Flask, service: EngineService, words: Mapping[str, str], strea
         """Answers at once; the job is drawn in its turn, and survives a restart of the server."""
         info = info_of(service)
         client, key = client_name(), read_header("Idempotency-Key", 200)
-        wanted = validate(schemas.TextToImage, read_json(), context=info, aliases=schemas.ALIASES,
+        wanted = validate(schemas.TextToImage, read_drawing(), context=info, aliases=schemas.ALIASES,
                           unavailable=schemas.UNAVAILABLE)
-        parameters = wanted.model_dump(exclude={"latent"}) | {
-            "seed": secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,  # drawn here and reported
-            "guidance_scale": info.default_guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
-            "sampler": wanted.sampler or info.default_sampler,
-            "model": info.name,
-            "num_latents": 0 if wanted.latent is None else 1 if isinstance(wanted.latent, str) else wanted.n_images,
-        }
+        pictures = {} if wanted.init_image is None else reader.normalised(wanted, info.image_size)
+        parameters = wanted.parameters(info)
+        given: dict[str, Any] = {"latent": wanted.latent, "model_hash": info.model_hash, **pictures}
+        if wanted.interpolate_to is not None:
+            given["interpolate_to"] = wanted.interpolate_to.model_dump()
         try:
             job = queue.submit(
-                wanted.prompt, parameters, {**parameters, "latent": wanted.latent, "model_hash": info.model_hash},
-                client=client, warnings=read_prompt(wanted.prompt, words).warnings, idempotency_key=key,
+                wanted.prompt, parameters, {**parameters, **given}, client=client,
+                warnings=warnings_of(wanted, words), idempotency_key=key,
                 fingerprint=wanted.model_dump_json(),  # as it was asked for: a seed drawn here differs every time
             )
         except IdempotencyConflict as error:
@@ -578,7 +585,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         listener.close()
         print(error, file=sys.stderr)
         return 1
-    server = Server(app, listener, threads=THREADS, max_body_bytes=schemas.MAX_IMAGE_BODY_BYTES)
+    server = Server(app, listener, threads=THREADS, max_body_bytes=schemas.MAX_ANY_BODY_BYTES)
     service: EngineService = app.extensions["service"]
     service.start()
     page = f"session?key={quote(arguments.api_key, safe='')}" if arguments.api_key else ""

@@ -46,14 +46,14 @@ from core.diffusion import (
     make_scheduler,
     schedule_from_config,
 )
-from core.engine import DrawRequest
+from core.editing import NUM_SEEDS, Redraw, Start, starting_noise
+from core.engine import DrawRequest, Interpolation
 from core.jobs import JobError
-from core.pictures import encode_png
+from core.pictures import as_text, encode_png, mask_picture
 from core.preview import PreviewDecoder, load_preview
 from train_clip import load_clip
 from vae import VAE, encoder_hash, load_vae, to_images
 
-NUM_SEEDS = 2**53  # seeds stay exact in JavaScript; the one after the last is 0
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,15 @@ class Picture:
 class Run:
     """A request being drawn: its place on the way and what is its own alone, from the scheduler to the random numbers.
 
-    `error` says why it failed; then it is finished too. `asked` is what its pictures say about how they came about.
+    `error` says why it failed; then it is finished too. `asked` is what each of its pictures says about how it came
+    about. `redraw` is there when only part of a picture is drawn.
     """
 
     seeds: list[int]
-    asked: Mapping[str, Any]
-    given: Tensor | None
+    asked: list[dict[str, Any]]
     guidance: Guidance
     denoising: Denoising
+    redraw: Redraw | None = None
     error: JobError | None = None
 
     @property
@@ -254,14 +255,15 @@ class FaceGenerator:
         scale = self.info.default_guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
         sampler = self.info.default_sampler if request.sampler is None else request.sampler
         scheduler = make_scheduler(sampler, self.scheduler_config)
-        seeds = [(request.seed + i) % NUM_SEEDS for i in range(count)]
-        generators = [torch.Generator().manual_seed(one) for one in seeds]
-        noise = torch.stack([torch.randn(self.info.latent_shape, generator=one) for one in generators])  # [B, C, h, w]
-        given = None if request.latents is None else torch.as_tensor(np.array(request.latents), dtype=torch.float32)
-        if given is not None and given.shape != noise.shape:
-            raise ValueError(f"latents must have shape {list(noise.shape)}, got {list(given.shape)}")
-        if given is not None and start == 0:
-            noise = given
+        shape = [count, *self.info.latent_shape]
+        z = None if request.latents is None else torch.as_tensor(np.array(request.latents), dtype=torch.float32)
+        if z is not None and list(z.shape) != shape:
+            raise ValueError(f"latents must have shape {shape}, got {list(z.shape)}")
+        noise = starting_noise(request, self.info.latent_shape)
+        redraw = None
+        if request.init_image is not None:
+            z, start = torch.from_numpy(self.encode(request.init_image)).expand(shape), 1 - request.strength
+            redraw = None if request.mask is None else Redraw(request.init_image, request.mask, z[0])
 
         def encode(text: str) -> Condition:
             """One row an image; px asks for pictures as sharp as the best photographs."""
@@ -272,18 +274,18 @@ class FaceGenerator:
         # The sampler's arithmetic stays on the CPU: dozens of operations on a few kilobytes, the same on every device
         denoising = Denoising(
             scheduler,
-            noise,
+            noise.noise,
             steps,
             schedule=schedule_from_config(self.scheduler_config),
-            generators=generators,
+            generators=noise.generators,
             start=start,
-            z=given,
+            z=z,
         )
-        negative = request.negative_prompt
-        guidance = Guidance(encode(request.prompt), scale, encode(negative) if negative.strip() else None)
-        asked = {"prompt": request.prompt, "n_images": 1, "n_inf_steps": steps, "sampler": sampler,
-                 "guidance_scale": scale, "negative_prompt": negative, "start_timestep": start}
-        return Run(seeds, asked, given, guidance, denoising)
+        target, negative = request.interpolate_to, request.negative_prompt
+        goal = None if target is None or target.prompt is None else encode(target.prompt)
+        guidance = Guidance(encode(request.prompt), scale, encode(negative) if negative.strip() else None,
+                            goal, noise.weights if goal is not None else ())
+        return Run(noise.seeds, receipts(request, noise, sampler, scale), guidance, denoising, redraw)
 
     @torch.inference_mode()
     def step(self, runs: Sequence[Run]) -> None:
@@ -333,6 +335,8 @@ class FaceGenerator:
 
     def _advance(self, run: Run, prediction: Tensor) -> None:
         try:
+            if run.redraw is not None:
+                prediction = run.redraw.constrain(run.denoising, prediction)
             run.denoising.advance(prediction)
         except NotFiniteError as error:
             run.error = not_finite(error)
@@ -348,7 +352,7 @@ class FaceGenerator:
         """
         z = run.denoising.denoised()
         pixels = self._decode(z) if self.preview is None else to_pixels(self.preview(z.float().to(self.device)))
-        return self._pictures(run, z, pixels, [None] * run.num_images)
+        return self._pictures(run, z, pixels, None)
 
     @torch.inference_mode()
     def pictures(self, run: Run) -> list[Picture]:
@@ -360,17 +364,15 @@ class FaceGenerator:
         z = run.denoising.x
         if not bool(torch.isfinite(z).all()):
             raise not_finite(NotFiniteError("the finished latents hold NaN or infinity"))
-        rows = [{**run.asked, "seed": seed} for seed in run.seeds]
-        if run.given is not None:
-            texts = [base64.b64encode(_float32(one)).decode() for one in run.given]
-            rows = [{**row, "latent": text} for row, text in zip(rows, texts, strict=True)]
-        return self._pictures(run, z, self._decode(z), rows)
+        return self._pictures(run, z, self._decode(z), run.asked)
 
     def _pictures(
-        self, run: Run, z: Tensor, pixels: np.ndarray, asked: Sequence[Mapping[str, Any] | None]
+        self, run: Run, z: Tensor, pixels: np.ndarray, asked: Sequence[Mapping[str, Any]] | None
     ) -> list[Picture]:
+        if run.redraw is not None:
+            pixels = run.redraw.composite(pixels)
         return [
-            Picture(i, seed, pixels[i], encode_png(pixels[i], asked[i], self.info), _float32(z[i]))
+            Picture(i, seed, pixels[i], encode_png(pixels[i], asked and asked[i], self.info), _float32(z[i]))
             for i, seed in enumerate(run.seeds)
         ]
 
@@ -462,6 +464,12 @@ class FaceGenerator:
         sampler: str | None = None,
         latents: np.ndarray | Tensor | None = None,
         start: float = 0.0,
+        init_image: np.ndarray | None = None,
+        strength: float = 1.0,
+        mask: np.ndarray | None = None,
+        variation_strength: float = 0.0,
+        variation_seed: int = 0,
+        interpolate_to: Interpolation | None = None,
         on_step: Callable[[Step], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Picture]:
@@ -478,7 +486,7 @@ class FaceGenerator:
 
         run = self.begin(
             DrawRequest(prompt, num_images, num_inference_steps, seed, guidance_scale, negative_prompt, sampler,
-                        latents, start)
+                        latents, start, init_image, strength, mask, variation_strength, variation_seed, interpolate_to)
         )
         stop_if_asked()
         while not run.finished:
@@ -489,6 +497,29 @@ class FaceGenerator:
         return self.pictures(run)
 
 
+def receipts(request: DrawRequest, noise: Start, sampler: str, scale: float) -> list[dict[str, Any]]:
+    """For every image the request that draws it alone: the body of POST /text_to_image with every default filled in."""
+    common: dict[str, Any] = {
+        "prompt": request.prompt, "n_images": 1, "n_inf_steps": request.num_inference_steps, "sampler": sampler,
+        "guidance_scale": scale, "negative_prompt": request.negative_prompt, "start_timestep": request.start,
+    }
+    if request.init_image is not None:
+        common |= {"init_image": as_text(request.init_image), "strength": request.strength}
+        common |= {} if request.mask is None else {"mask": as_text(mask_picture(request.mask))}
+    found = [{**common, "seed": seed} for seed in noise.seeds]
+    for i, row in enumerate(found):
+        if request.latents is not None:
+            row["latent"] = _text(request.latents[i])
+        if request.variation_strength > 0:
+            row["variation_strength"] = request.variation_strength
+            row["variation_seed"] = (request.variation_seed + i) % NUM_SEEDS
+        if (target := request.interpolate_to) is not None:
+            goal = {"prompt": target.prompt, "seed": target.seed,
+                    "latent": None if target.latent is None else _text(target.latent), "weight": noise.weights[i]}
+            row["interpolate_to"] = {name: value for name, value in goal.items() if value is not None}
+    return found
+
+
 def out_of_memory() -> JobError:
     return JobError("out_of_memory", "The device has too little memory for even one image.",
                     "Close other programs that use it, or start with --device cpu.")
@@ -497,6 +528,11 @@ def out_of_memory() -> JobError:
 def not_finite(error: NotFiniteError) -> JobError:
     return JobError("not_finite", f"No picture came out: {error}.",
                     "Try a lower guidance scale, another sampler or --device cpu.")
+
+
+def _text(latent: Any) -> str:
+    """A latent as a request carries it: base64 of little-endian float32."""
+    return base64.b64encode(np.asarray(latent, "<f4").tobytes()).decode()
 
 
 def _float32(z: Tensor) -> bytes:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, Json
 from typing_extensions import NotRequired, TypedDict
 
-from core.engine import image_url, latent_name, picture_name
+from core.engine import has_one_seed, image_url, latent_name, picture_name
 from core.ledger import Job, Snapshot, State, Summary
 from core.store import Event
 
@@ -59,8 +59,17 @@ class ProblemAnswer(TypedDict):
 # ---- jobs ------------------------------------------------------------------------------------------------------------
 
 
+class Target(TypedDict):
+    """Where a row of images leads."""
+
+    prompt: str | None
+    seed: Seed | None
+    weight: Annotated[float, Field(ge=0, le=1)] | None
+    has_latent: bool
+
+
 class Parameters(TypedDict):
-    """What is drawn: the request with every default filled in."""
+    """What is drawn: the request with every default filled in; of a picture to change only that there is one."""
 
     prompt: str
     n_images: Annotated[int, Field(ge=1, le=8)]
@@ -73,6 +82,12 @@ class Parameters(TypedDict):
     sampler: str
     model: str
     num_latents: Annotated[int, Field(ge=0, le=8, description="latents that came with the request")]
+    has_init_image: NotRequired[Literal[True]]
+    strength: NotRequired[Annotated[float, Field(ge=0, le=1)]]
+    has_mask: NotRequired[Literal[True]]
+    variation_strength: NotRequired[Annotated[float, Field(gt=0, le=1)]]
+    variation_seed: NotRequired[Seed]
+    interpolate_to: NotRequired[Target]
 
 
 class JobAccepted(TypedDict):
@@ -332,7 +347,7 @@ class SurpriseAnswer(TypedDict):
 class FieldOptions(TypedDict):
     """What one field of a request accepts."""
 
-    type: Literal["string", "integer", "number"]
+    type: Literal["string", "integer", "number", "object"]
     default: str | float | None
     description: str
     minimum: NotRequired[float]
@@ -362,6 +377,8 @@ class LimitOptions(TypedDict):
     """What the server accepts at most."""
 
     body_bytes: int
+    draw_body_bytes: Annotated[int, Field(description="of POST /text_to_image, with pictures")]
+    mask_bytes: int
     image_bytes: int
     image_pixels: int
 
@@ -481,6 +498,7 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
 def job_summary(job: Summary) -> JobSummary:
     """One job of GET /jobs/, with the addresses of its final pictures."""
     finals = [index for index in range(job.parameters["n_images"]) if picture_name(index) in job.files]
+    apart = 0 if has_one_seed(job.parameters) else 1
     return {
         "job_id": job.id,
         "finished": job.finished,
@@ -494,7 +512,7 @@ def job_summary(job: Summary) -> JobSummary:
         "warnings": list(job.warnings),
         "error": cast("Failure | None", job.error),
         "images": [
-            {"index": index, "seed": (job.parameters["seed"] + index) % 2**53, "url": image_url(job.id, index),
+            {"index": index, "seed": (job.parameters["seed"] + index * apart) % 2**53, "url": image_url(job.id, index),
              "thumbnail": image_url(job.id, index, "webp")}
             for index in finals
         ],

@@ -243,56 +243,85 @@ def set_timesteps(scheduler: Any, num_inference_steps: int) -> Tensor:
 class Guidance:
     """What one job's pictures should be, how strongly (w = ``scale``) and away from what.
 
-    ``negative`` None is the learned null. Both conditions have one row a picture.
+    ``negative`` None is the learned null. ``target`` is a condition to lead to: picture i stands at the share
+    ``weights[i]`` of the way, and is predicted by so much of both. Mixing what the network says, not what it is told,
+    is smooth and exact at both ends, whatever the lengths of the texts (the score of a product of experts,
+    https://arxiv.org/abs/2206.01714, eq. 11). All conditions have one row a picture.
     """
 
     condition: Condition
     scale: float = 1.0
     negative: Condition | None = None
+    target: Condition | None = None
+    weights: Sequence[float] = ()
 
     def passes(self) -> list[Condition]:
         """The conditions to run: the wanted alone (w = 1: off), the unwanted alone (w = 0), else both in this order."""
+        wanted = self.condition
+        if self.target is not None:
+            ends = [(wanted, self.target)[weight == 1.0][i : i + 1] for i, weight in enumerate(self.weights)]
+            wanted = join_conditions(ends)
         if self.scale == 1.0:
-            return [self.condition]
+            return [wanted]
         unwanted = self.condition.nulled() if self.negative is None else self.negative
-        return [unwanted] if self.scale == 0.0 else [self.condition, unwanted]
+        return [unwanted] if self.scale == 0.0 else [wanted, unwanted]
+
+    def between(self) -> list[int]:
+        """The pictures that need the target's prediction beside that of the condition."""
+        leads = self.target is not None and self.scale != 0.0
+        return [i for i, weight in enumerate(self.weights) if leads and 0.0 < weight < 1.0]
 
 
 class GuidedBatch:
     """Classifier-free guidance, u + w (c - u), for the pictures of several jobs in one call of the network.
 
-    Its rows are one for every picture, in the order of the jobs, and after them a second one for each picture whose
-    job compares (w other than 0 and 1). It holds while the jobs stay the same: build it once, not once a step.
+    Its rows are one for every picture, in the order of the jobs, after them a second one for each picture whose job
+    compares (w other than 0 and 1), and a last one for each picture between two conditions. It holds while the jobs
+    stay the same: build it once, not once a step.
     """
 
     def __init__(self, jobs: Sequence[Guidance]) -> None:
         passes = [job.passes() for job in jobs]
-        self.condition = join_conditions([one[0] for one in passes] + [one[1] for one in passes if len(one) == 2])
+        targets = [job.target[torch.tensor(rows, device=job.target.px.device)]
+                   for job in jobs if (rows := job.between()) and job.target is not None]
+        self.condition = join_conditions(
+            [one[0] for one in passes] + [one[1] for one in passes if len(one) == 2] + targets
+        )
         compares: list[int] = []
         scales: list[float] = []
+        between: list[int] = []
+        weights: list[float] = []
         self.num_pictures = 0
         for job, own in zip(jobs, passes, strict=True):
             last = self.num_pictures + len(own[0])
+            between += [self.num_pictures + i for i in job.between()]
+            weights += [job.weights[i] for i in job.between()]
             if len(own) == 2:
                 compares += range(self.num_pictures, last)
                 scales += [job.scale] * len(own[0])
             self.num_pictures = last
-        self.pictures = [*range(self.num_pictures), *compares]  # which picture each row belongs to
+        self.pictures = [*range(self.num_pictures), *compares, *between]  # which picture each row belongs to
         device = self.condition.px.device
         self._scales = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
         self._compares = torch.tensor(compares, device=device, dtype=torch.int64)
+        self._weights = torch.tensor(weights, device=device).view(-1, 1, 1, 1)
+        self._between = torch.tensor(between, device=device, dtype=torch.int64)
         self._all = len(compares) == self.num_pictures
 
     def inputs(self, x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """What to ask the network: x [N, C, h, w] and timestep [N] of N pictures, spread over the rows."""
-        if not len(self._compares):
+        again = torch.cat([self._compares, self._between])
+        if not len(again):
             return x, timestep, self.condition
-        again = (x, timestep) if self._all else (x[self._compares], timestep[self._compares])
-        return torch.cat([x, again[0]]), torch.cat([timestep, again[1]]), self.condition
+        return torch.cat([x, x[again]]), torch.cat([timestep, timestep[again]]), self.condition
 
     def combine(self, prediction: Tensor) -> Tensor:
         """The network's answer, one row a row of ``inputs``, as one guided prediction a picture [N, C, h, w]."""
-        first, unwanted = prediction[: self.num_pictures], prediction[self.num_pictures :]
+        sizes = [self.num_pictures, len(self._compares), len(self._between)]
+        first, unwanted, target = prediction.split(sizes)
+        if len(target):
+            start = first[self._between]
+            first = first.index_copy(0, self._between, start + self._weights * (target - start))
         if not len(unwanted):
             return first
         wanted = first if self._all else first[self._compares]
@@ -346,7 +375,7 @@ class Denoising:
         self.schedule = schedule or NoiseSchedule()
         timesteps, flow = set_timesteps(scheduler, num_inference_steps), self.schedule.kind == "flow"
         self._timesteps, self._levels = list(timesteps), (timesteps - int(flow)).float().tolist()
-        self.total, self.done = len(timesteps), int(start * len(timesteps))
+        self.total, self.done = len(timesteps), int(start * len(timesteps) + 1e-6)  # 1 - 0.9 is less than a tenth
         if hasattr(scheduler, "set_begin_index"):  # told once, so that no step searches for its own place
             scheduler.set_begin_index(self.done)
         if self.done == 0:
@@ -372,6 +401,11 @@ class Denoising:
         t = self._timesteps[self.done]
         scaled = hasattr(self._scheduler, "scale_model_input")
         self._seen = self._scheduler.scale_model_input(self.x, t) if scaled else self.x, self._levels[self.done]
+        return self._seen
+
+    @property
+    def seen(self) -> tuple[Tensor, float]:
+        """The last ``model_input``."""
         return self._seen
 
     def advance(self, prediction: Tensor) -> None:

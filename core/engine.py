@@ -23,6 +23,7 @@ import numpy as np
 
 from core.jobs import JobQueue
 from core.ledger import Job, JobError
+from core.pictures import is_white, read_image
 from core.store import Store
 
 MAX_IMAGES = 64  # of all running jobs: what a step keeps in memory
@@ -57,6 +58,20 @@ class EngineInfo(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Interpolation:
+    """Where a row of pictures leads: another prompt, another seed, or noise `latent` [C, h, w] in place of a seed's.
+
+    What is None stays as it is. Picture i of n stands at the share i / (n - 1) of the way; with `weight` there is one
+    picture, which stands there.
+    """
+
+    prompt: str | None = None
+    seed: int | None = None
+    latent: Any = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class DrawRequest:
     """What to draw: `num_images` pictures of `prompt`, the i-th from `seed + i`.
 
@@ -64,6 +79,13 @@ class DrawRequest:
     as is `sampler` None. `latents` [num_images, C, h, w], whitened as in `Picture.latent`, replace the starting noise
     or, when `start` > 0, are the pictures to start from: that share of the steps is skipped and noise of the level
     reached there is added.
+
+    `init_image` [H, W, 3] uint8 is a picture to change: the share 1 - `strength` of the steps is skipped, so 0 gives
+    what the VAE makes of it and 1 ignores it. With a `mask` [H, W] (True: draw this anew) the rest stays as it is.
+
+    `variation_strength` mixes another noise into that of `seed`: for picture i that of `variation_seed + i`.
+    `interpolate_to` leads from the noise and the prompt of this request to others. In both cases all pictures have the
+    one `seed`.
     """
 
     prompt: str
@@ -75,6 +97,12 @@ class DrawRequest:
     sampler: str | None = None
     latents: Any = None
     start: float = 0.0
+    init_image: Any = None
+    strength: float = 1.0
+    mask: Any = None
+    variation_strength: float = 0.0
+    variation_seed: int = 0
+    interpolate_to: Interpolation | None = None
 
 
 class Picture(Protocol):
@@ -145,6 +173,11 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
         raise JobError("model_changed", message, "Send the request again.")
     latent, num_images = request["latent"], request["n_images"]
     texts = [latent] * num_images if isinstance(latent, str) else latent
+    picture, mask, target = (request.get(name) for name in ("init_image", "mask", "interpolate_to"))
+
+    def array(text: str) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(text), "<f4").reshape(info.latent_shape)
+
     return DrawRequest(
         prompt=request["prompt"],
         num_images=num_images,
@@ -153,11 +186,25 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
         guidance_scale=request["guidance_scale"],
         negative_prompt=request["negative_prompt"],
         sampler=request["sampler"],
-        latents=texts and np.stack([
-            np.frombuffer(base64.b64decode(text), "<f4").reshape(info.latent_shape) for text in texts
-        ]),
+        latents=texts and np.stack([array(text) for text in texts]),
         start=request["start_timestep"],
+        init_image=picture and read_image(base64.b64decode(picture)),
+        strength=request.get("strength", 1.0),
+        mask=mask and is_white(read_image(base64.b64decode(mask))),
+        variation_strength=request.get("variation_strength", 0.0),
+        variation_seed=request.get("variation_seed", 0),
+        interpolate_to=target and Interpolation(
+            target["prompt"], target["seed"], target["latent"] and array(target["latent"]), target["weight"]
+        ),
     )
+
+
+def has_one_seed(request: Mapping[str, Any]) -> bool:
+    """Do all images of a request (or of a job's parameters) have the same seed, because other noise tells them apart?
+
+    Otherwise image i has the seed + i.
+    """
+    return bool(request.get("variation_strength") or request.get("interpolate_to"))
 
 
 def as_job_error(raised: Exception, job: Job) -> JobError:

@@ -1,8 +1,9 @@
 """How do pictures and latents travel between a client and the model?
 
-Three routes that make no job: POST /encode turns any photograph into a latent, POST /decode turns a latent into a
-picture, POST /inspect reads out of a picture how it was drawn. Pictures come as files or inside JSON, latents as `.npy`
-files or inside JSON, and never as a pickle. The model works in its own thread, between two steps of the jobs.
+`PictureReader` is the one place where the server turns strangers' pictures into pixels. Three routes make no job:
+POST /encode turns any photograph into a latent, POST /decode turns a latent into a picture, POST /inspect reads out of
+a picture how it was drawn. Pictures come as files or inside JSON, latents as `.npy` files or inside JSON, and never as
+a pickle. The model works in its own thread, between two steps of the jobs.
 
 It does not know jobs. https://numpy.org/neps/nep-0001-npy-format.html
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as Unanswered
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from flask import Flask, Response, request
@@ -29,12 +31,24 @@ from core.pictures import (
     MAX_PICTURE_BYTES,
     NoRequestError,
     PictureError,
+    as_text,
     crop_square,
     encode_png,
+    is_white,
+    mask_picture,
     read_image,
     read_request,
 )
-from core.schemas import MAX_IMAGE_BODY_BYTES, GiveImage, GiveLatent, decode_latent, read_npy
+from core.schemas import (
+    MAX_BODY_BYTES,
+    MAX_DRAW_BODY_BYTES,
+    MAX_IMAGE_BODY_BYTES,
+    GiveImage,
+    GiveLatent,
+    TextToImage,
+    decode_latent,
+    read_npy,
+)
 from core.web import Problem, invalid, json_response, parse_json, read_body, validate
 
 PNG, JPEG, WEBP, NPY = "image/png", "image/jpeg", "image/webp", "application/x-npy"
@@ -72,26 +86,85 @@ def given_picture(kinds: Sequence[str]) -> bytes:
     return validate(GiveImage, parse_json(body)).content if as_json else body
 
 
+_PICTURE = re.compile(rb'"(?:init_image|mask)"\s*:\s*"([A-Za-z0-9+/=\\]*)"')
+
+
+def read_drawing() -> Any:
+    """The JSON body of POST /text_to_image. Only its pictures may be large: other JSON costs more than its bytes.
+
+    Raises a 413 problem.
+    """
+    request.max_content_length = MAX_DRAW_BODY_BYTES
+    _, body = read_body((JSON,))
+    rest = len(body) - sum(len(found[1]) for found in _PICTURE.finditer(body))
+    if rest > MAX_BODY_BYTES:
+        raise Problem(413, f"The body is too large: this route accepts at most {MAX_BODY_BYTES} bytes beside pictures.")
+    return parse_json(body)
+
+
+class PictureReader:
+    """Strangers' pictures, one at a time: a photograph of 48 kB may need 320 MB of pixels, so the largest take turns.
+
+    Few may wait for that, or for the model: each holds one thread of the web server.
+    """
+
+    def __init__(self) -> None:
+        self._one_at_a_time = threading.Lock()
+        self._places = threading.BoundedSemaphore(MAX_AT_ONCE)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the few places for requests that have to wait. Raises a 429 problem when all are taken."""
+        if not self._places.acquire(blocking=False):
+            raise Problem(429, f"{MAX_AT_ONCE} other pictures or latents are waiting.", {"Retry-After": "2"})
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def square(self, picture: bytes, size: int) -> np.ndarray:
+        """The square in the middle of any picture, uint8 [size, size, 3]. Raises PictureError."""
+        with self._one_at_a_time:
+            return crop_square(read_image(picture), size)
+
+    def normalised(self, wanted: TextToImage, size: int) -> dict[str, str]:
+        """The pictures of a request as they are kept: PNGs in base64, at the model's size; the mask black and white.
+
+        Raises a problem that names the fields which hold none.
+        """
+        found: dict[str, str] = {}
+        errors: list[tuple[tuple[str, ...], str]] = []
+        given = {"init_image": wanted.init_image, "mask": wanted.mask}
+        with self.place():
+            for name, text in given.items():
+                if text is None:
+                    continue
+                try:
+                    pixels = self.square(base64.b64decode(text), size)
+                except PictureError as error:
+                    errors.append(((name,), str(error)))
+                    continue
+                if name == "mask":
+                    mask = is_white(pixels)
+                    if not mask.any():
+                        told = f"has nothing white at {size} x {size} pixels, so nothing would be drawn"
+                        errors.append(((name,), told))
+                    pixels = mask_picture(mask)
+                found[name] = as_text(pixels)
+        if errors:
+            raise invalid(errors)
+        return found
+
+
 def refused(error: Exception) -> Problem:
     """A picture or latent that cannot be used, under the name that the client gave it."""
     return invalid([(("image",) if request.mimetype == JSON else (), str(error))])
 
 
-def add_exchange(app: Flask, service: EngineService, loaded: Callable[[], EngineInfo]) -> None:
+def add_exchange(
+    app: Flask, service: EngineService, loaded: Callable[[], EngineInfo], reader: PictureReader
+) -> None:
     """Add the three routes. `loaded` returns what the model says of itself, or raises a problem."""
-    one_at_a_time = threading.Lock()  # a photograph of 48 kB may need 320 MB of pixels: the largest take turns
-    places = threading.BoundedSemaphore(MAX_AT_ONCE)
-
-    @contextmanager
-    def place() -> Iterator[None]:
-        """One of the few places for requests that have to wait. Raises a 429 problem when all are taken."""
-        if not places.acquire(blocking=False):
-            raise Problem(429, f"{MAX_AT_ONCE} other pictures or latents are waiting.", {"Retry-After": "2"})
-        try:
-            yield
-        finally:
-            places.release()
-
     @app.post("/encode")
     @operation(
         "A picture as a latent", "latents",
@@ -103,10 +176,9 @@ def add_exchange(app: Flask, service: EngineService, loaded: Callable[[], Engine
         """Any picture: the largest square in its middle is resized to what the model draws."""
         info = loaded()
         picture = given_picture((PNG, JPEG, WEBP))
-        with place():
+        with reader.place():
             try:
-                with one_at_a_time:
-                    pixels = crop_square(read_image(picture), info.image_size)
+                pixels = reader.square(picture, info.image_size)
             except PictureError as error:
                 raise refused(error) from error
             latent = np.ascontiguousarray(ask_engine(service, lambda engine: engine.encode(pixels)), "<f4")
@@ -137,7 +209,7 @@ def add_exchange(app: Flask, service: EngineService, loaded: Callable[[], Engine
                 latent = read_npy(body, info.latent_shape)
             except ValueError as error:
                 raise refused(error) from error
-        with place():
+        with reader.place():
             pixels = ask_engine(service, lambda engine: engine.decode(latent))
         return Response(encode_png(pixels), mimetype=PNG, headers={"Cache-Control": "no-store"})
 

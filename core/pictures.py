@@ -20,6 +20,7 @@ Digital source type: https://cv.iptc.org/newscodes/digitalsourcetype/
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
@@ -27,7 +28,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypedDict, TypeVar
 
@@ -51,9 +52,11 @@ XMP = (
 )
 _XMP_CHUNK = "XML:com.adobe.xmp"
 TEXT_FIELDS = ("prompt", "negative_prompt", "sampler", "model")
-INTEGER_FIELDS = ("n_images", "n_inf_steps", "stream_freq", "seed")
-NUMBER_FIELDS = ("guidance_scale", "start_timestep")
-REQUEST_FIELDS = frozenset((*TEXT_FIELDS, *INTEGER_FIELDS, *NUMBER_FIELDS, "latent"))
+INTEGER_FIELDS = ("n_images", "n_inf_steps", "stream_freq", "seed", "variation_seed")
+NUMBER_FIELDS = ("guidance_scale", "start_timestep", "strength", "variation_strength", "weight")
+BASE64_FIELDS = ("latent", "init_image", "mask")
+OBJECT_FIELDS = {"interpolate_to": frozenset(("prompt", "seed", "latent", "weight"))}
+REQUEST_FIELDS = frozenset((*TEXT_FIELDS, *INTEGER_FIELDS, *NUMBER_FIELDS, *BASE64_FIELDS, *OBJECT_FIELDS)) - {"weight"}
 REQUIRED_FIELDS = ("prompt", "negative_prompt", "n_inf_steps", "sampler", "guidance_scale", "seed")
 
 Item = TypeVar("Item")
@@ -97,10 +100,13 @@ class Restored(TypedDict):
 def parameters_text(request: Mapping[str, Any], info: DrawnBy) -> str:
     """The request in the wording that image viewers know from A1111's web UI (chunk `parameters`)."""
     negative = f"\nNegative prompt: {request['negative_prompt']}" if request["negative_prompt"] else ""
+    told = (("Variation seed", "variation_seed"), ("Variation seed strength", "variation_strength"),
+            ("Denoising strength", "strength"))
+    more = "".join(f", {name}: {request[field]}" for name, field in told if field in request)
     return (
         f"{request['prompt']}{negative}\nSteps: {request['n_inf_steps']}, Sampler: {request['sampler']}, "
         f"CFG scale: {request['guidance_scale']:g}, Seed: {request['seed']}, "
-        f"Size: {info.image_size}x{info.image_size}, Model hash: {info.model_hash[:10]}, Model: {info.name}"
+        f"Size: {info.image_size}x{info.image_size}, Model hash: {info.model_hash[:10]}, Model: {info.name}{more}"
     )
 
 
@@ -136,9 +142,18 @@ def check_request(request: Mapping[str, Any]) -> None:
     for name in REQUIRED_FIELDS:
         if name not in request:
             raise PictureError(f"the request lacks the field {name!r}")
+    _check_fields(request, REQUEST_FIELDS)
+
+
+def _check_fields(request: Mapping[str, Any], known: Set[str]) -> None:
     for name, value in request.items():
-        if name not in REQUEST_FIELDS:
+        if name not in known:
             raise PictureError(f"the request has a field {_shown(name)} that is not known here")
+        if name in OBJECT_FIELDS:
+            if not isinstance(value, dict) or not value:
+                raise PictureError(f"{name} in the request must be an object; got {_shown(value)}")
+            _check_fields(value, OBJECT_FIELDS[name])
+            continue
         if name in INTEGER_FIELDS:
             sound = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_INTEGER
             wanted = f"an integer from 0 to {MAX_INTEGER}"
@@ -601,6 +616,23 @@ def crop_square(pixels: np.ndarray, size: int) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return _resized(pixels[top : top + side, left : left + side], (size, size))
+
+
+def as_text(pixels: np.ndarray) -> str:
+    """A PNG of these pixels as base64: how a request carries a picture or a mask. Equal pixels give equal text."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=9)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def is_white(pixels: np.ndarray) -> np.ndarray:
+    """Which pixels of a mask are meant: those of at least 128 of 255 grey levels. Shapes: [H, W, 3] -> bool [H, W]."""
+    return np.asarray(Image.fromarray(pixels).convert("L")) >= 128
+
+
+def mask_picture(mask: np.ndarray) -> np.ndarray:
+    """A mask as a picture that `is_white` reads back. Shapes: bool [H, W] -> uint8 [H, W], 0 or 255."""
+    return np.where(mask, 255, 0).astype(np.uint8)
 
 
 def thumbnail_webp(png: bytes, size: int) -> bytes:

@@ -13,6 +13,7 @@ import base64
 import binascii
 import io
 import re
+import secrets
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -26,6 +27,10 @@ from core.web import bad_field, bounds, shown
 MAX_BODY_BYTES = 2**20  # eight latents are 175 kB as base64
 MAX_IMAGE_TEXT = 4 * -(-MAX_PICTURE_BYTES // 3)  # characters of the largest picture in base64
 MAX_IMAGE_BODY_BYTES = MAX_IMAGE_TEXT + 1024  # with the JSON around it
+MAX_MASK_BYTES = 2**20  # two colours need little
+MAX_MASK_TEXT = 4 * -(-MAX_MASK_BYTES // 3)
+MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + MAX_IMAGE_TEXT + MAX_MASK_TEXT  # all but the pictures keeps the usual bound
+MAX_ANY_BODY_BYTES = max(MAX_DRAW_BODY_BYTES, MAX_IMAGE_BODY_BYTES)
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript holds exactly
 MAX_LATENT_VALUE = 1e3
 PRINTABLE = r"^[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F]*$"
@@ -38,7 +43,8 @@ ALIASES = {
     "sampler_name": "sampler",
     "denoising_strength": "strength",
 }
-UNAVAILABLE = ("init_image", "strength", "mask", "attributes")  # promised fields that no present model can serve
+STRENGTH, MASK_STRENGTH = 0.6, 1.0  # when left out: of a picture, of the masked part of one
+UNAVAILABLE = ("attributes",)  # promised fields that no present model can serve
 QUALITY = (("Draft", 25), ("Fast", 50), ("Balanced", 150), ("Best", 500))
 EXAMPLES = (  # only words that the captions use, so that a first try shows what the model can do
     "a smiling young woman with wavy blond hair",
@@ -114,6 +120,9 @@ Latents = Annotated[list[Base64Latent], Field(json_schema_extra={"minItems": 1, 
 Base64Image = Annotated[
     str, Field(max_length=MAX_IMAGE_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "image"})
 ]
+Base64Mask = Annotated[
+    str, Field(max_length=MAX_MASK_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "mask"})
+]
 Prompt = Annotated[str, Field(max_length=500, json_schema_extra={"pattern": PRINTABLE})]
 
 
@@ -126,6 +135,11 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def given(name: str) -> dict[str, Any]:
+    """JSON Schema of an object that has this member, and not as null."""
+    return {"type": "object", "required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
 def describe_text_to_image(schema: dict[str, Any]) -> None:
     """What a JSON Schema says beside the fields: the other names, and the fields that only null may have."""
     schema["properties"] |= {
@@ -134,14 +148,63 @@ def describe_text_to_image(schema: dict[str, Any]) -> None:
     }
     schema["if"] = {"required": ["start_timestep"], "properties": {"start_timestep": {"exclusiveMinimum": 0}}}
     schema["then"] = {"required": ["latent"], "properties": {"latent": {"type": ["string", "array"]}}}
+    schema["allOf"] = [
+        *({"if": given(name), "then": given("init_image")} for name in ("strength", "mask")),
+        {"if": given("init_image"), "then": {"not": {"anyOf": [given("latent"), given("interpolate_to")]}}},
+        {"if": given("interpolate_to"), "then": {"properties": {
+            "latent": {"not": {"type": "array"}}, "start_timestep": {"const": 0}, "variation_strength": {"const": 0}}}},
+        {"if": {**given("interpolate_to"), "properties": {"interpolate_to": given("weight")}},
+         "then": {"required": ["n_images"], "properties": {"n_images": {"const": 1}}},
+         "else": {"if": given("interpolate_to"), "then": {"properties": {"n_images": {"minimum": 2}}}}},
+    ]
     schema["examples"] = [
         {"prompt": EXAMPLES[0], "n_images": 2, "n_inf_steps": 50, "seed": 7},
         {"prompt": EXAMPLES[1], "guidance_scale": 3.5, "negative_prompt": "blurry", "stream_freq": 10},
+        {"prompt": EXAMPLES[0], "n_images": 4, "n_inf_steps": 50, "seed": 7, "variation_strength": 0.3},
+        {"prompt": EXAMPLES[0], "n_images": 8, "n_inf_steps": 50, "seed": 7, "interpolate_to": {"seed": 8}},
     ]
     schema["description"] = "\n\n".join((
         "What to draw.",
+        "`init_image` is a picture to change, with a `mask` only where that is white. It goes neither with `latent` "
+        "nor with `interpolate_to`; that wants one `latent` at most, `start_timestep` 0, `variation_strength` 0, and "
+        "at least 2 images or a `weight` and 1 image.",
         "Other names: " + ", ".join(f"`{alias}` for `{name}`" for alias, name in ALIASES.items()) + ".",
     ))
+
+
+def describe_target(schema: dict[str, Any]) -> None:
+    """Something must be given to lead to, and one noise at most."""
+    schema["anyOf"] = [given(name) for name in ("prompt", "seed", "latent")]
+    schema["not"] = {"allOf": [given("seed"), given("latent")]}
+
+
+class InterpolateTo(Body):
+    """Where a row of pictures leads: from the noise and the prompt of the request to these."""
+
+    model_config = ConfigDict(json_schema_extra=describe_target)
+
+    prompt: Prompt | None = Field(None, description="the prompt at the end; the same when left out")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the seed of the noise at the end")
+    latent: Base64Latent | None = Field(None, description="the noise at the end")
+    weight: float | None = Field(
+        None, ge=0, le=1, description="draw one image only, at this share of the way; else image i of n is at i/(n-1)")
+
+    _printable = field_validator("prompt")(no_control_characters)
+
+    @field_validator("latent")
+    @classmethod
+    def _decodes(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            decode_latent(value, cast(EngineInfo, info.context).latent_shape, "latent")
+        return value
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> InterpolateTo:
+        if self.prompt is None and self.seed is None and self.latent is None:
+            raise bad_field("", "needs a prompt, a seed or a latent to lead to")
+        if self.seed is not None and self.latent is not None:
+            raise bad_field("latent", "cannot be given together with a seed: both say which noise is at the end")
+        return self
 
 
 class TextToImage(Body):
@@ -159,6 +222,18 @@ class TextToImage(Body):
     guidance_scale: float | None = Field(None, ge=0, le=20, description="1 = off, 0 = unconditional")
     negative_prompt: Prompt = Field("", description="steer away from this")
     sampler: str | None = Field(None, description="how the noise is removed")
+    init_image: Base64Image | None = Field(
+        None, description="a picture to change: PNG, JPEG or WebP as base64; its middle square, at the model's size")
+    strength: float | None = Field(
+        None, ge=0, le=1, description="how much of init_image changes: 0 nothing, 1 all; "
+        f"{STRENGTH} when left out, {MASK_STRENGTH:g} with a mask")
+    mask: Base64Mask | None = Field(
+        None, description="a picture over init_image, as base64: white is drawn anew, black stays as it is")
+    variation_strength: float = Field(
+        0.0, ge=0, le=1, description="share of other noise, of variation_seed + i, mixed into that of seed")
+    variation_seed: int | None = Field(None, ge=0, le=MAX_SEED, description="which other noise; drawn when left out")
+    interpolate_to: InterpolateTo | None = Field(
+        None, description="lead over the images to another prompt, seed or latent")
     model: str | None = Field(None, description="which model draws")
 
     _printable = field_validator("prompt", "negative_prompt")(no_control_characters)
@@ -183,6 +258,13 @@ class TextToImage(Body):
                 decode_latent(text, shape, f"latent/{position}" if isinstance(value, list) else "latent")
         return value
 
+    @field_validator("init_image", "mask")
+    @classmethod
+    def _is_base64(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            decode_base64(value, info.field_name or "")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> TextToImage:
         if isinstance(self.latent, list) and len(self.latent) != self.n_images:
@@ -190,7 +272,49 @@ class TextToImage(Body):
             raise bad_field("latent", f"{wanted}; got {len(self.latent)}")
         if self.start_timestep > 0 and self.latent is None:
             raise bad_field("start_timestep", "needs a latent to start from: send one, or leave start_timestep at 0")
+        for name, value in (("strength", self.strength), ("mask", self.mask)):
+            if value is not None and self.init_image is None:
+                raise bad_field(name, "needs an init_image to change")
+        if self.init_image is not None and self.latent is not None:
+            raise bad_field("init_image", "cannot be given together with latent: both say what to start from")
+        if self.interpolate_to is not None:
+            self._leads_on(self.interpolate_to)
         return self
+
+    def parameters(self, info: EngineInfo) -> dict[str, Any]:
+        """What clients are told: every default filled in, what is random drawn; edits only where there are some."""
+        edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to"}
+        found = self.model_dump(exclude=edits) | {
+            "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,  # drawn here and reported
+            "guidance_scale": info.default_guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            "sampler": self.sampler or info.default_sampler,
+            "model": info.name,
+            "num_latents": 0 if self.latent is None else 1 if isinstance(self.latent, str) else self.n_images,
+        }
+        if self.init_image is not None:
+            usual = STRENGTH if self.mask is None else MASK_STRENGTH
+            found |= {"has_init_image": True, "strength": usual if self.strength is None else self.strength}
+            found |= {} if self.mask is None else {"has_mask": True}
+        if self.variation_strength > 0:
+            other = secrets.randbelow(2**32) if self.variation_seed is None else self.variation_seed
+            found |= {"variation_strength": self.variation_strength, "variation_seed": other}
+        if (target := self.interpolate_to) is not None:
+            found["interpolate_to"] = {"prompt": target.prompt, "seed": target.seed, "weight": target.weight,
+                                       "has_latent": target.latent is not None}
+        return found
+
+    def _leads_on(self, target: InterpolateTo) -> None:
+        """What goes together with `interpolate_to`. Raises a validation error."""
+        others = {"init_image": self.init_image is not None, "latent": isinstance(self.latent, list),
+                  "start_timestep": self.start_timestep > 0, "variation_strength": self.variation_strength > 0}
+        for name, is_given in others.items():
+            if is_given:
+                wanted = {"latent": "must be one latent, not a list,", "init_image": "cannot be given"}
+                raise bad_field(name, f"{wanted.get(name, 'must be 0')} together with interpolate_to")
+        if target.weight is None and self.n_images < 2:
+            raise bad_field("interpolate_to", "needs n_images of at least 2, or a weight; got n_images = 1")
+        if target.weight is not None and self.n_images > 1:
+            raise bad_field("interpolate_to/weight", f"is for one image: n_images must be 1; got {self.n_images}")
 
 
 class AnalyzePrompt(Body):
@@ -301,7 +425,8 @@ def name_choices(schemas: dict[str, Any], info: EngineInfo) -> None:
     for name, choices in (("sampler", info.samplers), ("model", (info.name,))):
         fields[name]["anyOf"] = [{"type": "string", "enum": list(choices)}, {"type": "null"}]
     one, many, _ = fields["latent"]["anyOf"]
-    for latent in (one, many["items"], schemas["GiveLatent"]["properties"]["latent"]):
+    target = schemas["InterpolateTo"]["properties"]["latent"]["anyOf"][0]
+    for latent in (one, many["items"], target, schemas["GiveLatent"]["properties"]["latent"]):
         latent |= {"minLength": length, "maxLength": length}
 
 
@@ -329,6 +454,8 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "unavailable": {name: "not available with this model" for name in UNAVAILABLE},
         "limits": {
             "body_bytes": MAX_BODY_BYTES,
+            "draw_body_bytes": MAX_DRAW_BODY_BYTES,
+            "mask_bytes": MAX_MASK_BYTES,
             "image_bytes": MAX_PICTURE_BYTES,
             "image_pixels": MAX_PICTURE_PIXELS,
         },

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import quote, urlsplit
 
 from flask import Flask, Response, request
@@ -165,7 +165,8 @@ def bad_field(field: str | None, text: str) -> PydanticCustomError:
 def bounds(schema: type[BaseModel], name: str) -> dict[str, Any]:
     """What a field accepts, read from its JSON Schema: type, and where they apply choices, minimum, maximum, length."""
     field = schema.model_json_schema()["properties"][name]
-    first = next(one for one in field.get("anyOf", [field]) if one["type"] != "null")
+    first = next(one for one in field.get("anyOf", [field]) if one.get("type") != "null")
+    first = {"type": "object"} if "$ref" in first else first
     names = {"minimum": "minimum", "maximum": "maximum", "min_length": "minLength", "max_length": "maxLength"}
     found = {"type": first["type"], **{ours: first[theirs] for ours, theirs in names.items() if theirs in first}}
     return found | ({"choices": first["enum"]} if "enum" in first else {})
@@ -182,11 +183,22 @@ def expectation(schema: type[BaseModel], name: str) -> str:
     return f"{words} from {limits['minimum']} to {limits['maximum']}" if "maximum" in limits else words
 
 
+def nested(schema: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The schema of the object that a field holds, if it holds one."""
+    field = schema.model_fields.get(name)
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
 def field_error(schema: type[BaseModel], aliases: Collection[str], error: ErrorDetails) -> tuple[Path, str]:
     """One pydantic error -> (path to the field, message): what is accepted, then what came."""
+    inner = nested(schema, str(error["loc"][0])) if error["loc"] else None
+    if inner is not None:
+        path, message = field_error(inner, (), {**error, "loc": error["loc"][1:]})
+        return (str(error["loc"][0]), *path), message
     context = error.get("ctx", {})
     if "field" in context:
-        return tuple(context["field"].split("/")), context["text"]
+        return tuple(context["field"].split("/")) if context["field"] else (), context["text"]
     if not error["loc"]:
         return (), f"must be a JSON object; got {shown(error['input'])}"
     name = str(error["loc"][0])
@@ -249,6 +261,8 @@ def whole(schema: type[BaseModel], name: str, value: Any) -> Any:
     """2.0 is a whole number: JSON knows one kind of number, and some languages write all of theirs with a point."""
     if isinstance(value, float) and value.is_integer() and name in schema.model_fields:
         return int(value) if bounds(schema, name)["type"] == "integer" else value
+    if isinstance(value, dict) and (inner := nested(schema, name)) is not None:
+        return {key: whole(inner, key, part) for key, part in value.items()}
     return value
 
 

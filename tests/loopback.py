@@ -21,7 +21,7 @@ from drawing import DrawingEngine, DrawingRun
 from flask import Flask
 
 from api import THREADS, create_app
-from core.schemas import MAX_IMAGE_BODY_BYTES
+from core.schemas import MAX_ANY_BODY_BYTES
 from core.serving import Server
 
 PATIENCE_S = 60.0  # far beyond what anything takes, also on a busy machine
@@ -117,7 +117,7 @@ def serving(engine: DrawingEngine | None = None, **options: Any) -> Iterator[Liv
                 loaded.set()
 
         listener = socket.create_server(("127.0.0.1", 0))
-        server = Server(app, listener, threads=THREADS, max_body_bytes=MAX_IMAGE_BODY_BYTES)
+        server = Server(app, listener, threads=THREADS, max_body_bytes=MAX_ANY_BODY_BYTES)
         running = threading.Thread(target=server.run, name="web server")
         running.start()
         service.queue.start(load)

@@ -57,6 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "core.diffusion": {"diffusers", "numpy", "torch"},
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
     "core.preview": {"torch"},
+    "core.editing": {"numpy", "scipy", "torch"},
     "core.metrics": {"numpy", "PIL", "scipy", "torch", "torchmetrics"},
     "core.judge": {"numpy", "torch", "torchvision", "tqdm"},
     "core.report": {"matplotlib", "numpy", "PIL"},

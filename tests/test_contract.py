@@ -148,7 +148,8 @@ def some_picture(kind: str) -> Callable[[int], bytes]:
 def teach_formats() -> None:
     """What a JSON Schema cannot say: how to make bytes that are a picture, and a latent whose numbers are finite."""
     schemathesis.openapi.format("latent", samples(lambda n: some_latent(n).tobytes()).map(as_text))
-    schemathesis.openapi.format("image", samples(some_picture("PNG")).map(as_text))
+    for name in ("image", "mask"):
+        schemathesis.openapi.format(name, samples(some_picture("PNG")).map(as_text))
     for kind in ("PNG", "JPEG", "WEBP"):
         schemathesis.openapi.media_type(f"image/{kind.lower()}", samples(some_picture(kind)))
     schemathesis.openapi.media_type("application/x-npy", samples(some_npy))
@@ -362,6 +363,9 @@ PROMISED_FIELDS: dict[str, tuple[str, Any, Any, Any]] = {  # type, default, and 
     "guidance_scale": ("number", None, 0, 20),
     "negative_prompt": ("string", "", 0, 500),
     "sampler": ("string", None, None, None),
+    "strength": ("number", None, 0, 1),
+    "variation_strength": ("number", 0, 0, 1),
+    "variation_seed": ("integer", None, 0, 2**53 - 1),
     "model": ("string", None, None, None),
 }
 
@@ -376,7 +380,8 @@ def test_the_promised_request_in_the_document(document: dict[str, Any]) -> None:
         low = kind.get("minimum", 0 if "maxLength" in kind else None)
         found[name] = (kind["type"], default, low, kind.get("maximum", kind.get("maxLength")))
     assert found == PROMISED_FIELDS
-    assert set(schema["properties"]) == {*PROMISED_FIELDS, "latent", "init_image", "strength", "mask", "attributes"}
+    others = {"latent", "init_image", "mask", "interpolate_to", "attributes"}
+    assert set(schema["properties"]) == {*PROMISED_FIELDS, *others}
     assert schema["required"] == ["prompt"] and schema["additionalProperties"] is False
 
 

@@ -11,22 +11,25 @@ import logging
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
-from asking import LATENT, document, make_app, operations, post, run, service_of, tick
+from asking import LATENT, document, make_app, operations, post, run, service_of, tick, validator
 from drawing import LATENT_SHAPE, DrawingEngine
 from flask import Flask
 from flask.testing import FlaskClient
-from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client.parser import text_string_to_metric_families
 
 from api import create_app, describe
 from core.captions import ATTRIBUTES, analyze
+from core.pictures import as_text
 from core.schemas import ALIASES, UNAVAILABLE
 from core.telemetry import JsonFormatter
 
+PICTURE = as_text(np.full((9, 12, 3), 200, np.uint8))
 PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start_timestep", "seed", "guidance_scale",
-            "negative_prompt", "sampler", "model"}
+            "negative_prompt", "sampler", "model", "init_image", "strength", "mask", "variation_strength",
+            "variation_seed", "interpolate_to"}
 
 
 @pytest.fixture
@@ -118,11 +121,25 @@ def test_it_says_the_ranges_that_are_checked() -> None:
      ({"prompt": "a", "start_timestep": 0.5, "latent": None}, False), ({"prompt": "a", "latent": LATENT}, True),
      ({"prompt": "a", "start_timestep": 0.5, "latent": LATENT}, True), ({"prompt": "a", "latent": "AAAA"}, False),
      ({"prompt": "a", "latent": [LATENT], "n_images": 1}, True), ({"prompt": "a", "latent": []}, False),
-     ({"prompt": "a", "mask": None}, True), ({"prompt": "a", "mask": "x"}, False),
+     ({"prompt": "a", "mask": None}, True), ({"prompt": "a", "mask": "AAAA"}, False),
+     ({"prompt": "a", "strength": 0.5}, False), ({"prompt": "a", "strength": None}, True),
+     ({"prompt": "a", "attributes": {}}, False), ({"prompt": "a", "variation_strength": 0.5}, True),
+     ({"prompt": "a", "interpolate_to": {"seed": 1}}, True), ({"prompt": "a", "interpolate_to": {"to": 1}}, False),
+     ({"prompt": "a", "interpolate_to": {"seed": 1, "weight": 0.5}}, False),
+     ({"prompt": "a", "interpolate_to": {"seed": 1, "weight": 0.5}, "n_images": 1}, True),
+     ({"prompt": "a", "interpolate_to": {"seed": 1}, "n_images": 1}, False),
+     ({"prompt": "a", "interpolate_to": {"seed": 1}, "n_images": 2, "latent": LATENT}, True),
+     ({"prompt": "a", "interpolate_to": {"seed": 1}, "n_images": 2, "latent": [LATENT] * 2}, False),
+     ({"prompt": "a", "interpolate_to": {"seed": 1, "latent": LATENT}}, False),
+     ({"prompt": "a", "interpolate_to": {"seed": 1}, "variation_strength": 0.5}, False),
+     ({"prompt": "a", "init_image": PICTURE}, True), ({"prompt": "a", "init_image": PICTURE, "latent": LATENT}, False),
+     ({"prompt": "a", "init_image": PICTURE, "mask": PICTURE, "strength": 1}, True),
+     ({"prompt": "a", "init_image": PICTURE, "interpolate_to": {"seed": 1}}, False),
+     ({"prompt": "a", "interpolate_to": {}}, False), ({"prompt": "a", "interpolate_to": {"seed": None}}, False),
      ({"prompt": "a", "sampler": "Brush"}, False), ({"prompt": "a", "seed": 2**53}, False)],
 )
 def test_document_and_server_agree_on_what_is_valid(client: FlaskClient, body: dict[str, Any], valid: bool) -> None:
-    assert Draft202012Validator(schema("TextToImage")).is_valid(body) is valid
+    assert validator(True, '{"$ref": "#/components/schemas/TextToImage"}').is_valid(body) is valid
     assert (client.post("/text_to_image", json=body).status_code == 200) is valid
 
 
@@ -184,13 +201,15 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
     assert ranges == {
         "prompt": (None, None), "n_images": (1, 8), "n_inf_steps": (1, 1000), "stream_freq": (1, 1000),
         "latent": (None, None), "start_timestep": (0, 1), "seed": (0, 2**53 - 1), "guidance_scale": (0, 20),
-        "negative_prompt": (None, None), "sampler": (None, None), "model": (None, None),
+        "negative_prompt": (None, None), "sampler": (None, None), "model": (None, None), "init_image": (None, None),
+        "strength": (0, 1), "mask": (None, None), "variation_strength": (0, 1), "variation_seed": (0, 2**53 - 1),
+        "interpolate_to": (None, None),
     }
     assert found["fields"]["prompt"]["max_length"] == found["fields"]["negative_prompt"]["max_length"] == 500
     assert found["fields"]["sampler"]["choices"] == found["samplers"] == ["Pencil", "DPM++ 2M"]
     assert found["fields"]["guidance_scale"]["default"] == 3.0
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
-    assert set(found["unavailable"]) == {"init_image", "strength", "mask", "attributes"}
+    assert set(found["unavailable"]) == {"attributes"}
     assert {one["name"]: one["steps"] for one in found["quality"]} == {
         "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
     for example in found["examples"]:
