@@ -44,7 +44,7 @@ from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, H
 from core.prompts import read as read_prompt
 from core.reference import add_reference
 from core.results import NO_JOB, add_results, find
-from core.serving import Server, serve
+from core.serving import Server, at_least, serve, size
 from core.store import Retention, Store, StoreError
 from core.streams import EventStreams
 from core.telemetry import Present, Telemetry, configure_logging
@@ -126,6 +126,7 @@ def create_app(
     max_batch: int | None = None,
     max_streams: int = MAX_STREAMS,
     heartbeat_s: float = HEARTBEAT_S,
+    watermark: bool = True,
 ) -> Flask:
     """Build the application.
 
@@ -135,7 +136,7 @@ def create_app(
     alone. `cors_origins` are other web pages that may use it. `data_dir` keeps jobs and pictures; None takes a folder
     that is removed with the application. `vocabulary` gives the words of the model's captions, "known" or "rare".
     `max_batch` images at most share one step (None: by device). `max_streams` bounds the event streams, each of which
-    holds one thread of the web server.
+    holds one thread of the web server. `watermark` puts the invisible mark into the pictures of new jobs.
 
     Raises StoreError when `data_dir` cannot be used.
     """
@@ -147,7 +148,7 @@ def create_app(
     store = Store(folder)
     queue = JobQueue(store, max_waiting=max_waiting, keep=keep or Retention())
     telemetry = Telemetry()
-    service = EngineService(engine_factory, store, queue, telemetry, max_batch)
+    service = EngineService(engine_factory, store, queue, telemetry, max_batch, watermark)
     if data_dir is None:
         weakref.finalize(service, discard, store, folder)
     app.extensions |= {"service": service, "telemetry": telemetry}
@@ -265,7 +266,8 @@ def add_jobs(
                           unavailable=schemas.UNAVAILABLE)
         pictures = {} if wanted.init_image is None else reader.normalised(wanted, info.image_size)
         parameters = wanted.parameters(info)
-        given: dict[str, Any] = {"latent": wanted.latent, "model_hash": info.model_hash, **pictures}
+        given: dict[str, Any] = {"latent": wanted.latent, "model_hash": info.model_hash,
+                                 "watermark": service.watermark, **pictures}
         if wanted.interpolate_to is not None:
             given["interpolate_to"] = wanted.interpolate_to.model_dump()
         try:
@@ -420,7 +422,8 @@ def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
     def show_options() -> Response:
         """Answers while the model loads too: then without what only the model knows."""
         return tagged(json_response({
-            "state": service.state, "failure": service.failure or None, **schemas.options(service.info)
+            "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
+            **schemas.options(service.info),
         }))
 
     @app.get("/health")
@@ -493,29 +496,6 @@ def add_page(app: Flask, api_key: str | None) -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def size(text: str) -> int:
-    """Bytes, also as 500M or 2G."""
-    found = re.fullmatch(r"(\d{1,15})([KMGT]?)", text.upper())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size, give bytes, or a number with K, M, G or T")
-    return int(found[1]) * 1024 ** " KMGT".index(found[2] or " ")
-
-
-def at_least(least: float, kind: type) -> Callable[[str], Any]:
-    """A number from a flag, no smaller than `least`."""
-
-    def number(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-        return value
-
-    return number
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked; ends the process with a sentence when it cannot be served."""
     parser = argparse.ArgumentParser(prog="api.py", description="Serve a model: HTTP, live previews and a web page.")
@@ -535,6 +515,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--insecure", action="store_true", help="allow any --host without a key")
     add("--allow-host", action="append", default=[], help="another name this server answers to")
     add("--cors-origin", action="append", default=[], help="another web page that may use this server")
+    add("--no-watermark", action="store_true", help="put no invisible mark into the pictures")
     add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
     add("--drain-seconds", type=number, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")
     arguments = parser.parse_args(argv)
@@ -580,6 +561,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cors_origins=arguments.cors_origin, data_dir=arguments.data_dir, max_batch=arguments.max_batch,
             vocabulary=lambda: vocabulary_of(arguments.model), max_waiting=arguments.max_waiting,
             keep=Retention(arguments.keep_jobs, arguments.keep_bytes, days * 86400 if days else None),
+            watermark=not arguments.no_watermark,
         )
     except StoreError as error:
         listener.close()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import metrics
+from core import endurance, metrics
 from core import report as reporting
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import read_index, update_index
@@ -389,6 +389,43 @@ class Evaluation:
         return reporting.write(self.report, self.curves, self.out)
 
 
+# ------------------------------------------------------------------------------------------------------ the watermark
+
+
+def measure_watermark(settings: Settings) -> dict[str, Any]:
+    """What the invisible mark survives on test pictures and on their copies by the VAE, which are as smooth as drawn
+    ones; and how often it is seen in real pictures without it: all sharp ones, and as many soft ones.
+
+    Writes ``watermark.json`` and ``watermark.md`` into the folder of the report.
+    """
+    from tqdm import tqdm
+
+    from dataset import FaceStore
+    from generator import pick_device
+
+    store = FaceStore.open(settings.data)
+    sharp = np.concatenate([store.select(split, px=128) for split in ("test", "val", "train")])
+    soft = np.setdiff1d(store.select("train"), sharp)
+    rng = np.random.default_rng(settings.seed)
+    chosen = rng.permutation(store.select("test", px=128))[: settings.samples]
+    pictures = store.images[chosen]
+    copies = reconstruct(settings.model, pictures, str(pick_device(settings.device)))
+    report: dict[str, Any] = {"marked": {"photographs": endurance.endure(pictures, seed=settings.seed),
+                                         "decoded": endurance.endure(copies, seed=settings.seed)}}
+    crowds = {"sharp photographs": sharp, "soft photographs": rng.permutation(soft)[: len(sharp)]}
+    report["unmarked"] = {
+        name: endurance.stumble(store.images[row] for row in tqdm(rows, desc=name)) for name, rows in crowds.items()
+    }
+    report["unmarked"]["decoded"] = endurance.stumble(copies)
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "watermark.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    told = f"{endurance.table(report['marked'])}\n\n{endurance.strangers(report['unmarked'])}\n"
+    (out / "watermark.md").write_text(told, encoding="utf-8")
+    print(told)
+    return report
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -426,6 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), help=f"of the UNet (default {base.precision})")
     parser.add_argument("--compare", help="an earlier report.json: print what changed")
     parser.add_argument("--record", action="store_true", help="keep the figures in the model folder's index")
+    parser.add_argument("--watermark", action="store_true", help="measure the invisible watermark, then stop")
     parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
     parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
     parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
@@ -445,6 +483,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
     except ValueError as error:
         parser.error(str(error))
+    if options.watermark:
+        measure_watermark(settings)
+        return 0
     if options.train_judge:
         from dataset import FaceStore
 

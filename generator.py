@@ -51,6 +51,7 @@ from core.engine import DrawRequest, Interpolation
 from core.jobs import JobError
 from core.pictures import as_text, encode_png, mask_picture
 from core.preview import PreviewDecoder, load_preview
+from core.watermark import VERSION, mark
 from train_clip import load_clip
 from vae import VAE, encoder_hash, load_vae, to_images
 
@@ -79,7 +80,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image, preview or result: uint8 pixels [H, W, 3], the same as PNG, its whitened latent as float32 bytes."""
+    """One image, preview or result: uint8 pixels [H, W, 3], the same as PNG, its whitened latent as float32 bytes.
+
+    The pixels of a result carry the invisible watermark unless the request says no; the latent is that of the picture
+    before it was marked.
+    """
 
     index: int
     seed: int
@@ -100,6 +105,7 @@ class Run:
     asked: list[dict[str, Any]]
     guidance: Guidance
     denoising: Denoising
+    watermark: bool
     redraw: Redraw | None = None
     error: JobError | None = None
 
@@ -285,7 +291,8 @@ class FaceGenerator:
         goal = None if target is None or target.prompt is None else encode(target.prompt)
         guidance = Guidance(encode(request.prompt), scale, encode(negative) if negative.strip() else None,
                             goal, noise.weights if goal is not None else ())
-        return Run(noise.seeds, receipts(request, noise, sampler, scale), guidance, denoising, redraw)
+        asked = receipts(request, noise, sampler, scale)
+        return Run(noise.seeds, asked, guidance, denoising, request.watermark, redraw)
 
     @torch.inference_mode()
     def step(self, runs: Sequence[Run]) -> None:
@@ -371,8 +378,12 @@ class FaceGenerator:
     ) -> list[Picture]:
         if run.redraw is not None:
             pixels = run.redraw.composite(pixels)
+        version = VERSION if run.watermark and asked else None
+        if version is not None:
+            region = None if run.redraw is None else run.redraw.mask
+            pixels = np.stack([mark(one, region) for one in pixels])
         return [
-            Picture(i, seed, pixels[i], encode_png(pixels[i], asked and asked[i], self.info), _float32(z[i]))
+            Picture(i, seed, pixels[i], encode_png(pixels[i], asked and asked[i], self.info, version), _float32(z[i]))
             for i, seed in enumerate(run.seeds)
         ]
 
@@ -470,6 +481,7 @@ class FaceGenerator:
         variation_strength: float = 0.0,
         variation_seed: int = 0,
         interpolate_to: Interpolation | None = None,
+        watermark: bool = True,
         on_step: Callable[[Step], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Picture]:
@@ -486,7 +498,8 @@ class FaceGenerator:
 
         run = self.begin(
             DrawRequest(prompt, num_images, num_inference_steps, seed, guidance_scale, negative_prompt, sampler,
-                        latents, start, init_image, strength, mask, variation_strength, variation_seed, interpolate_to)
+                        latents, start, init_image, strength, mask, variation_strength, variation_seed, interpolate_to,
+                        watermark)
         )
         stop_if_asked()
         while not run.finished:

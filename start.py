@@ -122,6 +122,7 @@ def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     command += ["--data-dir", str(data_folder(options))]
     if options.threads:
         command += ["--threads", str(options.threads)]
+    command += ["--no-watermark"] if options.no_watermark else []
     return command + (["--insecure"] if options.insecure else [])
 
 
@@ -413,6 +414,8 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     add("--api-key", default=twin("API_KEY"), help="what clients must show when --host opens the network")
     add("--insecure", action="store_true", default=switch("INSECURE"), help="open the network without a key")
     add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
+    marks = "put no invisible mark into the pictures"
+    add("--no-watermark", action="store_true", default=switch("NO_WATERMARK"), help=marks)
     add("--no-browser", action="store_true", default=switch("NO_BROWSER"), help="do not open the page")
     add("--offline", action="store_true", default=switch("OFFLINE"), help="download nothing, ever")
     index_help = f"package index for torch and torchvision: {environment.TORCH_INDEX}cpu is small, and without GPU"

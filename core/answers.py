@@ -278,13 +278,22 @@ class Encoded(TypedDict):
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
 
 
+class WatermarkFinding(TypedDict):
+    """Whether the pixels carry the mark of pictures drawn here, by this server or another."""
+
+    found: bool
+    score: Annotated[float, Field(ge=0, description="standard deviations above what pictures without it give")]
+    p_value: Annotated[float, Field(ge=0, le=1, description="how probable the score is for a picture without it")]
+
+
 class Inspection(TypedDict):
-    """What a picture says about how it came about."""
+    """What a picture says about how it came about: in its file, and where that is lost, in its pixels."""
 
     made_here: Annotated[bool, Field(description="it carries the request that this project writes into its pictures")]
     request: Annotated[dict[str, Any] | None, Field(description="body of POST /text_to_image that draws it again")]
     model_hash: str | None
     model_matches: Annotated[bool, Field(description="the loaded model is the one that drew it")]
+    watermark: WatermarkFinding
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
@@ -388,6 +397,7 @@ class OptionsAnswer(TypedDict):
 
     state: ServerState
     failure: Annotated[str | None, Field(description="why the model could not be loaded")]
+    watermark: Annotated[bool, Field(description="finished pictures carry an invisible mark, see /inspect")]
     fields: dict[str, FieldOptions]
     aliases: Annotated[dict[str, str], Field(description="other name -> field")]
     samplers: list[str]

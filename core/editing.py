@@ -112,7 +112,8 @@ class Redraw:
         if mask.shape != pixels.shape[:2] or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(f"mask must be bool {list(pixels.shape[:2])} with something True, got {mask.dtype} "
                              f"{list(mask.shape)} with {int(np.count_nonzero(mask))}")
-        self._pixels, self._mask, self._z = pixels, mask, z
+        self.mask = mask
+        self._pixels, self._z = pixels, z
         self._kept = 1.0 - latent_mask(mask, z.shape[-1])
         self._blend = feather(mask, FEATHER)[..., None]
         self._membrane = membrane(mask)
@@ -142,7 +143,7 @@ class Redraw:
         shift = self._membrane(self._pixels.astype(np.float32) - drawn)
         mixed = self._pixels + self._blend * (drawn + shift - self._pixels)
         result = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-        result[~self._mask] = self._pixels[~self._mask]
+        result[~self.mask] = self._pixels[~self.mask]
         return result
 
 

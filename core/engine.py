@@ -86,6 +86,8 @@ class DrawRequest:
     `variation_strength` mixes another noise into that of `seed`: for picture i that of `variation_seed + i`.
     `interpolate_to` leads from the noise and the prompt of this request to others. In both cases all pictures have the
     one `seed`.
+
+    `watermark`: the pictures carry the mark of `core.watermark`, where they were drawn; previews never do.
     """
 
     prompt: str
@@ -103,6 +105,7 @@ class DrawRequest:
     variation_strength: float = 0.0
     variation_seed: int = 0
     interpolate_to: Interpolation | None = None
+    watermark: bool = True
 
 
 class Picture(Protocol):
@@ -196,6 +199,7 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
         interpolate_to=target and Interpolation(
             target["prompt"], target["seed"], target["latent"] and array(target["latent"]), target["weight"]
         ),
+        watermark=request.get("watermark", False),  # jobs of older servers were accepted without
     )
 
 
@@ -337,7 +341,9 @@ class EngineService:
         queue: JobQueue,
         watcher: Watcher,
         max_batch: int | None,
+        watermark: bool = True,
     ) -> None:
+        self.watermark = watermark  # of the pictures of jobs that are accepted from now on
         self._engine_factory, self._store, self._watcher, self._max_batch = engine_factory, store, watcher, max_batch
         self._engine: Engine | None = None
         self.queue = queue

@@ -1,9 +1,9 @@
 """How do pictures and latents travel between a client and the model?
 
 `PictureReader` is the one place where the server turns strangers' pictures into pixels. Three routes make no job:
-POST /encode turns any photograph into a latent, POST /decode turns a latent into a picture, POST /inspect reads out of
-a picture how it was drawn. Pictures come as files or inside JSON, latents as `.npy` files or inside JSON, and never as
-a pickle. The model works in its own thread, between two steps of the jobs.
+POST /encode turns any photograph into a latent, POST /decode turns a latent into a picture, POST /inspect says whether
+a picture was drawn here, and how. Pictures come as files or inside JSON, latents as `.npy` files or inside JSON, and
+never as a pickle. The model works in its own thread, between two steps of the jobs.
 
 It does not know jobs. https://numpy.org/neps/nep-0001-npy-format.html
 """
@@ -31,9 +31,11 @@ from core.pictures import (
     MAX_PICTURE_BYTES,
     NoRequestError,
     PictureError,
+    Restored,
     as_text,
     crop_square,
     encode_png,
+    is_png,
     is_white,
     mask_picture,
     read_image,
@@ -49,6 +51,7 @@ from core.schemas import (
     decode_latent,
     read_npy,
 )
+from core.watermark import find
 from core.web import Problem, invalid, json_response, parse_json, read_body, validate
 
 PNG, JPEG, WEBP, NPY = "image/png", "image/jpeg", "image/webp", "application/x-npy"
@@ -126,6 +129,11 @@ class PictureReader:
         """The square in the middle of any picture, uint8 [size, size, 3]. Raises PictureError."""
         with self._one_at_a_time:
             return crop_square(read_image(picture), size)
+
+    def look(self, picture: bytes, at: Callable[[np.ndarray], T]) -> T:
+        """What `at` says to all the pixels of any picture, uint8 [H, W, 3]. Raises PictureError."""
+        with self._one_at_a_time:
+            return at(read_image(picture))
 
     def normalised(self, wanted: TextToImage, size: int) -> dict[str, str]:
         """The pictures of a request as they are kept: PNGs in base64, at the model's size; the mask black and white.
@@ -217,20 +225,29 @@ def add_exchange(
     @operation(
         "How was this picture drawn?", "latents",
         {200: Answer("What the picture says about itself.", {JSON: Inspection})},
-        bodies={JSON: GiveImage, PNG: BINARY},
+        bodies={JSON: GiveImage, PNG: BINARY, JPEG: BINARY, WEBP: BINARY},
+        problems={429: "Too many pictures or latents are being read."},
     )
     def inspect() -> Response:
-        """Reads the text that the server writes into its PNG files; a tool that drops it leaves nothing to read."""
-        info = service.info
+        """Reads the text that the server writes into its PNG files, which many tools drop, and looks for the invisible
+        mark in the pixels of PNG, JPEG and WebP files, which survives most of what happens to pictures."""
+        info, picture = service.info, given_picture((PNG, JPEG, WEBP))
         try:
-            found = read_request(given_picture((PNG,)))
+            found: Restored | None = read_request(picture) if is_png(picture) else None
         except NoRequestError:
-            nothing = Inspection(made_here=False, request=None, model_hash=None, model_matches=False)
-            return json_response(nothing)
+            found = None
         except PictureError as error:
             raise refused(error) from error
-        hash_ = found["model_hash"]
-        matches = info is not None and hash_ is not None and info.model_hash.startswith(hash_)
-        return json_response(
-            Inspection(made_here=found["exact"], request=found["request"], model_hash=hash_, model_matches=matches)
-        )
+        with reader.place():
+            try:
+                seen = reader.look(picture, find)
+            except PictureError as error:
+                raise refused(error) from error
+        hash_ = found["model_hash"] if found else None
+        return json_response(Inspection(
+            made_here=bool(found and found["exact"]),
+            request=found["request"] if found else None,
+            model_hash=hash_,
+            model_matches=info is not None and hash_ is not None and info.model_hash.startswith(hash_),
+            watermark={"found": seen.found, "score": round(seen.score, 3), "p_value": seen.p_value},
+        ))

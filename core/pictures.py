@@ -86,11 +86,12 @@ class Restored(TypedDict):
 
     `exact`: the request is the one that was written, to the last digit. Otherwise it was read from the `parameters`
     text, which any program may have written: it lacks latents and whatever could not be read, and `model_hash` is
-    only the beginning of the hash.
+    only the beginning of the hash. `watermark` is the version of the mark that was put into the pixels, None for none.
     """
 
     request: dict[str, Any]
     model_hash: str | None
+    watermark: int | None
     exact: bool
 
 
@@ -110,16 +111,21 @@ def parameters_text(request: Mapping[str, Any], info: DrawnBy) -> str:
     )
 
 
-def encode_png(pixels: np.ndarray, request: Mapping[str, Any] | None = None, info: DrawnBy | None = None) -> bytes:
+def encode_png(
+    pixels: np.ndarray,
+    request: Mapping[str, Any] | None = None,
+    info: DrawnBy | None = None,
+    watermark: int | None = None,
+) -> bytes:
     """PNG bytes; with a request, also the text chunks that say how the picture came about and that a machine drew it.
 
-    Shapes: pixels uint8 [H, W, 3].
+    `watermark` is the version of the mark that the pixels carry already. Shapes: pixels uint8 [H, W, 3].
     Raises PictureError for a request that `read_request` would not give back.
     """
     chunks = PngImagePlugin.PngInfo()
     if request is not None and info is not None:
         check_request(request)
-        text = json.dumps({"request": dict(request), "model_hash": info.model_hash})
+        text = json.dumps({"request": dict(request), "model_hash": info.model_hash, "watermark": watermark})
         if len(text) > MAX_TEXT_BYTES:
             raise PictureError(f"the request is {len(text):,} bytes as JSON; a PNG may carry {MAX_TEXT_BYTES:,}")
         chunks.add_itxt("parameters", parameters_text(request, info))
@@ -258,12 +264,16 @@ def _parse_json(text: str) -> Restored:
         raise
     except (ValueError, RecursionError) as error:
         raise PictureError(f"{REQUEST_CHUNK} in the PNG is not JSON that can be read: {error}") from error
-    if not isinstance(found, dict) or set(found) != {"request", "model_hash"} or not isinstance(found["request"], dict):
+    keys = set(found) - {"watermark"} if isinstance(found, dict) else set()  # the first pictures had none
+    if keys != {"request", "model_hash"} or not isinstance(found["request"], dict):
         raise PictureError(f"{REQUEST_CHUNK} in the PNG must hold a request and a model_hash; got {_shown(found)}")
+    version = found.get("watermark")
+    if version is not None and (type(version) is not int or not 1 <= version <= 1000):
+        raise PictureError(f"watermark in the PNG must be a version from 1 to 1000 or null; got {_shown(version)}")
     if not _is_text(found["model_hash"]) or len(found["model_hash"]) > 128:
         raise PictureError(f"model_hash in the PNG must be text of at most 128; got {_shown(found['model_hash'])}")
     check_request(found["request"])
-    return {"request": found["request"], "model_hash": found["model_hash"], "exact": True}
+    return {"request": found["request"], "model_hash": found["model_hash"], "watermark": version, "exact": True}
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -309,7 +319,7 @@ def _parse_parameters(text: str) -> Restored:
         request["guidance_scale"] = float(settings["CFG scale"])
     if settings.get("Sampler"):
         request["sampler"] = settings["Sampler"]
-    return {"request": request, "model_hash": settings.get("Model hash"), "exact": False}
+    return {"request": request, "model_hash": settings.get("Model hash"), "watermark": None, "exact": False}
 
 
 # ---- strangers' bytes become pixels ----------------------------------------------------------------------------------
@@ -403,6 +413,10 @@ def _kind_of(data: bytes) -> str | None:
     if data.startswith(_JPEG):
         return "JPEG"
     return "WebP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def is_png(data: bytes) -> bool:
+    return data.startswith(_PNG)
 
 
 def _foreign(data: bytes) -> str:

@@ -5,16 +5,19 @@ waitress serves it: one process, a bounded number of threads, the same on Linux,
 answer of this server that a strict client cannot read.
 
 `serve` ends in two ways. The first SIGTERM or Ctrl-C drains: everything is still answered until `drain` returns. The
-second one ends the process at once; nothing that was accepted is lost by that, because jobs are on the disk.
+second one ends the process at once; nothing that was accepted is lost by that, because jobs are on the disk. Sizes and
+numbers among a server's flags are read here too.
 
 It does not know what it serves. https://docs.pylonsproject.org/projects/waitress/
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -133,3 +136,29 @@ def serve(server: Server, drain: Callable[[], Any]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     server.run()
+
+
+# ---- flags ----------------------------------------------------------------------------------------------------------
+
+
+def size(text: str) -> int:
+    """Bytes, also as 500M or 2G."""
+    found = re.fullmatch(r"(\d{1,15})([KMGT]?)", text.upper())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, give bytes, or a number with K, M, G or T")
+    return int(found[1]) * 1024 ** " KMGT".index(found[2] or " ")
+
+
+def at_least(least: float, kind: type) -> Callable[[str], Any]:
+    """A number from a flag, no smaller than `least`."""
+
+    def number(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return value
+
+    return number

@@ -172,6 +172,7 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
     from conditional_ldm import encode_prompts
     from core.diffusion import make_scheduler, sample, schedule_from_config
     from core.pictures import encode_png
+    from core.watermark import VERSION, mark
     from generator import to_pixels
 
     info, count = faces.info, body["n_images"]
@@ -191,7 +192,7 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
             generators=generators,
         )
         pixels = to_pixels(faces.vae.decode(faces.vae.unwhiten(z)))
-    return [encode_png(one, {**asked, "seed": body["seed"] + i}, info) for i, one in enumerate(pixels)]
+    return [encode_png(mark(one), {**asked, "seed": body["seed"] + i}, info, VERSION) for i, one in enumerate(pixels)]
 
 
 def draw(server: Server, body: Mapping[str, Any]) -> list[bytes]:

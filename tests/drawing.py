@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from core.engine import DrawRequest
 from core.ledger import JobError
 from core.pictures import encode_png
+from core.watermark import VERSION, mark
 
 LATENT_SHAPE = (4, 2, 2)
 
@@ -131,6 +132,9 @@ class DrawingEngine:
             seed = (asked.seed + i) % 2**53
             z = np.random.default_rng(seed).standard_normal(LATENT_SHAPE) if asked.latents is None else asked.latents[i]
             pixels = draw(asked.prompt, seed, self.info.image_size, 6 * (1 - run.done / run.total))
-            png = encode_png(pixels, {**request, "seed": seed}, self.info) if run.finished else as_png(pixels)
+            png = as_png(pixels)
+            if run.finished:
+                pixels, version = (mark(pixels), VERSION) if asked.watermark else (pixels, None)
+                png = encode_png(pixels, {**request, "seed": seed}, self.info, version)
             found.append(Drawing(i, seed, png, z.astype("<f4").tobytes()))
         return found

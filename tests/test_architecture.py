@@ -49,6 +49,8 @@ ROOMS: dict[str, set[str]] = {
     "core.telemetry": {"flask", "prometheus_client"},
     "core.serving": {"flask", "waitress"},
     "core.pictures": {"numpy", "PIL"},
+    "core.watermark": {"numpy", "PIL", "scipy"},
+    "core.endurance": {"numpy", "PIL"},
     "core.web": {"flask", "pydantic", "pydantic_core", "werkzeug"},
     "core.cartoons": {"numpy", "PIL"},
     "core.sources": {"numpy", "pandas", "PIL"},
@@ -67,7 +69,7 @@ SERVING = {  # what only the server imports, and training can do without
     "core.serving", "core.streams", "core.telemetry", "core.web",
 }
 TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.engine", "core.environment", "core.jobs", "core.ledger",
-                        "core.machine", "core.pictures", "core.store"}
+                        "core.machine", "core.pictures", "core.store", "core.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
 SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}
 LONGEST = 600  # lines of a file that needs no defence

@@ -371,8 +371,9 @@ PICTURES = [
     Bad("a picture without a type", "POST", ENCODE, 415, ("image/png", "none"), GOOD_PNG),
     Bad("a picture as a form", "POST", ENCODE, 415, ("image/png",), GOOD_PNG, FORM),
     Bad("a picture called JSON", "POST", ENCODE, 400, ("JSON",), GOOD_PNG, JSON),
-    Bad("inspect a JPEG", "POST", INSPECT, 415, ("image/png",), GOOD_JPEG, JPEG),
-    Bad("inspect a JPEG called PNG", "POST", INSPECT, 422, ("JPEG",), GOOD_JPEG, PNG, pointers=("#",)),
+    Bad("inspect half a JPEG", "POST", INSPECT, 422, ("cut off",), GOOD_JPEG[:-20], JPEG, pointers=("#",)),
+    Bad("inspect a GIF", "POST", INSPECT, 422, ("GIF",), b"GIF89a" + bytes(20), PNG, pointers=("#",)),
+    Bad("inspect a GIF by name", "POST", INSPECT, 415, ("image/png",), b"GIF89a", {"Content-Type": "image/gif"}),
     Bad("inspect half a PNG", "POST", INSPECT, 422, ("cut off",), GOOD_PNG[:-20], PNG),
     Bad("inspect nothing", "POST", INSPECT, 422, ("bytes",), b"", PNG),
     *(Bad(f"inspect {name}", "POST", INSPECT, 422, (words,), {"image": text_of(data)}, pointers=("#/image",))

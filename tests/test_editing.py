@@ -20,6 +20,7 @@ from core.editing import FEATHER, Redraw, feather, latent_mask, membrane, slerp,
 from core.engine import DrawRequest, Interpolation, draw_request
 from core.pictures import read_request
 from core.schemas import TextToImage
+from core.watermark import mark
 from generator import FaceGenerator, Picture, Run
 
 # diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
@@ -75,11 +76,13 @@ def far(one: np.ndarray, other: np.ndarray) -> float:
 
 def restored(faces: FaceGenerator, png: bytes) -> DrawRequest:
     """The request in a PNG, through the schemas of the API, as the server would draw it."""
-    body = read_request(png)["request"]
+    found = read_request(png)
+    body = found["request"]
     wanted = TextToImage.model_validate(body, context=faces.info)
     target = wanted.interpolate_to and wanted.interpolate_to.model_dump()
     pictures = {name: body[name] for name in ("init_image", "mask") if name in body}
-    given = {"latent": wanted.latent, "interpolate_to": target, "model_hash": faces.info.model_hash, **pictures}
+    given = {"latent": wanted.latent, "interpolate_to": target, "model_hash": faces.info.model_hash,
+             "watermark": found["watermark"] is not None, **pictures}
     return draw_request({**wanted.parameters(faces.info), **given}, faces.info)
 
 
@@ -125,7 +128,7 @@ def test_strength_0_is_the_copy_and_1_ignores_the_picture(
     run = faces.begin(DrawRequest(prompt, 2, 6, seed=3, init_image=photo, strength=0.0))
     assert run.finished and (run.done, run.total) == (6, 6)
     copy = faces.decode(faces.encode(photo))
-    assert all(np.array_equal(picture.pixels, copy) for picture in faces.pictures(run))
+    assert all(np.array_equal(picture.pixels, mark(copy)) for picture in faces.pictures(run))
     free, ignored = draw(faces, prompt, num_images=2), draw(faces, prompt, num_images=2, init_image=photo, strength=1.0)
     assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(free, ignored, strict=True))
 
@@ -166,6 +169,8 @@ def test_protected_pixels_come_back_byte_for_byte(
     (drawn,) = draw(faces, init_image=photo, mask=mask, sampler=sampler)
     assert np.array_equal(drawn.pixels[~mask], photo[~mask])
     assert far(drawn.pixels[mask], photo[mask]) > 5
+    (plain,) = draw(faces, init_image=photo, mask=mask, sampler=sampler, watermark=False)
+    assert np.array_equal(drawn.pixels, mark(plain.pixels, mask)) and not np.array_equal(drawn.pixels, plain.pixels)
 
 
 def test_previews_show_the_composite_too(faces: FaceGenerator, photo: np.ndarray, mask: np.ndarray) -> None:

@@ -25,7 +25,8 @@ from api import DEFAULT_MODEL, create_app
 from core.checkpoint import ModelFolderError, load_component, save_component
 from core.diffusion import SAMPLERS, Condition
 from core.jobs import JobError
-from core.pictures import encode_png
+from core.pictures import encode_png, read_request
+from core.watermark import VERSION, find, mark
 from generator import (
     DrawRequest,
     FaceGenerator,
@@ -327,7 +328,7 @@ def test_every_device_says_out_of_memory_in_its_own_way(words: str | None) -> No
 def test_encode_and_decode(faces: FaceGenerator) -> None:
     picture = faces.generate(PROMPT, num_inference_steps=2)[0]
     z = np.frombuffer(picture.latent, "<f4").reshape(faces.info.latent_shape)
-    assert np.array_equal(faces.decode(z), picture.pixels)
+    assert np.array_equal(mark(faces.decode(z)), picture.pixels)
     latent = faces.encode(picture.pixels)
     assert latent.shape == faces.info.latent_shape and latent.dtype == np.float32 and np.isfinite(latent).all()
     assert np.array_equal(faces.encode(picture.pixels), latent)
@@ -508,6 +509,19 @@ def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGen
     service.close()
 
 
+def test_results_carry_the_watermark_and_previews_do_not(faces: FaceGenerator) -> None:
+    """On by default; the receipt says so; without it the decoder's pixels come as they are. The latent is the same."""
+    previews: list[Picture] = []
+    asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "num_images": 2}
+    marked = faces.generate(PROMPT, on_step=lambda step: previews.extend(step.previews()), **asked)
+    plain = faces.generate(PROMPT, watermark=False, **asked)
+    for one, other in zip(marked, plain, strict=True):
+        assert np.array_equal(one.pixels, mark(other.pixels)) and one.latent == other.latent
+        assert 0 < difference(one.pixels, other.pixels) < 10
+        assert (read_request(one.png)["watermark"], read_request(other.png)["watermark"]) == (VERSION, None)
+    assert previews and not any(find(picture.pixels).found for picture in [*previews, *plain])
+
+
 def test_a_preview_carries_no_text() -> None:
     assert Image.open(io.BytesIO(encode_png(np.zeros((8, 8, 3), np.uint8)))).text == {}  # type: ignore[attr-defined]
 
@@ -562,6 +576,7 @@ def test_the_bundled_model_draws_faces_not_noise() -> None:
     for picture in pictures:
         pixels = picture.pixels.astype(float)
         neighbours = np.corrcoef(pixels[:, 1:].ravel(), pixels[:, :-1].ravel())[0, 1]
+        assert find(picture.pixels).found
         middle = pixels[48:96, 44:84].mean((0, 1))
         assert neighbours > 0.9 and middle[0] > middle[2]  # smooth, with skin in the middle
 

@@ -187,8 +187,18 @@ def test_a_tool_may_keep_the_text_in_another_kind_of_chunk(request: dict[str, An
     assert read_request(with_chunks(flat("red"), kept))["request"] == request
 
 
+def test_the_text_says_which_mark_the_pixels_carry() -> None:
+    """None, and so do pictures from before there was one; anything but a version is refused."""
+    for version in (None, 1, 1000):
+        assert read_request(encode_png(TINY, REQUEST, Model(), version))["watermark"] == version
+    assert read_request(with_request(as_json()))["watermark"] is None
+    for wrong in ("0", "1001", "1.0", "true", '"1"', "[]"):
+        with pytest.raises(PictureError, match="watermark in the PNG must be a version from 1 to 1000"):
+            read_request(with_request(f'{as_json()[:-1]}, "watermark": {wrong}}}'))
+
+
 def test_the_text_survives_copies_and_saving_again(tmp_path: Path) -> None:
-    data = encode_png(face(), REQUEST, Model())
+    data = encode_png(face(), REQUEST, Model(), 1)
     (tmp_path / "face.png").write_bytes(data)
     copy = Path(shutil.copy(tmp_path / "face.png", tmp_path / "copy"))
     assert read_request(copy.read_bytes())["request"] == REQUEST
@@ -198,7 +208,8 @@ def test_the_text_survives_copies_and_saving_again(tmp_path: Path) -> None:
         for key, value in image.text.items():  # type: ignore[attr-defined]
             chunks.add_text(key, str(value))
         again = save(image.resize((50, 50)), pnginfo=chunks)
-    assert read_request(again) == {"request": REQUEST, "model_hash": Model.model_hash, "exact": True}
+    wanted = {"request": REQUEST, "model_hash": Model.model_hash, "watermark": 1, "exact": True}
+    assert read_request(again) == wanted
     behind = data[:-12] + itxt("unrelated", b"x") + data[-12:] + b"appended"
     assert read_request(behind)["request"] == REQUEST
     assert np.array_equal(read_image(behind), face())

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import LATENT, NO_JOB, CheckedClient, latent_of, make_app, post, problem, run, service_of, tick, work
-from drawing import LATENT_SHAPE, DrawingEngine, as_png
+from drawing import LATENT_SHAPE, DrawingEngine, as_png, draw
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
@@ -26,6 +28,7 @@ from werkzeug.test import TestResponse
 from api import create_app
 from core.jobs import JobError
 from core.store import Retention
+from core.watermark import find, mark
 
 
 @pytest.fixture
@@ -356,16 +359,58 @@ def test_a_picture_says_how_it_was_drawn(app: Flask, client: FlaskClient) -> Non
     request = {"prompt": "a smiling woman", "negative_prompt": "", "n_images": 1, "n_inf_steps": 4, "seed": 8,
                "sampler": "Pencil", "guidance_scale": 2.5}
     expected = {"made_here": True, "request": request, "model_hash": "d" * 64, "model_matches": True}
-    assert client.post("/inspect", data=png, content_type="image/png").get_json() == expected
-    assert client.post("/inspect", json={"image": as_text(png)}).get_json() == expected
+    for asked in ({"data": png, "content_type": "image/png"}, {"json": {"image": as_text(png)}}):
+        found = client.post("/inspect", **asked).get_json()
+        del found["watermark"]  # a picture of 32 pixels has no room for it
+        assert found == expected
     again = client.get(f"/jobs/{run(app, **request)}/images/0.png").data
     assert np.array_equal(np.asarray(opened(again)), np.asarray(opened(png)))
 
 
 def test_a_picture_from_elsewhere_says_nothing(client: FlaskClient) -> None:
     answer = client.post("/inspect", data=as_png(np.zeros((4, 4, 3), np.uint8)), content_type="image/png")
-    assert answer.get_json() == {"made_here": False, "request": None, "model_hash": None, "model_matches": False}
-    problem(client.post("/inspect", json={"image": as_text(picture(kind="JPEG"))}), 422)  # only PNG carries the text
+    nothing = {"made_here": False, "request": None, "model_hash": None, "model_matches": False,
+               "watermark": {"found": False, "score": 0.0, "p_value": 1.0}}
+    assert answer.get_json() == nothing
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP"])
+def test_where_the_text_is_lost_the_pixels_still_tell(client: FlaskClient, kind: str) -> None:
+    """As a file and as text, with the right media type or another: only the content counts."""
+    grain = np.random.default_rng(0).normal(0, 3, (128, 128, 1))  # an even cartoon is not what WebP is made for
+    plain = np.clip(draw("a smiling woman", 3, 128, 0.5) + grain, 0, 255).astype(np.uint8)
+    for pixels, wanted in ((plain, False), (mark(plain), True)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind, quality=80)
+        for asked in ({"data": buffer.getvalue(), "content_type": f"image/{kind.lower()}"},
+                      {"data": buffer.getvalue(), "content_type": "image/png"},
+                      {"json": {"image": as_text(buffer.getvalue())}}):
+            found = client.post("/inspect", **asked).get_json()
+            assert (found["made_here"], found["request"]) == (False, None)
+            assert found["watermark"]["found"] is wanted, (kind, found)
+            assert (found["watermark"]["p_value"] < 1e-5) is wanted
+
+
+def test_only_one_picture_is_read_at_a_time_and_few_wait(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photograph may need hundreds of megabytes while it is looked at."""
+    asked = threading.Barrier(5)
+    held, answers = threading.Event(), []
+    monkeypatch.setattr("core.exchange.find", lambda pixels: held.wait(20) and None or find(pixels))
+
+    def ask() -> None:
+        asked.wait()
+        answers.append(client.application.test_client().post("/inspect", data=as_png(np.zeros((4, 4, 3), np.uint8)),
+                                                             content_type="image/png").status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    while len(answers) < 1:  # the fifth finds no place
+        time.sleep(0.01)
+    held.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [200] * 4 + [429]
 
 
 def test_a_picture_of_another_model_is_told_apart(engine: DrawingEngine, app: Flask, client: FlaskClient) -> None:

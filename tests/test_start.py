@@ -410,11 +410,12 @@ def test_help_needs_nothing_installed(house: Path) -> None:
 
 def test_every_flag_has_a_twin_and_the_flag_wins() -> None:
     values = {"HOST": "::1", "PORT": "80", "DEVICE": "cuda:1", "MODEL": "m", "DATA_DIR": "d", "API_KEY": "k"}
-    values |= {"THREADS": "3", "NO_BROWSER": "1", "OFFLINE": "yes", "INSECURE": "true", "TORCH_INDEX": "https://x/cpu"}
+    values |= {"THREADS": "3", "NO_BROWSER": "1", "OFFLINE": "yes", "INSECURE": "true", "TORCH_INDEX": "https://x/cpu",
+               "NO_WATERMARK": "1"}
     told = vars(start.command_line({"FACES_" + name: value for name, value in values.items()}).parse_args([]))
     assert told.pop("command") == "run"
     assert {name.upper(): str(value) for name, value in told.items()} == {
-        **values, "NO_BROWSER": "True", "OFFLINE": "True", "INSECURE": "True"
+        **values, "NO_BROWSER": "True", "OFFLINE": "True", "INSECURE": "True", "NO_WATERMARK": "True"
     }
     assert start.command_line({"FACES_PORT": "80"}).parse_args(["--port", "81"]).port == 81
     plain = start.command_line({"FACES_OFFLINE": "0", "FACES_HOST": ""}).parse_args([])
