@@ -41,6 +41,7 @@ from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, IdempotencyConflict, JobQueue, QueueClosed, QueueFull
 from core.machine import address_of, is_local
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
+from core.population import open_facets
 from core.prompts import read as read_prompt
 from core.reference import add_reference
 from core.results import NO_JOB, add_results, find
@@ -262,8 +263,7 @@ def add_jobs(
         """Answers at once; the job is drawn in its turn, and survives a restart of the server."""
         info = info_of(service)
         client, key = client_name(), read_header("Idempotency-Key", 200)
-        wanted = validate(schemas.TextToImage, read_drawing(), context=info, aliases=schemas.ALIASES,
-                          unavailable=schemas.UNAVAILABLE)
+        wanted = validate(schemas.TextToImage, read_drawing(), context=info, aliases=schemas.ALIASES)
         pictures = {} if wanted.init_image is None else reader.normalised(wanted, info.image_size)
         parameters = wanted.parameters(info)
         given: dict[str, Any] = {"latent": wanted.latent, "model_hash": info.model_hash,
@@ -380,6 +380,7 @@ def add_prompts(app: Flask, words: Mapping[str, str]) -> None:
         found = read_prompt(validate(schemas.AnalyzePrompt, read_json()).prompt, words)
         return json_response({
             "attributes": dict(found.attributes),
+            "open": [facet.to_dict() for facet in open_facets(found.attributes)],
             "words": [asdict(word) for word in found.words],
             "claims": [asdict(claim) for claim in found.claims],
             "contradictions": list(found.contradictions),

@@ -23,11 +23,10 @@ One `FaceGenerator` serves one thread at a time. This file does not know HTTP, q
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,14 +42,21 @@ from core.diffusion import (
     Guidance,
     GuidedBatch,
     NotFiniteError,
+    join_conditions,
     make_scheduler,
     schedule_from_config,
 )
-from core.editing import NUM_SEEDS, Redraw, Start, starting_noise
+from core.editing import Redraw, starting_noise
 from core.engine import DrawRequest, Interpolation
 from core.jobs import JobError
-from core.pictures import as_text, encode_png, mask_picture
+from core.judge import Judge, Opinion, best, find_judge, look, opinions
+from core.pictures import encode_png
+from core.population import balanced
 from core.preview import PreviewDecoder, load_preview
+from core.prompts import read
+from core.receipts import findings, receipts
+from core.sliders import moved
+from core.steering import START, pushes
 from core.watermark import VERSION, mark
 from train_clip import load_clip
 from vae import VAE, encoder_hash, load_vae, to_images
@@ -83,7 +89,8 @@ class Picture:
     """One image, preview or result: uint8 pixels [H, W, 3], the same as PNG, its whitened latent as float32 bytes.
 
     The pixels of a result carry the invisible watermark unless the request says no; the latent is that of the picture
-    before it was marked.
+    before it was marked. `about` is what else is known of a result: what the judge sees in it, how often the network
+    was asked for it.
     """
 
     index: int
@@ -91,6 +98,7 @@ class Picture:
     pixels: np.ndarray
     png: bytes
     latent: bytes
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -98,16 +106,27 @@ class Run:
     """A request being drawn: its place on the way and what is its own alone, from the scheduler to the random numbers.
 
     `error` says why it failed; then it is finished too. `asked` is what each of its pictures says about how it came
-    about. `redraw` is there when only part of a picture is drawn.
+    about, with prompts of their own where they are `balanced`. The best `kept` are the result. `redraw` is there when
+    only part of a picture is drawn. `steered` is the guidance from step `steer_from` on, `plain` that before.
     """
 
     seeds: list[int]
+    kept: int
+    balanced: bool
     asked: list[dict[str, Any]]
-    guidance: Guidance
+    plain: Guidance
+    steered: Guidance
+    steer_from: int
     denoising: Denoising
+    redraw: Redraw | None
     watermark: bool
-    redraw: Redraw | None = None
+    evaluations: list[int]  # of the network, for each picture
     error: JobError | None = None
+
+    @property
+    def guidance(self) -> Guidance:
+        """That of the next step."""
+        return self.plain if self.done < self.steer_from else self.steered
 
     @property
     def num_images(self) -> int:
@@ -131,7 +150,7 @@ class Run:
 class Company:
     """The runs that share the network's calls, and what need not be made again while they are the same ones."""
 
-    runs: list[Run]
+    guidances: list[Guidance]
     batch: GuidedBatch
     rows_at_once: int  # fewer than all once they did not fit into memory
 
@@ -202,8 +221,10 @@ class FaceGenerator:
         info: ModelInfo,
         dtype: torch.dtype = torch.float32,
         preview: PreviewDecoder | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.clip, self.tokenizer, self.vae, self.unet, self.preview = clip, tokenizer, vae, unet, preview
+        self.judge = judge
         self.scheduler_config, self.info = scheduler_config, info
         self.device, self.dtype = torch.device(info.device), dtype
         self._company: Company | None = None
@@ -212,7 +233,8 @@ class FaceGenerator:
     def load(
         cls, folder: str | Path, device: str = "auto", threads: int | None = None, precision: str = "fp32"
     ) -> FaceGenerator:
-        """Load a model folder. `threads` sets torch's CPU threads for the whole process.
+        """Load a model folder, and the judge beside it if there is one. `threads` sets torch's CPU threads for the
+        whole process.
 
         `precision` "bf16" computes the networks in bfloat16: up to 1.8 times as fast on a CPU that has it, but then a
         seed's picture is no longer quite the same on every machine, so it has to be asked for.
@@ -240,7 +262,10 @@ class FaceGenerator:
         )
         make_scheduler(info.default_sampler, scheduler_config)  # imports diffusers now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)
-        return cls(clip.to(chosen), tokenizer, vae.to(chosen), unet.to(chosen), scheduler_config, info, dtype, preview)
+        judge = find_judge(folder.parent / "judge", chosen)
+        return cls(
+            clip.to(chosen), tokenizer, vae.to(chosen), unet.to(chosen), scheduler_config, info, dtype, preview, judge
+        )
 
     # ---- many requests, one step at a time
 
@@ -250,12 +275,15 @@ class FaceGenerator:
 
         Raises ValueError for a value out of range, JobError (`out_of_memory`) when the text does not fit.
         """
-        count, steps, start = request.num_images, request.num_inference_steps, request.start
-        if count < 1 or steps < 1 or not 0 <= start <= 1:
+        kept, steps, start = request.num_images, request.num_inference_steps, request.start
+        if kept < 1 or steps < 1 or not 0 <= start <= 1:
             raise ValueError(
                 "num_images and num_inference_steps must be at least 1 and start from 0 to 1; "
-                f"got {count}, {steps}, {start}"
+                f"got {kept}, {steps}, {start}"
             )
+        count = kept if request.candidates is None else request.candidates
+        if count < kept:
+            raise ValueError(f"candidates must be at least num_images = {kept}, got {count}")
         if start > 0 and request.latents is None:
             raise ValueError(f"start = {start} needs latents to start from")
         scale = self.info.default_guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
@@ -265,17 +293,22 @@ class FaceGenerator:
         z = None if request.latents is None else torch.as_tensor(np.array(request.latents), dtype=torch.float32)
         if z is not None and list(z.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, got {list(z.shape)}")
-        noise = starting_noise(request, self.info.latent_shape)
+        noise = starting_noise(replace(request, num_images=count), self.info.latent_shape)
         redraw = None
         if request.init_image is not None:
             z, start = torch.from_numpy(self.encode(request.init_image)).expand(shape), 1 - request.strength
             redraw = None if request.mask is None else Redraw(request.init_image, request.mask, z[0])
 
-        def encode(text: str) -> Condition:
-            """One row an image; px asks for pictures as sharp as the best photographs."""
-            px = self.info.image_size
-            (one,) = self._fit(lambda _: encode_prompts(self.clip, self.tokenizer, [text], px=px), 1)
-            return one.repeat(count)
+        known: dict[str, Condition] = {}
+
+        def encode(texts: Sequence[str]) -> Condition:
+            """One row an image. Each text is read alone, so that no row depends on the others."""
+            for text in dict.fromkeys(texts):
+                if text not in known:
+                    known[text] = self._read(text)
+            if len(set(texts)) == 1:
+                return known[texts[0]].repeat(count)
+            return join_conditions([known[text] for text in texts])
 
         # The sampler's arithmetic stays on the CPU: dozens of operations on a few kilobytes, the same on every device
         denoising = Denoising(
@@ -287,12 +320,23 @@ class FaceGenerator:
             start=start,
             z=z,
         )
+        prompts = [request.prompt] * count
+        if request.balance:  # candidate j is another try at image j modulo kept
+            prompts = [balanced(request.prompt, request.seed + j % kept) for j in range(count)]
         target, negative = request.interpolate_to, request.negative_prompt
-        goal = None if target is None or target.prompt is None else encode(target.prompt)
-        guidance = Guidance(encode(request.prompt), scale, encode(negative) if negative.strip() else None,
-                            goal, noise.weights if goal is not None else ())
-        asked = receipts(request, noise, sampler, scale)
-        return Run(noise.seeds, asked, guidance, denoising, request.watermark, redraw)
+        goal = None if target is None or target.prompt is None else encode([target.prompt] * count)
+        plain = Guidance(encode(prompts), scale, encode([negative] * count) if negative.strip() else None,
+                         goal, noise.weights if goal is not None else ())
+        sliders = moved(request.attributes)
+        steered = replace(plain, pushes=pushes(prompts, sliders, encode)) if sliders else plain
+        asked = receipts(replace(request, attributes=sliders), prompts, noise.seeds, noise.weights, sampler, scale)
+        return Run(noise.seeds, kept, request.balance, asked, plain, steered, int(START * denoising.total), denoising,
+                   redraw, request.watermark, [0] * count)
+
+    def _read(self, text: str) -> Condition:
+        """One row; px asks for pictures as sharp as the best photographs. Raises JobError (`out_of_memory`)."""
+        px = self.info.image_size
+        return self._fit(lambda _: encode_prompts(self.clip, self.tokenizer, [text], px=px), 1)[0]
 
     @torch.inference_mode()
     def step(self, runs: Sequence[Run]) -> None:
@@ -304,9 +348,10 @@ class FaceGenerator:
         active = [run for run in runs if not run.finished]
         if not active:
             return
-        if self._company is None or self._company.runs != active:
-            batch = GuidedBatch([run.guidance for run in active])
-            self._company = Company(active, batch, len(batch.pictures))
+        guidances = [run.guidance for run in active]  # a run's own, so that the same ones are those of the same runs
+        if self._company is None or not same(self._company.guidances, guidances):
+            batch = GuidedBatch(guidances)
+            self._company = Company(guidances, batch, len(batch.pictures))
         company, batch = self._company, self._company.batch
         inputs = [run.denoising.model_input() for run in active]
         levels = [level for run, (_, level) in zip(active, inputs, strict=True) for _ in run.seeds]
@@ -342,6 +387,8 @@ class FaceGenerator:
 
     def _advance(self, run: Run, prediction: Tensor) -> None:
         try:
+            passes = run.guidance.num_passes()
+            run.evaluations = [before + more for before, more in zip(run.evaluations, passes, strict=True)]
             if run.redraw is not None:
                 prediction = run.redraw.constrain(run.denoising, prediction)
             run.denoising.advance(prediction)
@@ -357,9 +404,12 @@ class FaceGenerator:
         """The images as predicted now: through the model's preview decoder, which costs next to nothing, or without one
         through the whole decoder, in one call. Raises JobError (`out_of_memory`).
         """
-        z = run.denoising.denoised()
+        z = run.denoising.denoised()[: run.kept]  # of candidates the first: which are the best is not known yet
         pixels = self._decode(z) if self.preview is None else to_pixels(self.preview(z.float().to(self.device)))
-        return self._pictures(run, z, pixels, None)
+        pixels = pixels if run.redraw is None else run.redraw.composite(pixels)
+        return [
+            Picture(i, run.seeds[i], pixels[i], encode_png(pixels[i]), _float32(one)) for i, one in enumerate(z)
+        ]
 
     @torch.inference_mode()
     def pictures(self, run: Run) -> list[Picture]:
@@ -371,21 +421,28 @@ class FaceGenerator:
         z = run.denoising.x
         if not bool(torch.isfinite(z).all()):
             raise not_finite(NotFiniteError("the finished latents hold NaN or infinity"))
-        return self._pictures(run, z, self._decode(z), run.asked)
-
-    def _pictures(
-        self, run: Run, z: Tensor, pixels: np.ndarray, asked: Sequence[Mapping[str, Any]] | None
-    ) -> list[Picture]:
-        if run.redraw is not None:
-            pixels = run.redraw.composite(pixels)
-        version = VERSION if run.watermark and asked else None
-        if version is not None:
-            region = None if run.redraw is None else run.redraw.mask
-            pixels = np.stack([mark(one, region) for one in pixels])
+        pixels = self._decode(z)
+        pixels = pixels if run.redraw is None else run.redraw.composite(pixels)
+        found = self._opinions(pixels, [row["prompt"] for row in run.asked])
+        kept = best(found, run.kept, places=run.kept if run.balanced else 1)
+        version, region = VERSION if run.watermark else None, None if run.redraw is None else run.redraw.mask
+        shown = [mark(pixels[i], region) if run.watermark else pixels[i] for i in kept]
         return [
-            Picture(i, seed, pixels[i], encode_png(pixels[i], asked and asked[i], self.info, version), _float32(z[i]))
-            for i, seed in enumerate(run.seeds)
+            Picture(index, run.seeds[i], shown[index], encode_png(shown[index], run.asked[i], self.info, version),
+                    _float32(z[i]),
+                    findings(found[i], run.evaluations[i], run.asked[i]["prompt"] if run.balanced else None))
+            for index, i in enumerate(kept)
         ]
+
+    def _opinions(self, pixels: np.ndarray, prompts: Sequence[str]) -> Sequence[Opinion | None]:
+        """What the judge thinks of finished pictures; nothing when there is none, or it fails: pictures come first."""
+        if self.judge is not None:
+            try:
+                stated = [dict(read(prompt, {}).attributes) for prompt in prompts]
+                return opinions(self.judge, look(self.judge, pixels), stated)
+            except Exception:
+                log.exception("the judge failed; the pictures go out without its opinion")
+        return [None] * len(prompts)
 
     # ---- pictures and latents
 
@@ -482,6 +539,9 @@ class FaceGenerator:
         variation_seed: int = 0,
         interpolate_to: Interpolation | None = None,
         watermark: bool = True,
+        attributes: Mapping[str, float] | None = None,
+        candidates: int | None = None,
+        balance: bool = False,
         on_step: Callable[[Step], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> list[Picture]:
@@ -499,7 +559,7 @@ class FaceGenerator:
         run = self.begin(
             DrawRequest(prompt, num_images, num_inference_steps, seed, guidance_scale, negative_prompt, sampler,
                         latents, start, init_image, strength, mask, variation_strength, variation_seed, interpolate_to,
-                        watermark)
+                        watermark, attributes or {}, candidates, balance)
         )
         stop_if_asked()
         while not run.finished:
@@ -510,27 +570,9 @@ class FaceGenerator:
         return self.pictures(run)
 
 
-def receipts(request: DrawRequest, noise: Start, sampler: str, scale: float) -> list[dict[str, Any]]:
-    """For every image the request that draws it alone: the body of POST /text_to_image with every default filled in."""
-    common: dict[str, Any] = {
-        "prompt": request.prompt, "n_images": 1, "n_inf_steps": request.num_inference_steps, "sampler": sampler,
-        "guidance_scale": scale, "negative_prompt": request.negative_prompt, "start_timestep": request.start,
-    }
-    if request.init_image is not None:
-        common |= {"init_image": as_text(request.init_image), "strength": request.strength}
-        common |= {} if request.mask is None else {"mask": as_text(mask_picture(request.mask))}
-    found = [{**common, "seed": seed} for seed in noise.seeds]
-    for i, row in enumerate(found):
-        if request.latents is not None:
-            row["latent"] = _text(request.latents[i])
-        if request.variation_strength > 0:
-            row["variation_strength"] = request.variation_strength
-            row["variation_seed"] = (request.variation_seed + i) % NUM_SEEDS
-        if (target := request.interpolate_to) is not None:
-            goal = {"prompt": target.prompt, "seed": target.seed,
-                    "latent": None if target.latent is None else _text(target.latent), "weight": noise.weights[i]}
-            row["interpolate_to"] = {name: value for name, value in goal.items() if value is not None}
-    return found
+def same(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Are these the same objects in the same order?"""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def out_of_memory() -> JobError:
@@ -541,11 +583,6 @@ def out_of_memory() -> JobError:
 def not_finite(error: NotFiniteError) -> JobError:
     return JobError("not_finite", f"No picture came out: {error}.",
                     "Try a lower guidance scale, another sampler or --device cpu.")
-
-
-def _text(latent: Any) -> str:
-    """A latent as a request carries it: base64 of little-endian float32."""
-    return base64.b64encode(np.asarray(latent, "<f4").tobytes()).decode()
 
 
 def _float32(z: Tensor) -> bytes:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, Json
 from typing_extensions import NotRequired, TypedDict
 
-from core.engine import has_one_seed, image_url, latent_name, picture_name
+from core.engine import image_url, latent_name, picture_name
 from core.ledger import Job, Snapshot, State, Summary
 from core.store import Event
 
@@ -88,6 +88,9 @@ class Parameters(TypedDict):
     variation_strength: NotRequired[Annotated[float, Field(gt=0, le=1)]]
     variation_seed: NotRequired[Seed]
     interpolate_to: NotRequired[Target]
+    attributes: NotRequired[Annotated[dict[str, Slid], Field(description="sliders")]]
+    candidates: NotRequired[Annotated[int, Field(ge=1, le=32)]]
+    balance: NotRequired[Literal[True]]
 
 
 class JobAccepted(TypedDict):
@@ -107,7 +110,31 @@ class Failure(TypedDict):
     hint: str
 
 
-class Update(TypedDict):
+Share = Annotated[float, Field(ge=0, le=1)]
+Slid = Annotated[float, Field(ge=-2, le=2)]
+
+
+class Findings(TypedDict):
+    """What is known of a finished image alone. What the judge would say is null where the model has none."""
+
+    attributes: NotRequired[Annotated[
+        dict[str, Share] | None, Field(description="CelebA's name -> how probable, by the bundled judge")]]
+    agreement: NotRequired[Annotated[
+        dict[str, Share] | None,
+        Field(description="how far the image agrees with each attribute that its prompt states, rare ones weighed as "
+              "if they were as likely as not")]]
+    adherence: NotRequired[Annotated[
+        Share | None, Field(description="mean of `agreement`; null where the prompt states nothing")]]
+    evaluations: NotRequired[Annotated[
+        int, Field(ge=0, description="how often the network was asked: steps x passes; sliders add two passes each")]]
+    prompt: NotRequired[Annotated[
+        str, Field(description="what was drawn, where `balance` put words before the prompt of the job")]]
+
+
+FINDINGS = tuple(Findings.__annotations__)
+
+
+class Update(Findings):
     """The latest update of one image; before the last step the clean image as it is predicted now."""
 
     t: Annotated[int, Field(ge=0, description="steps done")]
@@ -205,7 +232,7 @@ class PreviewNews(TypedDict):
     img: Picture64
 
 
-class ImageNews(TypedDict):
+class ImageNews(Findings):
     """One image is finished."""
 
     index: Annotated[int, Field(ge=0, le=7)]
@@ -318,10 +345,19 @@ class PromptClaim(TypedDict):
     end: Count
 
 
+class OpenFacet(TypedDict):
+    """Something that the prompt does not decide: the attributes that would, and what it can be."""
+
+    name: Literal["sex", "age", "hair_colour"]
+    attributes: list[str]
+    choices: list[str]
+
+
 class AnalysisAnswer(TypedDict):
     """What was understood of a prompt."""
 
     attributes: dict[str, bool]
+    open: Annotated[list[OpenFacet], Field(description="what the prompt leaves open and `balance` would go round")]
     words: list[PromptWord]
     claims: list[PromptClaim]
     contradictions: list[str]
@@ -356,8 +392,8 @@ class SurpriseAnswer(TypedDict):
 class FieldOptions(TypedDict):
     """What one field of a request accepts."""
 
-    type: Literal["string", "integer", "number", "object"]
-    default: str | float | None
+    type: Literal["string", "integer", "number", "object", "boolean"]
+    default: str | float | bool | None
     description: str
     minimum: NotRequired[float]
     maximum: NotRequired[float]
@@ -382,6 +418,16 @@ class QualityOptions(TypedDict):
     steps: Annotated[int, Field(ge=1, le=1000)]
 
 
+class SliderOptions(TypedDict):
+    """A slider of `attributes`: what stands beside it, its neighbours, and what is said at its ends."""
+
+    name: str
+    label: str
+    group: str
+    less: str
+    more: str
+
+
 class LimitOptions(TypedDict):
     """What the server accepts at most."""
 
@@ -404,7 +450,7 @@ class OptionsAnswer(TypedDict):
     models: list[ModelOptions]
     quality: list[QualityOptions]
     examples: list[str]
-    unavailable: Annotated[dict[str, str], Field(description="field -> why it is refused")]
+    attributes: Annotated[list[SliderOptions], Field(description="all sliders, neighbours together")]
     limits: LimitOptions
 
 
@@ -477,6 +523,7 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
             "t": event.data["t"], "total_t": event.data["total_t"], "index": index, "seed": event.data["seed"],
             "url": image_url(job.id, index),
         }
+        update |= cast(Findings, {name: event.data[name] for name in FINDINGS if name in event.data})
         wanted = {"none": 0, "preview": 1, "full": 2}[include]
         contents = [job.file(name) for name in files_of(event)[:wanted]]
         if None in contents:  # the job is being deleted at this moment
@@ -507,8 +554,7 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
 
 def job_summary(job: Summary) -> JobSummary:
     """One job of GET /jobs/, with the addresses of its final pictures."""
-    finals = [index for index in range(job.parameters["n_images"]) if picture_name(index) in job.files]
-    apart = 0 if has_one_seed(job.parameters) else 1
+    finals = {event["index"]: event for event in job.finals if picture_name(event["index"]) in job.files}
     return {
         "job_id": job.id,
         "finished": job.finished,
@@ -522,9 +568,9 @@ def job_summary(job: Summary) -> JobSummary:
         "warnings": list(job.warnings),
         "error": cast("Failure | None", job.error),
         "images": [
-            {"index": index, "seed": (job.parameters["seed"] + index * apart) % 2**53, "url": image_url(job.id, index),
+            {"index": index, "seed": event["seed"], "url": image_url(job.id, index),
              "thumbnail": image_url(job.id, index, "webp")}
-            for index in finals
+            for index, event in sorted(finals.items())
         ],
     }
 

@@ -17,6 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -246,7 +247,11 @@ class Guidance:
     ``negative`` None is the learned null. ``target`` is a condition to lead to: picture i stands at the share
     ``weights[i]`` of the way, and is predicted by so much of both. Mixing what the network says, not what it is told,
     is smooth and exact at both ends, whatever the lengths of the texts (the score of a product of experts,
-    https://arxiv.org/abs/2206.01714, eq. 11). All conditions have one row a picture.
+    https://arxiv.org/abs/2206.01714, eq. 11).
+
+    A push is a weight and a condition whose answer, so weighed, is added to the guided prediction. The weights of all
+    pushes sum to 0, or the level of noise would drift; pairs of +s and -s push from one text towards another (semantic
+    guidance, https://arxiv.org/abs/2301.12247). All conditions have one row a picture.
     """
 
     condition: Condition
@@ -254,6 +259,7 @@ class Guidance:
     negative: Condition | None = None
     target: Condition | None = None
     weights: Sequence[float] = ()
+    pushes: tuple[tuple[float, Condition], ...] = ()
 
     def passes(self) -> list[Condition]:
         """The conditions to run: the wanted alone (w = 1: off), the unwanted alone (w = 0), else both in this order."""
@@ -271,62 +277,80 @@ class Guidance:
         leads = self.target is not None and self.scale != 0.0
         return [i for i, weight in enumerate(self.weights) if leads and 0.0 < weight < 1.0]
 
+    def num_passes(self) -> list[int]:
+        """How often the network is asked about each picture, at each step."""
+        passes, between = len(self.passes()) + len(self.pushes), self.between()
+        return [passes + (i in between) for i in range(len(self.condition))]
+
 
 class GuidedBatch:
-    """Classifier-free guidance, u + w (c - u), for the pictures of several jobs in one call of the network.
+    """Classifier-free guidance and pushes, u + w (c - u) + sum s_k p_k, for several jobs in one call of the network.
 
     Its rows are one for every picture, in the order of the jobs, after them a second one for each picture whose job
-    compares (w other than 0 and 1), and a last one for each picture between two conditions. It holds while the jobs
-    stay the same: build it once, not once a step.
+    compares (w other than 0 and 1), one for each picture between two conditions, and then, push by push, one for each
+    picture whose job has so many. A job without pushes gets exactly what it gets without its neighbours'. It holds
+    while the jobs stay the same: build it once, not once a step.
     """
 
     def __init__(self, jobs: Sequence[Guidance]) -> None:
         passes = [job.passes() for job in jobs]
         targets = [job.target[torch.tensor(rows, device=job.target.px.device)]
                    for job in jobs if (rows := job.between()) and job.target is not None]
+        layers = [[job for job in jobs if len(job.pushes) > k] for k in range(max(len(job.pushes) for job in jobs))]
         self.condition = join_conditions(
             [one[0] for one in passes] + [one[1] for one in passes if len(one) == 2] + targets
+            + [job.pushes[k][1] for k, layer in enumerate(layers) for job in layer]
         )
         compares: list[int] = []
         scales: list[float] = []
         between: list[int] = []
         weights: list[float] = []
+        pushed: list[list[int]] = [[] for _ in layers]
+        strengths: list[list[float]] = [[] for _ in layers]
         self.num_pictures = 0
         for job, own in zip(jobs, passes, strict=True):
             last = self.num_pictures + len(own[0])
             between += [self.num_pictures + i for i in job.between()]
             weights += [job.weights[i] for i in job.between()]
+            for k, (strength, _) in enumerate(job.pushes):
+                pushed[k] += range(self.num_pictures, last)
+                strengths[k] += [strength] * len(own[0])
             if len(own) == 2:
                 compares += range(self.num_pictures, last)
                 scales += [job.scale] * len(own[0])
             self.num_pictures = last
-        self.pictures = [*range(self.num_pictures), *compares, *between]  # which picture each row belongs to
+        again = chain(compares, between, *pushed)
+        self.pictures = [*range(self.num_pictures), *again]  # which picture each row belongs to
         device = self.condition.px.device
+        self._again = torch.tensor(self.pictures[self.num_pictures :], device=device, dtype=torch.int64)
         self._scales = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
         self._compares = torch.tensor(compares, device=device, dtype=torch.int64)
         self._weights = torch.tensor(weights, device=device).view(-1, 1, 1, 1)
         self._between = torch.tensor(between, device=device, dtype=torch.int64)
+        self._pushed = [torch.tensor(rows, device=device) for rows in pushed]
+        self._strengths = [torch.tensor(layer, device=device).view(-1, 1, 1, 1) for layer in strengths]
         self._all = len(compares) == self.num_pictures
 
     def inputs(self, x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """What to ask the network: x [N, C, h, w] and timestep [N] of N pictures, spread over the rows."""
-        again = torch.cat([self._compares, self._between])
-        if not len(again):
+        if not len(self._again):
             return x, timestep, self.condition
-        return torch.cat([x, x[again]]), torch.cat([timestep, timestep[again]]), self.condition
+        return torch.cat([x, x[self._again]]), torch.cat([timestep, timestep[self._again]]), self.condition
 
     def combine(self, prediction: Tensor) -> Tensor:
         """The network's answer, one row a row of ``inputs``, as one guided prediction a picture [N, C, h, w]."""
-        sizes = [self.num_pictures, len(self._compares), len(self._between)]
-        first, unwanted, target = prediction.split(sizes)
+        sizes = [self.num_pictures, len(self._compares), len(self._between), *map(len, self._pushed)]
+        result, unwanted, target, *answers = prediction.split(sizes)
         if len(target):
-            start = first[self._between]
-            first = first.index_copy(0, self._between, start + self._weights * (target - start))
-        if not len(unwanted):
-            return first
-        wanted = first if self._all else first[self._compares]
-        result = unwanted + self._scales * (wanted - unwanted)
-        return result if self._all else first.index_copy(0, self._compares, result)
+            start = result[self._between]
+            result = result.index_copy(0, self._between, start + self._weights * (target - start))
+        if len(unwanted):
+            wanted = result if self._all else result[self._compares]
+            compared = unwanted + self._scales * (wanted - unwanted)
+            result = compared if self._all else result.index_copy(0, self._compares, compared)
+        for rows, strengths, answer in zip(self._pushed, self._strengths, answers, strict=True):
+            result = result.index_add(0, rows, strengths * answer)  # no row twice: the sum has one order on any device
+        return result
 
 
 def guided(

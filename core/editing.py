@@ -25,9 +25,8 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from core.diffusion import Denoising
-from core.engine import DrawRequest
+from core.engine import NUM_SEEDS, DrawRequest
 
-NUM_SEEDS = 2**53  # seeds stay exact in JavaScript; the one after the last is 0
 FEATHER = 4  # pixels inside the drawn part over which it takes over from the picture
 
 

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from core.ledger import Job, JobError
 from core.pictures import is_white, read_image
 from core.store import Store
 
+NUM_SEEDS = 2**53  # seeds stay exact in JavaScript; the one after the last is 0
 MAX_IMAGES = 64  # of all running jobs: what a step keeps in memory
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # images in one call of the network, unless somebody says otherwise
 
@@ -88,6 +89,10 @@ class DrawRequest:
     one `seed`.
 
     `watermark`: the pictures carry the mark of `core.watermark`, where they were drawn; previews never do.
+
+    `attributes` are sliders: CelebA's names of attributes -> -2 (away from it) to 2 (towards it). `candidates` draws so
+    many pictures, and the `num_images` that fit the prompt best are the result, the best first. `balance` goes round
+    what the prompt leaves open (`core/population.py`): picture i is combination `seed + i`.
     """
 
     prompt: str
@@ -106,10 +111,16 @@ class DrawRequest:
     variation_seed: int = 0
     interpolate_to: Interpolation | None = None
     watermark: bool = True
+    attributes: Mapping[str, float] = field(default_factory=dict)
+    candidates: int | None = None
+    balance: bool = False
 
 
 class Picture(Protocol):
-    """One image: a preview or the result. `latent` holds little-endian float32 in C order."""
+    """One image: a preview or the result. `latent` holds little-endian float32 in C order.
+
+    `about` is what a result says beside that (`core.answers.Findings`), as JSON can hold it; of a preview nothing.
+    """
 
     @property
     def index(self) -> int: ...
@@ -119,10 +130,12 @@ class Picture(Protocol):
     def png(self) -> bytes: ...
     @property
     def latent(self) -> bytes: ...
+    @property
+    def about(self) -> Mapping[str, Any]: ...
 
 
 class Run(Protocol):
-    """A request being drawn; with an `error` it is finished too."""
+    """A request being drawn; with an `error` it is finished too. `num_images` counts all candidates."""
 
     @property
     def num_images(self) -> int: ...
@@ -175,7 +188,7 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
         message = f"The job was accepted for another version of the model than {info.name} as it is loaded now."
         raise JobError("model_changed", message, "Send the request again.")
     latent, num_images = request["latent"], request["n_images"]
-    texts = [latent] * num_images if isinstance(latent, str) else latent
+    texts = [latent] * num_drawn(request) if isinstance(latent, str) else latent
     picture, mask, target = (request.get(name) for name in ("init_image", "mask", "interpolate_to"))
 
     def array(text: str) -> np.ndarray:
@@ -200,15 +213,15 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
             target["prompt"], target["seed"], target["latent"] and array(target["latent"]), target["weight"]
         ),
         watermark=request.get("watermark", False),  # jobs of older servers were accepted without
+        attributes=request.get("attributes") or {},
+        candidates=request.get("candidates"),
+        balance=request.get("balance", False),
     )
 
 
-def has_one_seed(request: Mapping[str, Any]) -> bool:
-    """Do all images of a request (or of a job's parameters) have the same seed, because other noise tells them apart?
-
-    Otherwise image i has the seed + i.
-    """
-    return bool(request.get("variation_strength") or request.get("interpolate_to"))
+def num_drawn(request: Mapping[str, Any]) -> int:
+    """How many pictures are drawn for a request, kept or not."""
+    return request.get("candidates") or request["n_images"]
 
 
 def as_job_error(raised: Exception, job: Job) -> JobError:
@@ -246,7 +259,7 @@ class EngineBatch:
         return sum(run.num_images for _, run in tuple(self._running))
 
     def has_room(self, job: Job) -> bool:
-        wanted: int = job.request["n_images"]
+        wanted = num_drawn(job.request)
         return not self._running or self.num_images + wanted <= self._max_images
 
     def admit(self, job: Job) -> None:
@@ -315,7 +328,7 @@ class EngineBatch:
         files = {picture_name(picture.index): picture.png for picture in pictures}
         files |= {latent_name(picture.index): picture.latent for picture in pictures}
         for picture in pictures:
-            about = {**update(run, picture), "url": image_url(job.id, picture.index)}
+            about = {**update(run, picture), **picture.about, "url": image_url(job.id, picture.index)}
             job.emit("image", about, files)
             files = {}  # all were written with the first: one wait for the disk instead of eight
         self._watcher.drew(len(pictures))

@@ -42,6 +42,7 @@ MAX_CALLS = 16  # waiting functions; each holds one thread of the web server
 REMEMBERED_TURNS = 4096  # clients whose last turn is remembered
 PRUNE_EVERY_S = 60.0  # jobs also expire while nothing else happens
 WAIT_AFTER_FAULT_S = 1.0
+LAST_EVENTS = 16  # of a job, those of its results among them: they come last
 DEFAULT_RETENTION = Retention()
 T = TypeVar("T")
 
@@ -243,12 +244,17 @@ class JobQueue:
         states = (status,) if isinstance(status, str) else status
         records = self._store.page(limit + 1, below=below, states=states, text=query or "")
         names = self._store.lasting_names([record.number for record in records[:limit]])
+        finals = {
+            number: tuple(self._store.last_data(number, "image", LAST_EVENTS)) if kept else ()
+            for number, kept in names.items()
+        }
         page = []
         with self._changed:
             for record in records[:limit]:
                 now = self._live.get(record.id, record)  # the store does not follow every step
                 position = now.queue_position if isinstance(now, Job) else None
-                page.append(Summary(**facts(now), queue_position=position, files=names[record.number]))
+                page.append(Summary(**facts(now), queue_position=position, files=names[record.number],
+                                    finals=finals[record.number]))
         return page, _to_cursor(records[limit - 1].number) if len(records) > limit else None
 
     def wait_events(self, job: Job, last: int, timeout_s: float) -> Sequence[Event]:

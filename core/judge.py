@@ -10,6 +10,8 @@ ResNet: https://arxiv.org/abs/1512.03385. One-cycle learning rate: https://arxiv
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +25,8 @@ from core import metrics
 from core.captions import ATTRIBUTES
 from core.checkpoint import ModelFolderError, component_hash, load_component, load_strictly, save_component
 from core.metrics import Pictures
+
+log = logging.getLogger(__name__)
 
 
 class Pool(Protocol):
@@ -176,6 +180,17 @@ def load_judge(folder: str | Path, device: torch.device | str = "cpu") -> tuple[
     return judge, component_hash(folder, "judge")
 
 
+def find_judge(folder: str | Path, device: torch.device | str = "cpu") -> Judge | None:
+    """The judge in this folder, or None where there is none that can be used: pictures are drawn without it too."""
+    if not has_judge(folder):
+        return None
+    try:
+        return load_judge(folder, device)[0]
+    except (ModelFolderError, OSError, ValueError, RuntimeError) as error:
+        log.warning("the judge in %s cannot be used, so no picture is judged: %s", folder, error)
+        return None
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the judge made of N pictures: features [N, 512], logits and the balancing cut [N, 40], px class [N]."""
@@ -190,6 +205,56 @@ class Seen:
 
     def __len__(self) -> int:
         return len(self.features)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the judge thinks of one picture: how probable each attribute is, and how far it agrees with a prompt.
+
+    `agreement` has the attributes that the prompt states; for it each is taken to be as likely as not before the judge
+    looks, because a prompt that says "bald" has made bald people likely.
+    """
+
+    attributes: dict[str, float]
+    agreement: dict[str, float]
+
+    @property
+    def adherence(self) -> float | None:
+        """Mean agreement; None where the prompt states nothing."""
+        return round(sum(self.agreement.values()) / len(self.agreement), 4) if self.agreement else None
+
+
+def opinions(judge: Judge, seen: Seen, stated: Sequence[Mapping[str, bool]]) -> list[Opinion]:
+    """What the judge thinks of N pictures whose prompts state these attributes; in four digits, as machines agree on.
+
+    Raises ValueError when the judge does not know CelebA's attributes.
+    """
+    if seen.logits.shape[1] != len(ATTRIBUTES):
+        raise ValueError(f"the judge knows {seen.logits.shape[1]} attributes; {len(ATTRIBUTES)} are needed")
+    logits = torch.from_numpy(seen.logits).double()
+    probable, weighed = logits.sigmoid().tolist(), (logits - judge.log_odds.cpu().double()).sigmoid().tolist()
+    found = []
+    for row, even, wanted in zip(probable, weighed, stated, strict=True):
+        fair = dict(zip(ATTRIBUTES, even, strict=True))
+        agreement = {name: round(fair[name] if value else 1 - fair[name], 4) for name, value in wanted.items()}
+        found.append(Opinion({name: round(p, 4) for name, p in zip(ATTRIBUTES, row, strict=True)}, agreement))
+    return found
+
+
+def best(found: Sequence[Opinion | None], count: int, places: int = 1) -> list[int]:
+    """The positions of the `count` pictures with the highest adherence, the best first.
+
+    Of `places` places, that picture i stands for place i modulo `places`, and one of each place is taken. Pictures of
+    one adherence, and those that nobody could judge, keep their order; so do all when there are no more than `count`.
+    """
+    ranked = list(range(len(found)))
+    if len(ranked) > count:
+        scores = [-1.0 if one is None or one.adherence is None else one.adherence for one in found]
+        ranked.sort(key=lambda i: -scores[i])
+        if places > 1:
+            leaders = {i % places: i for i in reversed(ranked)}
+            ranked = [i for i in ranked if leaders[i % places] == i]
+    return ranked[:count]
 
 
 @torch.inference_mode()

@@ -44,10 +44,11 @@ class JobError(Exception):
 
 @dataclass(kw_only=True, eq=False)
 class Summary(Record):
-    """A job as a list shows it. `files` names its lasting files."""
+    """A job as a list shows it. `files` names its lasting files; `finals` is what the events of the last ones say."""
 
     queue_position: int | None = None
     files: tuple[str, ...] = ()
+    finals: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def finished(self) -> bool:

@@ -39,6 +39,7 @@ MAX_PICTURE_BYTES = 8 * 2**20
 MAX_PICTURE_PIXELS = 50_000_000  # a phone's photograph
 MAX_SCANS = 32  # of a JPEG; usual are 1 to 12. Each costs a pass over the whole picture and may be ten bytes long
 MAX_TEXT_BYTES = 2**20  # of a PNG's text after inflation, latents included
+MAX_SLIDERS = 40  # attributes that a request may name
 MAX_INTEGER = 2**53 - 1  # the largest that JavaScript holds exactly
 MAX_COLLAGE_ROWS, MAX_COLLAGE_COLUMNS, MAX_COLLAGE_SIDE = 64, 32, 8192
 GUTTER = 2  # pixels between the pictures of a collage
@@ -56,7 +57,9 @@ INTEGER_FIELDS = ("n_images", "n_inf_steps", "stream_freq", "seed", "variation_s
 NUMBER_FIELDS = ("guidance_scale", "start_timestep", "strength", "variation_strength", "weight")
 BASE64_FIELDS = ("latent", "init_image", "mask")
 OBJECT_FIELDS = {"interpolate_to": frozenset(("prompt", "seed", "latent", "weight"))}
-REQUEST_FIELDS = frozenset((*TEXT_FIELDS, *INTEGER_FIELDS, *NUMBER_FIELDS, *BASE64_FIELDS, *OBJECT_FIELDS)) - {"weight"}
+REQUEST_FIELDS = frozenset(
+    (*TEXT_FIELDS, *INTEGER_FIELDS, *NUMBER_FIELDS, *BASE64_FIELDS, *OBJECT_FIELDS, "attributes")
+) - {"weight"}
 REQUIRED_FIELDS = ("prompt", "negative_prompt", "n_inf_steps", "sampler", "guidance_scale", "seed")
 
 Item = TypeVar("Item")
@@ -168,11 +171,22 @@ def _check_fields(request: Mapping[str, Any], known: Set[str]) -> None:
             wanted = f"a number of at most {MAX_INTEGER}"
         elif name in TEXT_FIELDS:
             sound, wanted = _is_text(value), "text"
+        elif name == "attributes":
+            sound, wanted = _is_sliders(value), f"up to {MAX_SLIDERS} names with finite numbers"
         else:
             texts = value if isinstance(value, list) else [value]
             sound, wanted = bool(texts) and all(map(_is_text, texts)), "base64 text or a list of it"
         if not sound:
             raise PictureError(f"{name} in the request must be {wanted}; got {_shown(value)}")
+
+
+def _is_sliders(value: object) -> bool:
+    """What `json.loads` would give back: names, and numbers that are no bool."""
+    return isinstance(value, dict) and len(value) <= MAX_SLIDERS and all(
+        _is_text(name) and isinstance(number, (int, float)) and not isinstance(number, bool)
+        and abs(number) <= MAX_INTEGER
+        for name, number in value.items()
+    )
 
 
 def _is_text(value: object) -> bool:

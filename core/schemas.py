@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import io
 import re
 import secrets
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -22,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from core.engine import EngineInfo
 from core.ledger import TRANSITIONS
 from core.pictures import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
+from core.sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
 from core.web import bad_field, bounds, shown
 
 MAX_BODY_BYTES = 2**20  # eight latents are 175 kB as base64
@@ -33,6 +36,7 @@ MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + MAX_IMAGE_TEXT + MAX_MASK_TEXT  # all but
 MAX_ANY_BODY_BYTES = max(MAX_DRAW_BODY_BYTES, MAX_IMAGE_BODY_BYTES)
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript holds exactly
 MAX_LATENT_VALUE = 1e3
+MAX_CANDIDATES = 32
 PRINTABLE = r"^[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F]*$"
 
 ALIASES = {
@@ -42,9 +46,9 @@ ALIASES = {
     "cfg_scale": "guidance_scale",
     "sampler_name": "sampler",
     "denoising_strength": "strength",
+    "keep": "n_images",
 }
 STRENGTH, MASK_STRENGTH = 0.6, 1.0  # when left out: of a picture, of the masked part of one
-UNAVAILABLE = ("attributes",)  # promised fields that no present model can serve
 QUALITY = (("Draft", 25), ("Fast", 50), ("Balanced", 150), ("Best", 500))
 EXAMPLES = (  # only words that the captions use, so that a first try shows what the model can do
     "a smiling young woman with wavy blond hair",
@@ -124,6 +128,10 @@ Base64Mask = Annotated[
     str, Field(max_length=MAX_MASK_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "mask"})
 ]
 Prompt = Annotated[str, Field(max_length=500, json_schema_extra={"pattern": PRINTABLE})]
+Sliders = Annotated[dict[str, float], Field(json_schema_extra={
+    "properties": {name: {"type": "number", "minimum": -FURTHEST, "maximum": FURTHEST}
+                   for name in BY_ANY_CASE.values()},
+    "additionalProperties": False, "maxProperties": MOST})]
 
 
 # ---- bodies ----------------------------------------------------------------------------------------------------------
@@ -141,11 +149,7 @@ def given(name: str) -> dict[str, Any]:
 
 
 def describe_text_to_image(schema: dict[str, Any]) -> None:
-    """What a JSON Schema says beside the fields: the other names, and the fields that only null may have."""
-    schema["properties"] |= {
-        name: {"type": "null", "description": "Not available with this model: leave it out or send null."}
-        for name in UNAVAILABLE
-    }
+    """What a JSON Schema says beside the fields: the other names, and what goes together."""
     schema["if"] = {"required": ["start_timestep"], "properties": {"start_timestep": {"exclusiveMinimum": 0}}}
     schema["then"] = {"required": ["latent"], "properties": {"latent": {"type": ["string", "array"]}}}
     schema["allOf"] = [
@@ -153,6 +157,9 @@ def describe_text_to_image(schema: dict[str, Any]) -> None:
         {"if": given("init_image"), "then": {"not": {"anyOf": [given("latent"), given("interpolate_to")]}}},
         {"if": given("interpolate_to"), "then": {"properties": {
             "latent": {"not": {"type": "array"}}, "start_timestep": {"const": 0}, "variation_strength": {"const": 0}}}},
+        {"if": given("interpolate_to"), "then": {"properties": {"balance": {"const": False}}}},
+        {"if": given("candidates"), "then": {"properties": {
+            "latent": {"not": {"type": "array"}}, "interpolate_to": {"type": "null"}}}},
         {"if": {**given("interpolate_to"), "properties": {"interpolate_to": given("weight")}},
          "then": {"required": ["n_images"], "properties": {"n_images": {"const": 1}}},
          "else": {"if": given("interpolate_to"), "then": {"properties": {"n_images": {"minimum": 2}}}}},
@@ -162,6 +169,9 @@ def describe_text_to_image(schema: dict[str, Any]) -> None:
         {"prompt": EXAMPLES[1], "guidance_scale": 3.5, "negative_prompt": "blurry", "stream_freq": 10},
         {"prompt": EXAMPLES[0], "n_images": 4, "n_inf_steps": 50, "seed": 7, "variation_strength": 0.3},
         {"prompt": EXAMPLES[0], "n_images": 8, "n_inf_steps": 50, "seed": 7, "interpolate_to": {"seed": 8}},
+        {"prompt": "a person", "n_inf_steps": 50, "seed": 7, "attributes": {"Smiling": 1.5, "Young": -1}},
+        {"prompt": EXAMPLES[1], "n_images": 2, "n_inf_steps": 50, "seed": 7, "candidates": 8},
+        {"prompt": "a smiling person", "n_images": 8, "n_inf_steps": 50, "seed": 7, "balance": True},
     ]
     schema["description"] = "\n\n".join((
         "What to draw.",
@@ -234,6 +244,15 @@ class TextToImage(Body):
     variation_seed: int | None = Field(None, ge=0, le=MAX_SEED, description="which other noise; drawn when left out")
     interpolate_to: InterpolateTo | None = Field(
         None, description="lead over the images to another prompt, seed or latent")
+    attributes: Sliders | None = Field(
+        None, description=f"sliders: CelebA's name of an attribute, in any case, -> -{FURTHEST:g} (away from it) to "
+        f"{FURTHEST:g} (towards it); at most {MOST}")
+    candidates: int | None = Field(
+        None, ge=1, le=MAX_CANDIDATES, description="draw so many, from seed on, and keep the n_images that fit the "
+        "prompt best, best first")
+    balance: bool = Field(
+        False, description="go round what the prompt leaves open (sex, age, hair colour), another combination each"
+        " image")
     model: str | None = Field(None, description="which model draws")
 
     _printable = field_validator("prompt", "negative_prompt")(no_control_characters)
@@ -265,8 +284,40 @@ class TextToImage(Body):
             decode_base64(value, info.field_name or "")
         return value
 
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _known_sliders(cls, value: Any) -> Any:
+        """Names in CelebA's own writing. Which member is wrong is said here: pydantic would blame the whole field."""
+        if not isinstance(value, dict):
+            return value
+        if len(value) > MOST:
+            raise bad_field("attributes", f"must name at most {MOST} attributes; got {len(value)}")
+        found: dict[str, float] = {}
+        for name, number in value.items():
+            known = BY_ANY_CASE.get(name.lower())
+            if known is None:
+                close = difflib.get_close_matches(name[:60].lower(), BY_ANY_CASE, n=1)
+                hint = f"; did you mean {BY_ANY_CASE[close[0]]}?" if close else "; see attributes at /options"
+                raise bad_field("attributes", f"has no attribute {shown(name)}{hint}")
+            if known in found:
+                raise bad_field("attributes", f"names {known} twice")
+            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if not is_number or not -FURTHEST <= number <= FURTHEST:
+                wanted = f"must be a number from -{FURTHEST:g} to {FURTHEST:g}"
+                raise bad_field(f"attributes/{name}", f"{wanted}; got {shown(number)}")
+            found[known] = float(number)
+        return found
+
     @model_validator(mode="after")
     def _fits_together(self) -> TextToImage:
+        if self.candidates is not None:
+            if self.candidates < self.n_images:
+                wanted = f"must be at least n_images = {self.n_images}"
+                raise bad_field("candidates", f"{wanted}; got {self.candidates}")
+            if isinstance(self.latent, list) or self.interpolate_to is not None:
+                raise bad_field("candidates", "cannot be given together with a list of latents or interpolate_to")
+        if self.balance and self.interpolate_to is not None:
+            raise bad_field("balance", "must be false together with interpolate_to")
         if isinstance(self.latent, list) and len(self.latent) != self.n_images:
             wanted = f"must be one latent or a list of n_images = {self.n_images}"
             raise bad_field("latent", f"{wanted}; got {len(self.latent)}")
@@ -283,7 +334,8 @@ class TextToImage(Body):
 
     def parameters(self, info: EngineInfo) -> dict[str, Any]:
         """What clients are told: every default filled in, what is random drawn; edits only where there are some."""
-        edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to"}
+        edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to",
+                 "attributes", "candidates", "balance"}
         found = self.model_dump(exclude=edits) | {
             "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,  # drawn here and reported
             "guidance_scale": info.default_guidance_scale if self.guidance_scale is None else self.guidance_scale,
@@ -301,7 +353,8 @@ class TextToImage(Body):
         if (target := self.interpolate_to) is not None:
             found["interpolate_to"] = {"prompt": target.prompt, "seed": target.seed, "weight": target.weight,
                                        "has_latent": target.latent is not None}
-        return found
+        others = {"attributes": self.attributes, "candidates": self.candidates, "balance": self.balance}
+        return found | {name: value for name, value in others.items() if value}
 
     def _leads_on(self, target: InterpolateTo) -> None:
         """What goes together with `interpolate_to`. Raises a validation error."""
@@ -451,7 +504,7 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "models": models,
         "quality": [{"name": name, "steps": steps} for name, steps in QUALITY],
         "examples": list(EXAMPLES),
-        "unavailable": {name: "not available with this model" for name in UNAVAILABLE},
+        "attributes": [asdict(slider) for slider in sliders().values()],
         "limits": {
             "body_bytes": MAX_BODY_BYTES,
             "draw_body_bytes": MAX_DRAW_BODY_BYTES,

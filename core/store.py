@@ -317,6 +317,13 @@ class Store:
         query = "SELECT name FROM files WHERE job = ? AND moment IS NULL"
         return {number: tuple(name for (name,) in self._read(query, (number,))) for number in numbers}
 
+    def last_data(self, number: int, kind: str, among: int) -> list[dict[str, Any]]:
+        """What those of a job's last `among` events say that are of this kind, oldest first."""
+        query = """SELECT data FROM events WHERE job = :job AND kind = :kind
+                   AND id > (SELECT max(id) FROM events WHERE job = :job) - :among ORDER BY id"""
+        found = self._read(query, {"job": number, "kind": kind, "among": among})
+        return [json.loads(data) for (data,) in found]
+
     def count(self) -> dict[str, int]:
         """How many jobs are in each state (those that there are)."""
         return dict(self._read("SELECT state, count(*) FROM jobs GROUP BY state"))
@@ -447,7 +454,7 @@ class Store:
                 except sqlite3.ProgrammingError:  # it was closed
                     pass
 
-    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    def _read(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         with self._lock:
             try:
                 return self._db.execute(query, values).fetchall()

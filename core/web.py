@@ -177,7 +177,7 @@ def expectation(schema: type[BaseModel], name: str) -> str:
     limits = bounds(schema, name)
     if "choices" in limits:
         return f"one of {', '.join(limits['choices'])}"
-    words = ("an " if limits["type"] == "integer" else "a ") + limits["type"]
+    words = ("an " if limits["type"][0] in "aeiou" else "a ") + limits["type"]
     if "max_length" in limits:
         return f"{words} of {limits.get('min_length', 0)} to {limits['max_length']} characters"
     return f"{words} from {limits['minimum']} to {limits['maximum']}" if "maximum" in limits else words
@@ -216,13 +216,12 @@ def validate(
     *,
     context: Any = None,
     aliases: Mapping[str, str] | None = None,
-    unavailable: Collection[str] = (),
     pointer: str = "#/",
 ) -> Schema:
     """Body -> request, or a 422 that lists every bad field under the name that the client used.
 
-    `aliases` are other names of fields; `unavailable` fields are known but refused, unless they say null. `pointer`
-    stands before the names: `#/` for members of a body, `?` for parameters of a query.
+    `aliases` are other names of fields. `pointer` stands before the names: `#/` for members of a body, `?` for
+    parameters of a query.
     """
     aliases = aliases or {}
     errors: dict[Path, str] = {}
@@ -236,10 +235,8 @@ def validate(
                 errors[ascii(name)[1:-1],] = "unknown field"
             elif target in sent_as:
                 errors[name,] = f"is another name of {sent_as[target]}; send only one of them"
-            elif target not in unavailable:
+            else:
                 fields[target] = whole(schema, target, value)
-            elif value is not None:
-                errors[name,] = "not available with this model"
             sent_as.setdefault(target, name)
     try:
         checked = schema.model_validate(fields, context=context)

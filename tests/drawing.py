@@ -7,15 +7,18 @@ steps count as done), so everything in front of the model can be tested in milli
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from core.captions import ATTRIBUTES
 from core.engine import DrawRequest
 from core.ledger import JobError
 from core.pictures import encode_png
+from core.prompts import read
 from core.watermark import VERSION, mark
 
 LATENT_SHAPE = (4, 2, 2)
@@ -39,6 +42,7 @@ class Drawing:
     seed: int
     png: bytes
     latent: bytes
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -51,7 +55,7 @@ class DrawingRun:
 
     @property
     def num_images(self) -> int:
-        return self.asked.num_images
+        return self.asked.candidates or self.asked.num_images
 
     @property
     def total(self) -> int:
@@ -109,11 +113,16 @@ class DrawingEngine:
                 run.error = error
 
     def previews(self, run: DrawingRun) -> list[Drawing]:
-        self.num_previews += run.num_images
-        return self._drawings(run)
+        found = self._drawings(run)[: run.asked.num_images]
+        self.num_previews += len(found)
+        return found
 
     def pictures(self, run: DrawingRun) -> list[Drawing]:
-        return self._drawings(run)
+        """Of candidates the best: what the stand-in sees in a picture depends on the seed alone."""
+        found = self._drawings(run)
+        if run.asked.candidates:
+            found.sort(key=lambda drawing: -(drawing.about["adherence"] or 0))
+        return [replace(drawing, index=i) for i, drawing in enumerate(found[: run.asked.num_images])]
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """The mean colours of the four quarters, and their brightness. Shapes: [32, 32, 3] -> [4, 2, 2]."""
@@ -136,5 +145,17 @@ class DrawingEngine:
             if run.finished:
                 pixels, version = (mark(pixels), VERSION) if asked.watermark else (pixels, None)
                 png = encode_png(pixels, {**request, "seed": seed}, self.info, version)
-            found.append(Drawing(i, seed, png, z.astype("<f4").tobytes()))
+            about = self._about(run, seed) if run.finished else {}
+            found.append(Drawing(i, seed, png, z.astype("<f4").tobytes(), about))
         return found
+
+    def _about(self, run: DrawingRun, seed: int) -> dict[str, Any]:
+        seen = np.random.default_rng(seed).random(len(ATTRIBUTES)).round(4)
+        attributes = dict(zip(ATTRIBUTES, seen.tolist(), strict=True))
+        stated = read(run.asked.prompt, {}).attributes
+        agreement = {name: attributes[name] if value else 1 - attributes[name] for name, value in stated.items()}
+        adherence = float(np.mean(list(agreement.values()))) if agreement else None
+        evaluations = run.total * (2 + 2 * len(run.asked.attributes))
+        balanced = {"prompt": run.asked.prompt} if run.asked.balance else {}
+        return {"attributes": attributes, "agreement": agreement, "adherence": adherence, "evaluations": evaluations,
+                **balanced}

@@ -21,6 +21,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 
+from core.captions import ATTRIBUTES
 from core.jobs import JobError
 from core.store import Retention, StoreError
 
@@ -73,6 +74,10 @@ def test_a_finished_job_reads_exactly_like_this(app: Flask, client: FlaskClient)
     assert answer.status_code == 200 and answer.content_type == "application/json"
     body = answer.get_json()
     images = [(entry.pop("img"), entry.pop("latent")) for entry in body["response"]]
+    for entry in body["response"]:
+        assert list(entry.pop("attributes")) == list(ATTRIBUTES)
+        assert set(entry.pop("agreement")) == {"Smiling", "Male"} and 0 <= entry.pop("adherence") <= 1
+        assert entry.pop("evaluations") == 8
     for img, latent in images:
         picture = Image.open(io.BytesIO(base64.b64decode(img, validate=True)))
         assert (picture.format, picture.size, picture.mode) == ("PNG", (32, 32), "RGB")
@@ -141,7 +146,8 @@ def test_the_time_left_is_told_while_it_runs(app: Flask, engine: DrawingEngine, 
 def test_include_leaves_out_heavy_fields(app: Flask, client: FlaskClient, include: str, heavy: set[str]) -> None:
     job_id = run(app, n_images=1)
     (entry,) = client.get(f"/jobs/{job_id}/?include={include}").get_json()["response"]
-    assert set(entry) == {"t", "total_t", "index", "seed", "url"} | heavy
+    judged = {"attributes", "agreement", "adherence", "evaluations"}
+    assert set(entry) == {"t", "total_t", "index", "seed", "url"} | judged | heavy
 
 
 def test_polling_an_unchanged_job_is_answered_304(app: Flask, client: FlaskClient) -> None:
@@ -443,7 +449,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"interpolate_to": {"seed": 1}, "latent": [LATENT] * 4}, "latent", "must be one latent, not a list"),
     ({"interpolate_to": {"seed": 1}, "latent": LATENT, "start_timestep": 0.5}, "start_timestep", "must be 0"),
     ({"interpolate_to": {"seed": 1}, "init_image": "aGk="}, "init_image", "cannot be given together with interpolate"),
-    ({"attributes": {"Smiling": 1}}, "attributes", "not available with this model"),
+    ({"attributes": {"Smiling": 3}}, "attributes/Smiling", "must be a number from -2 to 2; got 3"),
+    ({"attributes": {"Smilling": 1}}, "attributes", 'has no attribute "Smilling"; did you mean Smiling?'),
+    ({"candidates": 3}, "candidates", "must be at least n_images = 4; got 3"),
+    ({"balance": 1}, "balance", "must be a boolean; got 1"),
     ({"n_image": 2}, "n_image", "unknown field; did you mean n_images?"),
     ({"__class__": "x"}, "__class__", "unknown field"),
     ({"n_images": 2, "num_images": 3}, "num_images", "is another name of n_images; send only one of them"),

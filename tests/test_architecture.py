@@ -31,6 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "core.phrases": set(),
     "core.prompts": set(),
     "core.sentences": set(),
+    "core.population": set(),
+    "core.sliders": set(),
     "core.jobs": set(),
     "core.store": set(),
     "core.ledger": set(),
@@ -60,6 +62,8 @@ ROOMS: dict[str, set[str]] = {
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
     "core.preview": {"torch"},
     "core.editing": {"numpy", "scipy", "torch"},
+    "core.steering": set(),
+    "core.receipts": {"numpy"},
     "core.metrics": {"numpy", "PIL", "scipy", "torch", "torchmetrics"},
     "core.judge": {"numpy", "torch", "torchvision", "tqdm"},
     "core.report": {"matplotlib", "numpy", "PIL"},
@@ -69,7 +73,8 @@ SERVING = {  # what only the server imports, and training can do without
     "core.serving", "core.streams", "core.telemetry", "core.web",
 }
 TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.engine", "core.environment", "core.jobs", "core.ledger",
-                        "core.machine", "core.pictures", "core.store", "core.watermark"}
+                        "core.machine", "core.pictures", "core.population", "core.receipts", "core.sliders",
+                        "core.store", "core.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
 SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}
 LONGEST = 600  # lines of a file that needs no defence

@@ -40,6 +40,7 @@ from PIL import Image
 
 from api import MAX_STREAMS, THREADS
 from core import exchange
+from core.captions import ATTRIBUTES
 from core.ledger import JobError
 from core.pictures import MAX_PICTURE_BYTES, read_image
 
@@ -168,7 +169,21 @@ FIELDS: list[tuple[str, Any, str]] = [  # one wrong field, and what is said abou
     ("variation_strength", None, START + "null"),
     ("variation_seed", -1, SEED + "-1"),
     ("variation_seed", 2**53, SEED),
-    ("attributes", {"Smiling": 1}, "not available with this model"),
+    ("attributes", 1, "must be an object; got 1"),
+    ("attributes", [["Smiling", 1]], "must be an object"),
+    ("attributes", {"Grinning": 1}, 'has no attribute "Grinning"; see attributes at /options'),
+    ("attributes", {"Eye_glasses": 1}, 'has no attribute "Eye_glasses"; did you mean Eyeglasses?'),
+    ("attributes", {"": 0}, 'has no attribute ""'),
+    ("attributes", {"Young": 1, "young": 1}, "names Young twice"),
+    ("attributes", dict.fromkeys(ATTRIBUTES[:9], 1), "must name at most 8 attributes; got 9"),
+    ("candidates", 3, "must be at least n_images = 4; got 3"),
+    ("candidates", 33, "must be an integer from 1 to 32; got 33"),
+    ("candidates", 0, "must be an integer from 1 to 32; got 0"),
+    ("candidates", True, "must be an integer from 1 to 32; got true"),
+    ("keep", 9, INTEGER_8 + "9"),
+    ("balance", "yes", 'must be a boolean; got "yes"'),
+    ("balance", 1, "must be a boolean; got 1"),
+    ("balance", None, "must be a boolean; got null"),
     ("n_image", 2, "unknown field; did you mean n_images?"),
     ("__class__", "x", "unknown field"),
     ("x" * 2000, 1, "unknown field"),
@@ -183,6 +198,17 @@ DRAWINGS = [
     *(Bad(f"a field called {name!r}", "POST", DRAW, 422, ("unknown field",), {"prompt": "a face", name: 1},
           pointers=(pointer,)) for name, pointer in NAMES),
     Bad("no prompt", "POST", DRAW, 422, ("prompt: is required: a string of 0 to 500",), {}, pointers=("#/prompt",)),
+    *(Bad(f"a slider at {value!r}", "POST", DRAW, 422, ("must be a number from -2 to 2",),
+          {"prompt": "a", "attributes": {"smiling": value}}, pointers=("#/attributes/smiling",))
+      for value in (2.01, -3, 1e308, "1", True, None, [1])),
+    Bad("a slider at NaN", "POST", DRAW, 400, ("not JSON",), b'{"prompt": "a", "attributes": {"Smiling": NaN}}', JSON),
+    Bad("a slider at 1e999", "POST", DRAW, 422, ("must be a number from -2 to 2",),
+        b'{"prompt": "a", "attributes": {"Smiling": 1e999}}', JSON, pointers=("#/attributes/Smiling",)),
+    *(Bad(f"{name} with {other}", "POST", DRAW, 422, ("together with",),
+          {"prompt": "a", "n_images": 2, name: value, other: given}, pointers=(f"#/{name}",))
+      for name, value, other, given in (
+          ("candidates", 4, "latent", [LATENT] * 2), ("candidates", 4, "interpolate_to", {"seed": 1}),
+          ("balance", True, "interpolate_to", {"seed": 1}))),
     Bad("the third latent", "POST", DRAW, 422, (LATENT_BYTES,),
         {"prompt": "a", "latent": [LATENT, LATENT, "?", LATENT]}, pointers=("#/latent/2",)),
     Bad("two names of one field", "POST", DRAW, 422, ("num_images: is another name of n_images",),

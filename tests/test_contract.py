@@ -35,6 +35,7 @@ from schemathesis.checks import CHECKS
 from schemathesis.config import SchemathesisConfig
 
 from api import create_app
+from core.captions import ATTRIBUTES
 from core.schemas import ALIASES
 
 KEY = {"Authorization": "Bearer open sesame"}
@@ -192,13 +193,18 @@ def attack(live: Live) -> Attack:
 
     @schemathesis.hook
     def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-        """Mend what no JSON Schema can say: a key is used once, and there are as many latents as images."""
+        """Mend what no JSON Schema can say: a key is used once, numbers of images, latents and candidates fit."""
         key, body = case.headers.get("Idempotency-Key", ""), case.body
         if key in sent and re.fullmatch("[!-~]{1,200}", key):
             case.headers["Idempotency-Key"] = f"fresh-{len(sent)}"
         sent.add(case.headers.get("Idempotency-Key", ""))
         if isinstance(body, dict) and isinstance(body.get("latent"), list) and type(body.get("n_images", 4)) is int:
             body["n_images"] = min(8, max(1, len(body["latent"])))
+            body.pop("candidates", None)
+        if isinstance(body, dict) and type(body.get("candidates")) is int and 0 < body["candidates"] <= 32:
+            many = next((name for name in ("n_images", "num_images", "keep") if name in body), "n_images")
+            if type(body.get(many, 4)) is int and 0 < body.get(many, 4) <= 8:
+                body["candidates"] = max(body["candidates"], body.get(many, 4))
 
     found = Attack()
     for event in attacker.from_schema(schema).execute():
@@ -380,7 +386,7 @@ def test_the_promised_request_in_the_document(document: dict[str, Any]) -> None:
         low = kind.get("minimum", 0 if "maxLength" in kind else None)
         found[name] = (kind["type"], default, low, kind.get("maximum", kind.get("maxLength")))
     assert found == PROMISED_FIELDS
-    others = {"latent", "init_image", "mask", "interpolate_to", "attributes"}
+    others = {"latent", "init_image", "mask", "interpolate_to", "attributes", "candidates", "balance"}
     assert set(schema["properties"]) == {*PROMISED_FIELDS, *others}
     assert schema["required"] == ["prompt"] and schema["additionalProperties"] is False
 
@@ -409,7 +415,7 @@ def test_post_text_to_image_literally(live: Live) -> None:
 
 def test_get_job_literally(live: Live) -> None:
     """Field names and types as a client that decodes strictly expects them, `true` being no integer for it."""
-    job_id = live.draw(KEY, n_images=2, seed=7)["job_id"]
+    job_id = live.draw(KEY, prompt="a smiling woman", n_images=2, seed=7)["job_id"]
     answer = ask(live, "GET", f"/jobs/{job_id}/")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/json"
@@ -422,6 +428,11 @@ def test_get_job_literally(live: Live) -> None:
     assert body["finished"] is True and body["status"] == "succeeded" and body["progress"] == 1.0
     for index, entry in enumerate(body["response"]):
         picture, latent = (base64.b64decode(entry.pop(name), validate=True) for name in ("img", "latent"))
+        judged = {name: entry.pop(name) for name in ("attributes", "agreement", "adherence", "evaluations")}
+        assert list(judged["attributes"]) == list(ATTRIBUTES)
+        assert all(0 <= share <= 1 for share in judged["attributes"].values())
+        assert judged["adherence"] == pytest.approx(np.mean(list(judged["agreement"].values())))
+        assert type(judged["evaluations"]) is int and judged["evaluations"] > 0
         assert entry == {
             "t": 500, "total_t": 500, "index": index, "seed": 7 + index,
             "url": f"/jobs/{job_id}/images/{index}.png",

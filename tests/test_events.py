@@ -54,8 +54,11 @@ def test_the_stream_tells_everything_once_and_replays(app: Flask, client: FlaskC
     preview = dict(events[4][2])
     assert base64.b64decode(preview.pop("img")).startswith(b"\x89PNG")
     assert preview == {"index": 0, "seed": preview["seed"], "t": 2, "total_t": 4}
-    assert events[9][2] == {"index": 1, "seed": preview["seed"] + 1, "t": 4, "total_t": 4,
-                            "url": f"/jobs/{job_id}/images/1.png"}
+    final = dict(events[9][2])
+    judged = {name: final.pop(name) for name in ("attributes", "agreement", "adherence", "evaluations")}
+    assert len(judged["attributes"]) == 40 and set(judged["agreement"]) == {"Smiling", "Male"}
+    assert final == {"index": 1, "seed": preview["seed"] + 1, "t": 4, "total_t": 4,
+                     "url": f"/jobs/{job_id}/images/1.png"}
     assert events[11][2] == {"status": "succeeded", "error": None, "t": 4, "total_t": 4}
     assert stream_of(client.get(f"/jobs/{job_id}/events")) == events  # any number of readers see the same
     for ask in ({"headers": {"Last-Event-ID": "9"}}, {"query_string": {"after": "9"}},

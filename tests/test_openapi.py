@@ -23,13 +23,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from api import create_app, describe
 from core.captions import ATTRIBUTES, analyze
 from core.pictures import as_text
-from core.schemas import ALIASES, UNAVAILABLE
+from core.schemas import ALIASES
 from core.telemetry import JsonFormatter
 
 PICTURE = as_text(np.full((9, 12, 3), 200, np.uint8))
 PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start_timestep", "seed", "guidance_scale",
             "negative_prompt", "sampler", "model", "init_image", "strength", "mask", "variation_strength",
-            "variation_seed", "interpolate_to"}
+            "variation_seed", "interpolate_to", "attributes", "candidates", "balance"}
 
 
 @pytest.fixture
@@ -102,8 +102,7 @@ def test_it_says_the_ranges_that_are_checked() -> None:
     asked = schema("TextToImage")
     assert asked["additionalProperties"] is False and asked["required"] == ["prompt"]
     fields = asked["properties"]
-    assert set(fields) == PROMISED | set(UNAVAILABLE)
-    assert all(fields[name]["type"] == "null" for name in UNAVAILABLE)
+    assert set(fields) == PROMISED
     assert (fields["n_images"]["minimum"], fields["n_images"]["maximum"], fields["n_images"]["default"]) == (1, 8, 4)
     assert fields["prompt"]["maxLength"] == fields["negative_prompt"]["maxLength"] == 500
     assert fields["seed"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
@@ -123,7 +122,13 @@ def test_it_says_the_ranges_that_are_checked() -> None:
      ({"prompt": "a", "latent": [LATENT], "n_images": 1}, True), ({"prompt": "a", "latent": []}, False),
      ({"prompt": "a", "mask": None}, True), ({"prompt": "a", "mask": "AAAA"}, False),
      ({"prompt": "a", "strength": 0.5}, False), ({"prompt": "a", "strength": None}, True),
-     ({"prompt": "a", "attributes": {}}, False), ({"prompt": "a", "variation_strength": 0.5}, True),
+     ({"prompt": "a", "attributes": {}}, True), ({"prompt": "a", "attributes": {"Smiling": -2}}, True),
+     ({"prompt": "a", "attributes": {"Smiling": 2.1}}, False), ({"prompt": "a", "attributes": {"Smile": 1}}, False),
+     ({"prompt": "a", "attributes": {name: 1 for name in ATTRIBUTES[:9]}}, False),
+     ({"prompt": "a", "candidates": 32}, True), ({"prompt": "a", "candidates": 33}, False),
+     ({"prompt": "a", "candidates": 9, "interpolate_to": {"seed": 1}}, False), ({"prompt": "a", "balance": True}, True),
+     ({"prompt": "a", "balance": True, "interpolate_to": {"seed": 1}}, False), ({"prompt": "a", "balance": 1}, False),
+     ({"prompt": "a", "variation_strength": 0.5}, True),
      ({"prompt": "a", "interpolate_to": {"seed": 1}}, True), ({"prompt": "a", "interpolate_to": {"to": 1}}, False),
      ({"prompt": "a", "interpolate_to": {"seed": 1, "weight": 0.5}}, False),
      ({"prompt": "a", "interpolate_to": {"seed": 1, "weight": 0.5}, "n_images": 1}, True),
@@ -203,13 +208,17 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
         "latent": (None, None), "start_timestep": (0, 1), "seed": (0, 2**53 - 1), "guidance_scale": (0, 20),
         "negative_prompt": (None, None), "sampler": (None, None), "model": (None, None), "init_image": (None, None),
         "strength": (0, 1), "mask": (None, None), "variation_strength": (0, 1), "variation_seed": (0, 2**53 - 1),
-        "interpolate_to": (None, None),
+        "interpolate_to": (None, None), "attributes": (None, None), "candidates": (1, 32), "balance": (None, None),
     }
+    assert [found["fields"][name]["type"] for name in ("attributes", "balance")] == ["object", "boolean"]
+    names = [one["name"] for one in found["attributes"]]
+    assert sorted(names) == sorted(ATTRIBUTES) and all(one["label"] and one["group"] for one in found["attributes"])
+    slider = next(one for one in found["attributes"] if one["name"] == "Wearing_Hat")
+    assert slider == {"name": "Wearing_Hat", "label": "Hat", "group": "Worn", "less": "no hat", "more": "a hat"}
     assert found["fields"]["prompt"]["max_length"] == found["fields"]["negative_prompt"]["max_length"] == 500
     assert found["fields"]["sampler"]["choices"] == found["samplers"] == ["Pencil", "DPM++ 2M"]
     assert found["fields"]["guidance_scale"]["default"] == 3.0
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
-    assert set(found["unavailable"]) == {"attributes"}
     assert {one["name"]: one["steps"] for one in found["quality"]} == {
         "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
     for example in found["examples"]:

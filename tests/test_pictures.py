@@ -388,9 +388,18 @@ def test_a_compressed_bomb_of_text_stays_small(keyword: str, text_bomb: bytes) -
 
 def test_what_could_not_be_read_back_is_not_written() -> None:
     for wrong in ({**REQUEST, "colour": "red"}, {**REQUEST, "seed": 2**53}, {**REQUEST, "latent": None},
-                  {**REQUEST, "latent": "a" * MAX_TEXT_BYTES}, {"prompt": "x"}, {**REQUEST, "prompt": "\ud800"}):
+                  {**REQUEST, "latent": "a" * MAX_TEXT_BYTES}, {"prompt": "x"}, {**REQUEST, "prompt": "\ud800"},
+                  *({**REQUEST, "attributes": wrong} for wrong in (
+                      None, [], {"Bald": True}, {"Bald": "1"}, {"Bald": float("nan")}, {"\ud800": 1.0},
+                      {str(i): 1.0 for i in range(41)}))):
         with pytest.raises(PictureError):
             encode_png(TINY, wrong, Model())
+
+
+def test_sliders_come_back_exactly() -> None:
+    sliders = {"Smiling": -1.25, "5_o_Clock_Shadow": 2.0, "Young": 0.1}
+    png = encode_png(TINY, {**REQUEST, "attributes": sliders}, Model())
+    assert read_request(png)["request"] == {**REQUEST, "attributes": sliders}
 
 
 def test_every_restored_field_can_be_posted() -> None:

@@ -80,6 +80,21 @@ def test_a_job_in_the_list_reads_exactly_like_this(app: Flask, client: FlaskClie
     assert client.get(job["images"][1]["thumbnail"]).content_type == "image/webp"
 
 
+def test_of_candidates_the_kept_ones_are_listed_with_their_own_seeds(app: Flask, client: FlaskClient) -> None:
+    everybody = client.get(f"/jobs/{run(app, prompt='smiling', n_images=8, seed=7)}/").get_json()["response"]
+    job_id = run(app, prompt="smiling", n_images=2, candidates=8, seed=7, stream_freq=2)
+    full = client.get(f"/jobs/{job_id}/").get_json()
+    best = sorted(everybody, key=lambda entry: -entry["adherence"])[:2]
+    assert [entry["seed"] for entry in full["response"]] == [entry["seed"] for entry in best]
+    assert [entry["index"] for entry in full["response"]] == [0, 1]
+    listed = client.get("/jobs/").get_json()["jobs"][0]
+    assert listed["job_id"] == job_id and [one["seed"] for one in listed["images"]] == [one["seed"] for one in best]
+    finals = {name for name in app.extensions["service"].queue.get(job_id).file_names() if "-" not in name}
+    assert finals == {"0.png", "1.png", "0.f32", "1.f32"}, "what was not kept takes no room"
+    archive = zipfile.ZipFile(io.BytesIO(client.get(f"/jobs/{job_id}/archive.zip").data))
+    assert set(archive.namelist()) == {"job.json", *(f"face-{one['seed']}.png" for one in best)}
+
+
 def test_the_list_can_be_filtered(engine: DrawingEngine) -> None:
     app = make_app(engine)
     client = app.test_client()
