@@ -32,6 +32,7 @@ from core.metrics import Pictures
 if TYPE_CHECKING:
     from dataset import FaceStore
 
+HELD_OUT = ("test", "val")  # splits of people the model never saw
 PARTS = ("ladder", "vae", "samples", "crowd", "memorisation", "curve")
 HEADLINE = ("Smiling", "Male", "Blond_Hair", "Black_Hair", "Eyeglasses")
 # What anybody can see in a 128 px face, two thirds of it rare enough to be ignored by a lazy model.
@@ -118,6 +119,7 @@ class Settings:
     out: str = "runs/evaluate"
     cache: str = "runs/judge-cache"
     parts: tuple[str, ...] = PARTS
+    split: str = "test"  # the people never seen; "val" for choices, so that "test" can be believed
     samples: int = 1000
     steps: int = 50
     guidance: float | None = None  # None: the model's own
@@ -175,20 +177,21 @@ class Evaluation:
         self.device = str(pick_device(settings.device))
         self.judge, self.digest = load_judge(settings.judge, self.device)
         rng = np.random.default_rng(settings.seed)
-        train, test, val = (rng.permutation(store.select(split, px=128)) for split in ("train", "test", "val"))
-        if min(len(train), len(test)) < 4:
-            raise ValueError(f"{settings.data} has {len(train)} sharp training and {len(test)} sharp test pictures; "
-                             "at least 4 of each are needed")  # fmt: skip
-        self.train_rows, self.test_rows = train[: settings.pool], test
-        self.held_rows = np.concatenate([test, val])[: len(self.train_rows)]
-        self.n = min(settings.samples, len(self.train_rows), len(test))
-        self.reference, self.held = self.real(self.train_rows[: self.n]), self.real(test)
+        shuffled = {split: rng.permutation(store.select(split, px=128)) for split in ("train", *HELD_OUT)}
+        train, unseen = shuffled["train"], shuffled[settings.split]
+        if min(len(train), len(unseen)) < 4:
+            raise ValueError(f"{settings.data} has {len(train)} sharp training and {len(unseen)} sharp "
+                             f"{settings.split} pictures; at least 4 of each are needed")  # fmt: skip
+        self.train_rows, self.unseen_rows = train[: settings.pool], unseen
+        self.held_rows = np.concatenate([shuffled[split] for split in HELD_OUT])[: len(self.train_rows)]
+        self.n = min(settings.samples, len(self.train_rows), len(unseen))
+        self.reference, self.held = self.real(self.train_rows[: self.n]), self.real(unseen)
         self.report: dict[str, Any] = {
             "settings": asdict(self.settings), "model": model, "distances": {}, "checks": {}, "seconds": {},
             "machine": {"torch": torch.__version__, "device": self.device, "threads": torch.get_num_threads()},
         }  # fmt: skip
         self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self.prompts = draw_prompts(store.attributes[test], settings.samples, settings.seed)
+        self.prompts = draw_prompts(store.attributes[unseen], settings.samples, settings.seed)
         self.samples: Pictures | None = None
         self.floors: dict[int, float] = {}
 
@@ -224,7 +227,7 @@ class Evaluation:
 
     def part_judge(self) -> None:
         """What the judge and the floor are worth: always measured."""
-        truth, seen = self.store.attributes[self.test_rows], self.held
+        truth, seen = self.store.attributes[self.unseen_rows], self.held
         table = {
             name: {
                 "accuracy": float(((seen.logits[:, i] > 0) == truth[:, i]).mean()),
@@ -236,11 +239,11 @@ class Evaluation:
         means = {key: float(np.mean([row[key] for row in table.values()])) for key in ("accuracy", "balanced_accuracy")}
         self.report["judge"] = {"hash": self.digest, "n": len(truth), **means, "attributes": table}
         self.report["distances"]["floor"] = self.distance(self.held)
-        self.detail("real", self.store.images[self.test_rows[: self.n]])
+        self.detail("real", self.store.images[self.unseen_rows[: self.n]])
 
     def part_ladder(self) -> None:
         """Does the distance rise when pictures get worse? If not, it measures nothing."""
-        pictures = self.store.images[self.test_rows[: self.n]]
+        pictures = self.store.images[self.unseen_rows[: self.n]]
         mean_face = self.store.images[self.train_rows[: self.n]].mean(0)
         rungs = {}
         for kind in metrics.LADDER:
@@ -260,7 +263,7 @@ class Evaluation:
 
     def part_vae(self) -> None:
         """The ceiling: held-out pictures through the VAE and back."""
-        pictures = self.store.images[self.test_rows[: self.n]]
+        pictures = self.store.images[self.unseen_rows[: self.n]]
         copies = reconstruct(self.settings.model, pictures, self.device)
         self.report["vae"] = {"n": self.n, **metrics.reconstruction_figures(pictures, copies)}
         self.report["distances"]["vae"] = self.distance(look(self.judge, copies))
@@ -276,7 +279,7 @@ class Evaluation:
         self.detail("generated", self.samples[: self.n])
         reporting.mosaic(self.samples[:100], 10).save(self.out / "samples.png")
         real = self.held.verdicts[prompts.source]
-        truth = self.store.attributes[self.test_rows][prompts.source]
+        truth = self.store.attributes[self.unseen_rows][prompts.source]
         agreements = metrics.prompt_fidelity(prompts.asserted, truth, seen.verdicts, real)
         scores = dict(zip(ATTRIBUTES, agreements, strict=True))
         ratios = [score.ratio for name in VISIBLE if (score := scores[name]) is not None]
@@ -374,7 +377,7 @@ class Evaluation:
                 raise ValueError(f"--inception gave {tuple(found.shape)}; FID needs its 2048 pooled features a picture")
             return found.numpy()
 
-        real, held = (features(self.store.images[rows[: self.n]]) for rows in (self.train_rows, self.test_rows))
+        real, held = (features(self.store.images[rows[: self.n]]) for rows in (self.train_rows, self.unseen_rows))
         generated = metrics.frechet_distance(features(self.samples[: self.n]), real)
         self.report["fid"] = {"n": self.n, "generated": generated, "floor": metrics.frechet_distance(held, real)}
 
@@ -450,6 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", help=f"the judge's view of real pictures, kept (default {base.cache})")
     parser.add_argument("--parts", help=f"comma-separated choice of {','.join(PARTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer pictures and steps: minutes on two cores")
+    parser.add_argument("--split", choices=HELD_OUT, help=f"held-out people; val for choices (default {base.split})")
     parser.add_argument("--samples", type=int, help=f"pictures drawn from held-out captions (default {base.samples})")
     parser.add_argument("--steps", type=int, help=f"denoising steps (default {base.steps})")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 = off (default: the model's own)")
@@ -481,6 +485,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = replace(QUICK if options.quick else base, **given)
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
+        if options.record and settings.split != base.split:
+            raise ValueError(f"--record keeps figures of {base.split}; --split {settings.split} is for choices")
     except ValueError as error:
         parser.error(str(error))
     if options.watermark:

@@ -369,6 +369,25 @@ def test_judge_and_ladder_make_a_report(store: FaceStore, judge_folder: Path, tm
     assert {**again, "seconds": None} == {**made, "seconds": None}  # the second look comes from the cache, unchanged
 
 
+def test_choices_are_made_on_other_people_than_the_report(
+    store: FaceStore, judge_folder: Path, tmp_path: Path, capsys
+) -> None:
+    command = ["--data", str(store.folder), "--judge", str(judge_folder), "--cache", str(tmp_path / "cache"),
+               "--parts", "ladder", "--device", "cpu", "--out", str(tmp_path / "out")]  # fmt: skip
+    settings = evaluate.Settings(data=str(store.folder), judge=str(judge_folder), cache=str(tmp_path / "cache"),
+                                 out=str(tmp_path / "out"), parts=("ladder",), device="cpu")  # fmt: skip
+    report, choice = (evaluate.Evaluation(dataclasses.replace(settings, split=one), store) for one in evaluate.HELD_OUT)
+    assert set(report.unseen_rows) == set(store.select("test", px=128))
+    assert set(choice.unseen_rows) == set(store.select("val", px=128))
+    assert set(choice.train_rows) == set(report.train_rows)
+    assert choice.prompts.texts != report.prompts.texts
+    assert evaluate.main([*command, "--split", "val"]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["split"] == "val"
+    with pytest.raises(SystemExit):
+        evaluate.main([*command, "--split", "val", "--record"])
+    assert "--split val is for choices" in capsys.readouterr().err
+
+
 def test_a_whole_report_of_a_trained_model(
     store: FaceStore, judge_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
