@@ -18,7 +18,19 @@ same picture alone or among others, whatever the device. Many requests are drawn
             show(faces.pictures(run))
             runs.remove(run)
 
+What there is can be changed, varied and led on; `core/editing.py` says how, and `DrawRequest` what can be asked:
+
+    (face,) = faces.generate("a smiling woman", seed=7)
+    faces.generate("an old man", init_image=face.pixels, strength=0.6)  # 0 gives the VAE's copy, 1 ignores it
+    faces.generate("a woman with glasses", init_image=face.pixels, mask=eyes)  # bool [H, W]: the rest stays as it is
+    faces.generate("a smiling woman", seed=7, variation_strength=0.3, variation_seed=1)
+    faces.generate("a smiling woman", num_images=8, seed=7, interpolate_to=Interpolation("an old man", seed=8))
+    search = faces.inversion(photo)  # `advance` until it is finished: `latent` is the noise that draws this photograph
+
 One `FaceGenerator` serves one thread at a time. This file does not know HTTP, queues or training.
+
+Long because all that a model can be asked (draw, preview, judge, encode, invert, decode) shares one way to call it that
+survives a shortage of memory.
 """
 
 from __future__ import annotations
@@ -45,8 +57,9 @@ from core.diffusion import (
     join_conditions,
     make_scheduler,
     schedule_from_config,
+    set_timesteps,
 )
-from core.editing import Redraw, starting_noise
+from core.editing import Inversion, Inverting, Redraw, starting_noise
 from core.engine import DrawRequest, Interpolation
 from core.jobs import JobError
 from core.judge import Judge, Opinion, best, find_judge, look, opinions
@@ -62,6 +75,7 @@ from train_clip import load_clip
 from vae import VAE, encoder_hash, load_vae, to_images
 
 T = TypeVar("T")
+INVERSION_STEPS, INVERSION_ROUNDS = 50, 3
 
 log = logging.getLogger(__name__)
 
@@ -465,6 +479,29 @@ class FaceGenerator:
         return torch.cat(self._fit(whitened, 1))[0].float().cpu().numpy()
 
     @torch.inference_mode()
+    def inversion(self, pixels: np.ndarray, prompt: str = "", steps: int = INVERSION_STEPS) -> Inverting:
+        """Begin to look for the noise that draws this picture with DDIM, `steps` steps and guidance 1 (any guidance
+        where the prompt is empty). Its `advance` goes on, `latent` is the noise when it is `finished`.
+
+        Shapes and errors: as `encode`.
+        """
+        z = torch.from_numpy(self.encode(pixels))[None]
+        batch = GuidedBatch([Guidance(self._read(prompt))])
+        timesteps = set_timesteps(make_scheduler(inverse_sampler(self.info), self.scheduler_config), steps)
+        way = Inversion(z, schedule_from_config(self.scheduler_config), timesteps, INVERSION_ROUNDS)
+
+        def predict(x: Tensor, level: float) -> Tensor:
+            prediction, lost = self._predict(Company([], batch, 1), x.to(self.device),
+                                             torch.tensor([level], device=self.device))
+            if lost:
+                raise out_of_memory()
+            if not bool(torch.isfinite(prediction).all()):
+                raise not_finite(NotFiniteError(f"NaN or infinity on the way back, at step {way.done + 1}"))
+            return batch.combine(prediction).cpu()
+
+        return Inverting(way, predict)
+
+    @torch.inference_mode()
     def decode(self, latent: np.ndarray) -> np.ndarray:
         """The picture of a whitened latent. Shapes: float32 [C, h, w] -> uint8 [H, W, 3].
 
@@ -573,6 +610,11 @@ class FaceGenerator:
 def same(some: Sequence[object], others: Sequence[object]) -> bool:
     """Are these the same objects in the same order?"""
     return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def inverse_sampler(info: ModelInfo) -> str:
+    """The sampler whose steps an inversion takes back."""
+    return "DDIM" if "DDIM" in info.samplers else info.default_sampler
 
 
 def out_of_memory() -> JobError:

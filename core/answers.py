@@ -313,6 +313,16 @@ class WatermarkFinding(TypedDict):
     p_value: Annotated[float, Field(ge=0, le=1, description="how probable the score is for a picture without it")]
 
 
+class StepLatent(TypedDict):
+    """The latent of one image at one step: with `start_timestep` = t / total_t another request goes on from here."""
+
+    latent: Latent64
+    index: Annotated[int, Field(ge=0, le=7)]
+    seed: Seed
+    t: Count
+    total_t: Count
+
+
 class Inspection(TypedDict):
     """What a picture says about how it came about: in its file, and where that is lost, in its pixels."""
 

@@ -45,6 +45,7 @@ from core.schemas import (
     MAX_BODY_BYTES,
     MAX_DRAW_BODY_BYTES,
     MAX_IMAGE_BODY_BYTES,
+    EncodeImage,
     GiveImage,
     GiveLatent,
     TextToImage,
@@ -57,6 +58,7 @@ from core.web import Problem, invalid, json_response, parse_json, read_body, val
 PNG, JPEG, WEBP, NPY = "image/png", "image/jpeg", "image/webp", "application/x-npy"
 PATIENCE_S = 60.0  # of a request that waits for the model; a step of a large batch may take seconds
 MAX_AT_ONCE = 4  # requests that wait for the decoder or the model; each holds one thread of the web server
+INVERSION_SLICE = 10  # calls of the network between two steps of the jobs
 BUSY = "The model is still loading or too busy, or the server is stopping."
 
 T = TypeVar("T")
@@ -81,12 +83,27 @@ def ask_engine(service: EngineService, work: Callable[[Engine], T]) -> T:
         raise Problem(503, f"{error.message} {error.hint}".strip(), {"Retry-After": "10"}) from error
 
 
-def given_picture(kinds: Sequence[str]) -> bytes:
-    """The picture in the body: a file of one of these media types, or base64 in JSON."""
+Given = TypeVar("Given", bound=GiveImage)
+
+
+def given_picture(kinds: Sequence[str], schema: type[Given]) -> tuple[bytes, Given | None]:
+    """The picture in the body: a file of one of these media types, or base64 in JSON, which may say more."""
     as_json = request.mimetype == JSON
     request.max_content_length = MAX_IMAGE_BODY_BYTES if as_json else MAX_PICTURE_BYTES
     _, body = read_body((JSON, *kinds))
-    return validate(GiveImage, parse_json(body)).content if as_json else body
+    if not as_json:
+        return body, None
+    found = validate(schema, parse_json(body))
+    return found.content, found
+
+
+def inverted(service: EngineService, pixels: np.ndarray, prompt: str) -> np.ndarray:
+    """The noise that draws a picture, [C, h, w]. Running jobs take steps in between: it is a hundred calls and more."""
+    search = ask_engine(service, lambda engine: engine.inversion(pixels, prompt))
+    while not search.finished:
+        ask_engine(service, lambda _: search.advance(INVERSION_SLICE))
+    latent: np.ndarray = search.latent
+    return latent
 
 
 _PICTURE = re.compile(rb'"(?:init_image|mask)"\s*:\s*"([A-Za-z0-9+/=\\]*)"')
@@ -177,19 +194,24 @@ def add_exchange(
     @operation(
         "A picture as a latent", "latents",
         {200: Answer("The latent; as a .npy file for who accepts only that.", {JSON: Encoded, NPY: BINARY})},
-        bodies={JSON: GiveImage, PNG: BINARY, JPEG: BINARY, WEBP: BINARY},
+        bodies={JSON: EncodeImage, PNG: BINARY, JPEG: BINARY, WEBP: BINARY},
         problems={429: "Too many pictures or latents wait for the model.", 503: BUSY},
     )
     def encode() -> Response:
-        """Any picture: the largest square in its middle is resized to what the model draws."""
+        """Any picture: the largest square in its middle is resized to what the model draws. With `invert` the answer is
+        the noise that draws it with 50 steps of DDIM at guidance_scale 1, or at any with an empty prompt."""
         info = loaded()
-        picture = given_picture((PNG, JPEG, WEBP))
+        picture, asked = given_picture((PNG, JPEG, WEBP), EncodeImage)
         with reader.place():
             try:
                 pixels = reader.square(picture, info.image_size)
             except PictureError as error:
                 raise refused(error) from error
-            latent = np.ascontiguousarray(ask_engine(service, lambda engine: engine.encode(pixels)), "<f4")
+            if asked is not None and asked.invert:
+                latent = inverted(service, pixels, asked.prompt)
+            else:
+                latent = ask_engine(service, lambda engine: engine.encode(pixels))
+            latent = np.ascontiguousarray(latent, "<f4")
         if request.accept_mimetypes.best_match((JSON, NPY), JSON) == NPY:
             file = io.BytesIO()
             np.save(file, latent, allow_pickle=False)
@@ -231,7 +253,7 @@ def add_exchange(
     def inspect() -> Response:
         """Reads the text that the server writes into its PNG files, which many tools drop, and looks for the invisible
         mark in the pixels of PNG, JPEG and WebP files, which survives most of what happens to pictures."""
-        info, picture = service.info, given_picture((PNG, JPEG, WEBP))
+        info, (picture, _) = service.info, given_picture((PNG, JPEG, WEBP), GiveImage)
         try:
             found: Restored | None = read_request(picture) if is_png(picture) else None
         except NoRequestError:

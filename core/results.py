@@ -1,6 +1,7 @@
 """How does a client fetch what a job has drawn?
 
-As files: each picture, its thumbnail, a collage of all its steps, everything in one archive. A finished picture never
+As files: each picture, its thumbnail, a collage of all its steps, a film, everything in one archive; and the latent of
+any step, to go on from there. A finished picture never
 changes, so whoever has it need not ask again; before that, the newest preview stands at the same address.
 
 It does not know how jobs are made or watched.
@@ -8,21 +9,24 @@ It does not know how jobs are made or watched.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response
 
-from core.answers import files_of, latest_updates
+from core.animation import animation
+from core.answers import StepLatent, files_of, latest_updates
 from core.engine import picture_name
 from core.jobs import DeletedJob, JobQueue, UnknownJob
 from core.ledger import Job, Snapshot
-from core.openapi import BINARY, ETAG, IF_NONE_MATCH, UNCHANGED, Answer, operation
+from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.pictures import archive, collage, thumbnail_webp
-from core.web import Problem, shown, tagged
+from core.schemas import AnimationQuery, LatentQuery
+from core.web import Problem, json_response, read_query, shown, tagged
 
-PNG, WEBP, ZIP = "image/png", "image/webp", "application/zip"
+PNG, WEBP, GIF, ZIP = "image/png", "image/webp", "image/gif", "application/zip"
 THUMBNAIL_SIZE = 256  # pixels; a smaller picture keeps its size
 FOREVER = "private, max-age=31536000, immutable"
 NO_JOB = {404: "No job ever had this id.", 410: "The job was deleted, or expired.", 503: "The disk fails."}
@@ -108,6 +112,53 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         content = collage([rows[index] for index in sorted(rows)])
         return file_response(content, PNG, "collage.png", f"{job.id}-collage")
 
+    def film(job_id: str, kind: str) -> Response:
+        wanted = read_query(AnimationQuery)
+        job, now = finished(job_id)
+        names = [picture_name(event.data["index"]) for event in now.events_of_this_run if event.kind == "image"]
+        pictures = [content for name in names if (content := job.file(name)) is not None]
+        if not pictures:
+            raise Problem(409, f"The job {now.state} before there was a picture.")
+        content = animation(pictures, kind, frame_ms=wanted.ms, between=wanted.between)
+        tag = f"{job.id}-animation-{kind}-{wanted.ms}-{wanted.between}"
+        return file_response(content, f"image/{kind.lower()}", f"faces.{kind.lower()}", tag)
+
+    @app.get("/jobs/<job_id>/animation.webp")
+    @operation("The pictures as a film", "results",
+               {200: Answer("An animated WebP.", {WEBP: BINARY}, (ETAG,)), 304: UNCHANGED},
+               query=AnimationQuery, headers=(IF_NONE_MATCH,), problems=too_early)
+    def animation_webp(job_id: str) -> Response:
+        """Forward and back, without end; made for interpolations."""
+        return film(job_id, "WEBP")
+
+    @app.get("/jobs/<job_id>/animation.gif")
+    @operation("The pictures as a film, as a GIF", "results",
+               {200: Answer("An animated GIF.", {GIF: BINARY}, (ETAG,)), 304: UNCHANGED},
+               query=AnimationQuery, headers=(IF_NONE_MATCH,), problems=too_early)
+    def animation_gif(job_id: str) -> Response:
+        """As the WebP, with 256 colours, for programs that show no WebP."""
+        return film(job_id, "GIF")
+
+    @app.get("/jobs/<job_id>/latents/<int:index>")
+    @operation("The latent of one image at one step", "results",
+               {200: Answer("The latent.", {JSON: StepLatent}, (ETAG,)), 304: UNCHANGED},
+               query=LatentQuery, headers=(IF_NONE_MATCH,), problems=no_image)
+    def latent_of(job_id: str, index: int) -> Response:
+        """Of a step that has a preview, the clean latent as it was predicted there."""
+        step = read_query(LatentQuery).t
+        job, now = updates_of(job_id)
+        events = [event for event in now.events_of_this_run
+                  if event.kind in ("preview", "image") and event.data["index"] == index]
+        for event in reversed(events):
+            data = event.data
+            if step in (None, data["t"]) and (content := job.file(files_of(event)[1])) is not None:
+                found = {"latent": base64.b64encode(content).decode(), "index": index, "seed": data["seed"],
+                         "t": data["t"], "total_t": data["total_t"]}
+                return tagged(json_response(found), f"{job.id}-latent-{index}-{data['t']}-{event.kind}")
+        there = ", ".join(str(event.data["t"]) for event in events if job.file(files_of(event)[1]) is not None)
+        raise Problem(404, f"Job {shown(job_id)} has no latent of image {index} at step {shown(step)} (yet); "
+                      f"there are those of: {there or 'none'}.")
+
     @app.get("/jobs/<job_id>/archive.zip")
     @operation("All pictures of a job", "results",
                {200: Answer("The pictures, and the request as job.json.", {"application/zip": BINARY}, (ETAG,)),
@@ -117,7 +168,10 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         """Equal jobs give equal bytes."""
         job, now = finished(job_id)
         finals = [event for event in now.events_of_this_run if event.kind == "image"]
-        files = {f"face-{event.data['seed']}.png": job.file(picture_name(event.data["index"])) for event in finals}
+        seeds = [event.data["seed"] for event in finals]
+        names = [f"face-{seed}.png" if seeds.count(seed) == 1 else f"face-{seed}-{i + 1}.png"
+                 for i, seed in enumerate(seeds)]
+        files = {name: job.file(picture_name(event.data["index"])) for name, event in zip(names, finals, strict=True)}
         if not files or None in files.values():
             raise Problem(409, f"The job {now.state} before there was a picture.")
         about = json.dumps(dict(job.parameters), indent=2).encode()

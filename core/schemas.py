@@ -380,7 +380,7 @@ class AnalyzePrompt(Body):
 
 
 class GiveImage(Body):
-    """A picture inside JSON: body of POST /encode and POST /inspect."""
+    """A picture inside JSON: body of POST /inspect."""
 
     image: Base64Image = Field(description="a PNG, JPEG or WebP file of at most "
                                f"{MAX_PICTURE_BYTES} bytes and {MAX_PICTURE_PIXELS} pixels, as base64")
@@ -394,6 +394,25 @@ class GiveImage(Body):
     @property
     def content(self) -> bytes:
         return base64.b64decode(self.image)
+
+
+class EncodeImage(GiveImage):
+    """A picture inside JSON: body of POST /encode."""
+
+    model_config = ConfigDict(json_schema_extra={
+        "if": {"required": ["prompt"], "properties": {"prompt": {"minLength": 1}}},
+        "then": {"required": ["invert"], "properties": {"invert": {"const": True}}},
+    })
+    invert: bool = Field(False, description="answer the starting noise that draws the picture, instead of its latent")
+    prompt: Prompt = Field("", description="with invert: the prompt that is to draw it, at guidance_scale 1")
+
+    _printable = field_validator("prompt")(no_control_characters)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EncodeImage:
+        if self.prompt and not self.invert:
+            raise bad_field("prompt", "is for invert: a latent does not depend on it")
+        return self
 
 
 class GiveLatent(Body):
@@ -422,6 +441,19 @@ class JobQuery(Query):
 
     include: Literal["none", "preview", "full"] = Field(
         "full", description="heavy fields of `response`: none, `img` alone, or `img` and `latent`")
+
+
+class LatentQuery(Query):
+    """Query of GET /jobs/{job_id}/latents/{index}."""
+
+    t: int | None = Field(None, ge=0, le=1000, description="of this step; the newest when left out")
+
+
+class AnimationQuery(Query):
+    """Query of GET /jobs/{job_id}/animation.webp and .gif."""
+
+    ms: int = Field(60, ge=20, le=2000, description="milliseconds that a frame stays")
+    between: int = Field(3, ge=0, le=8, description="frames faded between two pictures")
 
 
 class EventsQuery(Query):

@@ -509,15 +509,15 @@ def machine() -> str:
     )
 
 
-def record(section: Section, circumstances: str) -> None:
+def record(section: Section, circumstances: str, writer: str = "benchmark_server.py") -> None:
     """Put the section between its two marks in the document."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    begin, end = f"<!-- {section.name}: written by benchmark_server.py -->", f"<!-- /{section.name} -->"
+    begin, end = f"<!-- {section.name}: written by {writer} -->", f"<!-- /{section.name} -->"
     before, _, rest = text.partition(begin)
     _, found, after = rest.partition(end)
     if not found:
         raise SystemExit(f"{DOCUMENT} lacks the marks {begin} and {end}")
-    command = f"`python tests/benchmark_server.py {section.name} --record`"
+    command = f"`python tests/{writer} {section.name} --record`"
     body = f"{begin}\n\n{circumstances}. {command}\n\n{section.text()}\n\n{end}"
     DOCUMENT.write_text(before + body + after, encoding="utf-8")
 

@@ -66,6 +66,21 @@ class DrawingRun:
         return self.error is not None or self.done >= self.total
 
 
+@dataclass
+class DrawingInverting:
+    """An inversion with nothing to compute; `left` calls are to come."""
+
+    latent: np.ndarray
+    left: int = 25
+
+    @property
+    def finished(self) -> bool:
+        return self.left <= 0
+
+    def advance(self, evaluations: int) -> None:
+        self.left -= evaluations
+
+
 def draw(prompt: str, seed: int, size: int, blur: float) -> np.ndarray:
     """A cartoon face, uint8 [size, size, 3]; hair and skin come from the seed, the mouth from the prompt."""
     rng = np.random.default_rng(seed)
@@ -129,6 +144,9 @@ class DrawingEngine:
         quarters = pixels.reshape(2, 16, 2, 16, 3).mean((1, 3)).transpose(2, 0, 1) / 127.5 - 1
         return np.concatenate((quarters, quarters.mean(0, keepdims=True))).astype(np.float32)
 
+    def inversion(self, pixels: np.ndarray, prompt: str) -> DrawingInverting:
+        return DrawingInverting(-self.encode(pixels))
+
     def decode(self, latent: np.ndarray) -> np.ndarray:
         colours = (latent[:3].transpose(1, 2, 0).clip(-1, 1) * 127.5 + 127.5).round().astype(np.uint8)
         return colours.repeat(16, 0).repeat(16, 1)
@@ -138,12 +156,15 @@ class DrawingEngine:
         request = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt, "n_images": 1,
                    "n_inf_steps": run.total, "sampler": asked.sampler, "guidance_scale": asked.guidance_scale}
         for i in range(run.num_images):
-            seed = (asked.seed + i) % 2**53
+            seed = asked.seed if asked.variation_strength or asked.interpolate_to else (asked.seed + i) % 2**53
             z = np.random.default_rng(seed).standard_normal(LATENT_SHAPE) if asked.latents is None else asked.latents[i]
             pixels = draw(asked.prompt, seed, self.info.image_size, 6 * (1 - run.done / run.total))
+            if asked.init_image is not None:  # it has no way to change a picture but to draw over it
+                free = np.full(pixels.shape[:2], asked.strength > 0.5) if asked.mask is None else asked.mask
+                pixels = np.where(free[..., None], pixels, asked.init_image)
             png = as_png(pixels)
             if run.finished:
-                pixels, version = (mark(pixels), VERSION) if asked.watermark else (pixels, None)
+                pixels, version = (mark(pixels, asked.mask), VERSION) if asked.watermark else (pixels, None)
                 png = encode_png(pixels, {**request, "seed": seed}, self.info, version)
             about = self._about(run, seed) if run.finished else {}
             found.append(Drawing(i, seed, png, z.astype("<f4").tobytes(), about))

@@ -53,6 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "core.pictures": {"numpy", "PIL"},
     "core.watermark": {"numpy", "PIL", "scipy"},
     "core.endurance": {"numpy", "PIL"},
+    "core.animation": {"numpy", "PIL"},
     "core.web": {"flask", "pydantic", "pydantic_core", "werkzeug"},
     "core.cartoons": {"numpy", "PIL"},
     "core.sources": {"numpy", "pandas", "PIL"},
@@ -69,8 +70,8 @@ ROOMS: dict[str, set[str]] = {
     "core.report": {"matplotlib", "numpy", "PIL"},
 }
 SERVING = {  # what only the server imports, and training can do without
-    "api", "core.answers", "core.exchange", "core.openapi", "core.reference", "core.results", "core.schemas",
-    "core.serving", "core.streams", "core.telemetry", "core.web",
+    "api", "core.animation", "core.answers", "core.exchange", "core.openapi", "core.reference", "core.results",
+    "core.schemas", "core.serving", "core.streams", "core.telemetry", "core.web",
 }
 TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.engine", "core.environment", "core.jobs", "core.ledger",
                         "core.machine", "core.pictures", "core.population", "core.receipts", "core.sliders",

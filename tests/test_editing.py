@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ import torch
 from tiny_model import build_tiny_model, bundled_model
 
 from core.cartoons import draw_face, random_attributes
-from core.diffusion import SAMPLERS
-from core.editing import FEATHER, Redraw, feather, latent_mask, membrane, slerp, starting_noise
+from core.diffusion import SAMPLERS, Denoising, NoiseSchedule, make_scheduler, scheduler_config, set_timesteps
+from core.editing import FEATHER, Inversion, Redraw, feather, latent_mask, membrane, slerp, starting_noise
 from core.engine import DrawRequest, Interpolation, draw_request
 from core.pictures import read_request
 from core.schemas import TextToImage
@@ -309,6 +309,63 @@ def test_an_interpolation_is_smooth(trained: FaceGenerator) -> None:
         steps = [far(one.pixels, other.pixels) for one, other in zip(row, row[1:], strict=False)]
         apart = far(row[0].pixels, row[-1].pixels)
         assert max(steps) < 0.6 * apart and max(steps) < 4 * np.mean(steps), (target, steps, apart)
+
+
+# ---- a picture's noise -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["cosine", "flow"])
+def test_inversion_finds_the_noise_that_the_sampler_takes_back(kind: Literal["cosine", "flow"]) -> None:
+    """For Gaussian data the best prediction is known, so nothing is trained here: the fixed point is exact."""
+    schedule, spread = NoiseSchedule(kind), 0.7
+    config = scheduler_config(schedule)
+    z = spread * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def model(x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (one.view(-1, 1, 1, 1) for one in schedule.coefficients(level))
+        clean = alpha * spread**2 * x / (alpha**2 * spread**2 + sigma**2)
+        eps = (x - alpha * clean) / sigma
+        return eps - clean if kind == "flow" else alpha * eps - sigma * clean
+
+    def there_and_back(steps: int, rounds: int) -> float:
+        name = "DDIM" if kind == "cosine" else "Flow Euler"
+        inversion = Inversion(z, schedule, set_timesteps(make_scheduler(name, config), steps), rounds)
+        evaluations = 0
+        while not inversion.finished:
+            x, level = inversion.model_input()
+            inversion.advance(model(x, torch.full((len(x),), level)))
+            evaluations += 1
+        assert evaluations == steps * rounds and 0.6 < float(inversion.x.std()) < 1.3
+        back = Denoising(make_scheduler(name, config), inversion.x, steps, schedule=schedule)
+        while not back.finished:
+            x, level = back.model_input()
+            back.advance(model(x, torch.full((len(x),), level)))
+        return float((back.x - z).square().mean().sqrt())
+
+    errors = [there_and_back(25, rounds) for rounds in (1, 3, 8)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 2e-3 < errors[0], errors
+
+
+def test_a_photograph_becomes_noise_and_that_noise_the_photograph(trained: FaceGenerator, photo: np.ndarray) -> None:
+    search = trained.inversion(photo, steps=12)
+    evaluations = 0
+    while not search.finished:
+        search.advance(7)
+        evaluations += 7
+    assert evaluations >= 12 * 3 and search.latent.shape == trained.info.latent_shape
+    copy = trained.decode(trained.encode(photo))
+    options = {"num_inference_steps": 12, "sampler": "DDIM", "guidance_scale": 1.0}
+    (again,), (other,) = draw(trained, "", latents=search.latent[None], **options), draw(trained, "", **options)
+    assert far(again.pixels, copy) < 0.5 * far(other.pixels, copy)
+
+
+def test_the_prompt_of_an_inversion_matters(faces: FaceGenerator, photo: np.ndarray) -> None:
+    found = []
+    for prompt in ("", PROMPT):
+        search = faces.inversion(photo, prompt, steps=4)
+        search.advance(100)
+        found.append(search.latent)
+    assert np.isfinite(found).all() and np.abs(found[0] - found[1]).max() > 1e-4
 
 
 # ---- receipts --------------------------------------------------------------------------------------------------------
