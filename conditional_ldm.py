@@ -361,8 +361,8 @@ def train(args: argparse.Namespace) -> None:
                 "clip": component_hash(args.model, "clip"), "network": json.loads(json.dumps(asdict(model.config)))}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, **emas})
-    guard, mine = StepGuard(), process_slice(accelerator, args.batch_size)
-    first = run.resume()
+    first, mine = run.resume(), process_slice(accelerator, args.batch_size)
+    guard = StepGuard(skipped=run.extra.get("skipped", 0))
     sums, counts = torch.zeros(BUCKETS, device=device), torch.zeros(BUCKETS, device=device)
 
     for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="UNet"):
@@ -379,7 +379,7 @@ def train(args: argparse.Namespace) -> None:
         null = (torch.rand(args.batch_size, generator=generator) < args.caption_dropout).to(device)
         ids, mask, _, empty = bank.draw(rows, generator)
         eps = torch.randn(2, args.batch_size, *cache.mean.shape[2:], generator=noise_generator, device=device)
-        total = 0.0
+        total = torch.zeros((), device=device)
         for part in torch.arange(args.batch_size, device=device)[mine].chunk(args.accumulate):
             z, t, noise = cache.draw(rows[part], mirrored[part], eps[0, part]), timestep[part], eps[1, part]
             with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
@@ -390,7 +390,7 @@ def train(args: argparse.Namespace) -> None:
             error = (prediction - schedule.target(z, noise, t)).square().mean((1, 2, 3))
             loss = (error * schedule.loss_weight(t)).sum() / (mine.stop - mine.start)
             loss.backward()
-            total += float(loss.detach())
+            total += loss.detach()
             bucket = (t * (BUCKETS / 1000)).long()
             sums.index_add_(0, bucket, error.detach())
             counts.index_add_(0, bucket, torch.ones_like(error))
@@ -402,14 +402,14 @@ def train(args: argparse.Namespace) -> None:
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             by_level = (sums / counts.clamp_min(1)).tolist()
             values = {f"mse_noise_{i}": value for i, value in enumerate(by_level) if float(counts[i])}
-            values |= {"loss": total, "grad_norm": norm, "lr": rate, "skipped": guard.skipped,
+            values |= {"loss": float(total), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
                        "images_seen": (step + 1) * args.batch_size}
             run.log(step + 1, values)
             show(" ".join(f"{value:.3f}" for value in by_level))
             sums.zero_()
             counts.zero_()
         if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
-            run.save(step + 1)
+            run.save(step + 1, {"skipped": guard.skipped})
         if run.main and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
             picture = averaged(model, emas["ema_long"], device)
             grid = draw_grid(picture, vae, clip, tokenizer, schedule, accelerator)

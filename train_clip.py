@@ -406,8 +406,8 @@ def train(args: argparse.Namespace) -> None:
                 "network": json.loads(json.dumps(asdict(config)))}
     run = RunFolder(run_folder, settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, "ema": ema})
-    guard, mine = StepGuard(), process_slice(accelerator, args.batch_size)
-    first = run.resume()
+    first, mine = run.resume(), process_slice(accelerator, args.batch_size)
+    guard = StepGuard(skipped=run.extra.get("skipped", 0))
 
     for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="CLIP"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
@@ -433,12 +433,12 @@ def train(args: argparse.Namespace) -> None:
         ema.update(model, step + 1)
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             floor = float(contrastive_floor(targets))
-            values = {"loss": float(loss.detach()), "excess": float(loss.detach()) - floor, "grad_norm": norm,
+            values = {"loss": float(loss.detach()), "excess": float(loss.detach()) - floor, "grad_norm": float(norm),
                       "lr": rate, "scale": float(scale.detach()), "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.3f}, {values['excess']:.3f} above the targets' own entropy")
         if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
-            run.save(step + 1)
+            run.save(step + 1, {"skipped": guard.skipped})
     run.finish()
     if run.main and (args.stop_at is None or args.stop_at >= args.steps):
         from core.captions import vocabulary

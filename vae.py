@@ -326,9 +326,10 @@ def train(args: argparse.Namespace) -> None:
                     main=accelerator.is_main_process,
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
-    guard, critic_guard = StepGuard(), StepGuard()
+    critic_guard = StepGuard()
     gan_start = int(args.gan_start * args.steps)
     first = run.resume()
+    guard = StepGuard(skipped=run.extra.get("skipped", 0))
     mine = process_slice(accelerator, args.batch_size)
 
     for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="VAE"):
@@ -387,11 +388,11 @@ def train(args: argparse.Namespace) -> None:
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             values = {name: float(value.detach()) for name, value in terms.items()}
-            values |= {"loss": float(loss.detach()), "grad_norm": norm, "lr": rate, "skipped": guard.skipped}
+            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.4f} charb {values['charbonnier']:.4f}")
         if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
-            run.save(step + 1)
+            run.save(step + 1, {"skipped": guard.skipped})
         if run.main and len(held_out) and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
             snapshot = averaged(model, ema, device)
             with torch.inference_mode(), accelerator.autocast():

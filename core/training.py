@@ -144,30 +144,48 @@ class PowerEMA:
 # ------------------------------------------------------------------------------------------------------------ stepping
 
 
-@dataclass
 class StepGuard:
-    """Counts the optimiser steps that were refused because the loss or the gradient was not finite."""
+    """Counts the optimiser steps that were refused because the loss or the gradient was not finite.
 
-    skipped: int = 0
-    in_a_row: int = 0
-    limit: int = 25
+    Nothing here waits for an accelerator: the verdict stays on the device, fused optimisers refuse the step there, and
+    the counts are read once in ``limit`` steps (on a CPU, where reading is free, at once).
+    """
+
+    def __init__(self, skipped: int = 0, limit: int = 25) -> None:
+        self.limit, self._calls, self._before = limit, 0, skipped
+        self._skipped, self._in_a_row = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+
+    @property
+    def skipped(self) -> int:
+        """All steps refused, with those before a resumed run was stopped."""
+        return self._before + int(self._skipped)
+
+    @property
+    def in_a_row(self) -> int:
+        return int(self._in_a_row)
 
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float = 1.0
-    ) -> float:
-        """Clip to ``max_norm`` (L2, over all parameters), step unless NaN/inf, clear gradients; returns the norm."""
-        norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
-        if math.isfinite(norm):
+    ) -> Tensor:
+        """Clip to ``max_norm`` (L2, over all parameters), step unless NaN/inf, clear gradients; returns the norm [].
+
+        Raises FloatingPointError when more than ``limit`` steps running were refused.
+        """
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        bad = ~torch.isfinite(norm)
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # how torch marks a fused optimiser
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
             optimizer.step()
-            self.in_a_row = 0
-        else:
-            self.skipped += 1
-            self.in_a_row += 1
-            if self.in_a_row > self.limit:
-                raise FloatingPointError(
-                    f"{self.in_a_row} steps running had no finite gradient; lower --learning-rate or try --precision no"
-                )
+        elif not bool(bad):
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._skipped = self._skipped.to(bad.device) + bad
+        self._in_a_row = (self._in_a_row.to(bad.device) + 1) * bad
+        self._calls += 1
+        if (bad.device.type == "cpu" or self._calls % self.limit == 0) and self.in_a_row > self.limit:
+            raise FloatingPointError(
+                f"{self.in_a_row} steps running had no finite gradient; lower --learning-rate or try --precision no"
+            )
         return norm
 
 
@@ -268,6 +286,7 @@ class RunFolder:
     keep: int = 2
     started: float = field(default_factory=time.monotonic)
     left_behind: list[Path] = field(default_factory=list, init=False)
+    extra: dict[str, Any] = field(default_factory=dict, init=False)  # what the resumed checkpoint was saved with
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)

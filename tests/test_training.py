@@ -265,22 +265,48 @@ def test_an_empty_selection_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------------------ stepping
 
 
-def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_are_not_finite_are_skipped_and_counted(fused: bool) -> None:
+    """Fused optimisers refuse by themselves, without a look by the host; others are not called."""
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    optimizer, guard = torch.optim.SGD([weight], lr=1.0), StepGuard(limit=2)
+    optimizer, guard = torch.optim.SGD([weight], lr=1.0, fused=fused), StepGuard(limit=2)
     for bad in (math.nan, math.inf):
         (weight * bad).sum().backward()
         assert not math.isfinite(guard.step(optimizer, [weight]))
         assert weight.tolist() == [1.0, 2.0] and weight.grad is None
-    assert guard.skipped == 2
+    assert guard.skipped == guard.in_a_row == 2
     (weight * torch.tensor([3.0, 4.0])).sum().backward()
-    assert guard.step(optimizer, [weight], max_norm=0.5) == pytest.approx(5)  # the norm before clipping
+    assert float(guard.step(optimizer, [weight], max_norm=0.5)) == pytest.approx(5)  # the norm before clipping
     assert weight.tolist() == pytest.approx([1 - 0.3, 2 - 0.4]) and guard.in_a_row == 0
     with pytest.raises(FloatingPointError, match="3 steps .* no finite gradient"):
         for _ in range(3):
             (weight * math.nan).sum().backward()
             guard.step(optimizer, [weight])
     assert guard.skipped == 5
+
+
+def test_a_refused_step_leaves_no_trace_in_adam() -> None:
+    """Moments, step count and weight decay too are as if the step had never been asked for."""
+    def learn(gradients: list[float]) -> tuple[list[float], dict[str, list[float]]]:
+        weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer, guard = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.5, fused=True), StepGuard()
+        for gradient in gradients:
+            (weight * gradient).sum().backward()
+            guard.step(optimizer, [weight])
+        return weight.tolist(), {key: value.tolist() for key, value in optimizer.state[weight].items()}
+
+    assert learn([math.nan, 0.3, math.inf, -0.2, math.nan]) == learn([0.3, -0.2])
+
+
+def test_a_resumed_run_remembers_its_skipped_steps(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of four are refused before the stop and one after it; the logs count on."""
+    clip, calls = nn.utils.clip_grad_norm_, iter([math.nan, 1.0, math.inf, 1.0, math.nan, 1.0])
+    monkeypatch.setattr("core.training.nn.utils.clip_grad_norm_", lambda *given: clip(*given) * next(calls))
+    stopped = place.train("unet", "skipping", "--steps", 6)
+    assert conditional_ldm.main([*stopped, "--stop-at", "4"]) == 0
+    assert conditional_ldm.main(stopped) == 0
+    counts = [row["skipped"] for row in rows(place.root / "skipping")]
+    assert counts == [1, 1, 2, 2, 3, 3]
 
 
 def test_a_batch_is_shared_evenly_or_refused() -> None:
