@@ -60,7 +60,7 @@ from core.diffusion import (
     set_timesteps,
 )
 from core.editing import Inversion, Inverting, Redraw, starting_noise
-from core.engine import DrawRequest, Interpolation
+from core.engine import DrawRequest, Interpolation, usual_strength
 from core.jobs import JobError
 from core.judge import Judge, Opinion, best, find_judge, look, opinions
 from core.pictures import encode_png
@@ -309,6 +309,10 @@ class FaceGenerator:
             raise ValueError(f"latents must have shape {shape}, got {list(z.shape)}")
         noise = starting_noise(replace(request, num_images=count), self.info.latent_shape)
         redraw = None
+        unsound = request.latents is not None or not 0 <= request.strength <= 1
+        if request.mask is not None if request.init_image is None else unsound:
+            raise ValueError("a mask needs an init_image, and that a strength from 0 to 1, and cannot have latents; "
+                             f"got strength {request.strength}")
         if request.init_image is not None:
             z, start = torch.from_numpy(self.encode(request.init_image)).expand(shape), 1 - request.strength
             redraw = None if request.mask is None else Redraw(request.init_image, request.mask, z[0])
@@ -570,7 +574,7 @@ class FaceGenerator:
         latents: np.ndarray | Tensor | None = None,
         start: float = 0.0,
         init_image: np.ndarray | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         mask: np.ndarray | None = None,
         variation_strength: float = 0.0,
         variation_seed: int = 0,
@@ -584,7 +588,7 @@ class FaceGenerator:
     ) -> list[Picture]:
         """Draw `num_images` pictures of `prompt`, the i-th from `seed + i`; the arguments are those of `DrawRequest`.
 
-        `on_step` is called after every step.
+        `strength` None is 0.6, or 1 with a mask. `on_step` is called after every step.
         Raises ValueError for arguments out of range, JobCancelled as soon as `should_stop()` is true, JobError
         (`not_finite`, `out_of_memory`) when the model or the machine fails.
         """
@@ -593,6 +597,8 @@ class FaceGenerator:
             if should_stop is not None and should_stop():
                 raise JobCancelled
 
+        if strength is None:
+            strength = usual_strength(mask is not None)
         run = self.begin(
             DrawRequest(prompt, num_images, num_inference_steps, seed, guidance_scale, negative_prompt, sampler,
                         latents, start, init_image, strength, mask, variation_strength, variation_seed, interpolate_to,

@@ -116,6 +116,11 @@ class DrawRequest:
     balance: bool = False
 
 
+def usual_strength(masked: bool) -> float:
+    """How much of a picture changes when nothing is said: much of a whole one, all of what a mask shows."""
+    return 1.0 if masked else 0.6
+
+
 class Picture(Protocol):
     """One image: a preview or the result. `latent` holds little-endian float32 in C order.
 

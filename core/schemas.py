@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from core.engine import EngineInfo
+from core.engine import EngineInfo, usual_strength
 from core.ledger import TRANSITIONS
 from core.pictures import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from core.sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
@@ -48,7 +48,6 @@ ALIASES = {
     "denoising_strength": "strength",
     "keep": "n_images",
 }
-STRENGTH, MASK_STRENGTH = 0.6, 1.0  # when left out: of a picture, of the masked part of one
 QUALITY = (("Draft", 25), ("Fast", 50), ("Balanced", 150), ("Best", 500))
 EXAMPLES = (  # only words that the captions use, so that a first try shows what the model can do
     "a smiling young woman with wavy blond hair",
@@ -236,7 +235,7 @@ class TextToImage(Body):
         None, description="a picture to change: PNG, JPEG or WebP as base64; its middle square, at the model's size")
     strength: float | None = Field(
         None, ge=0, le=1, description="how much of init_image changes: 0 nothing, 1 all; "
-        f"{STRENGTH} when left out, {MASK_STRENGTH:g} with a mask")
+        f"{usual_strength(False):g} when left out, {usual_strength(True):g} with a mask")
     mask: Base64Mask | None = Field(
         None, description="a picture over init_image, as base64: white is drawn anew, black stays as it is")
     variation_strength: float = Field(
@@ -344,7 +343,7 @@ class TextToImage(Body):
             "num_latents": 0 if self.latent is None else 1 if isinstance(self.latent, str) else self.n_images,
         }
         if self.init_image is not None:
-            usual = STRENGTH if self.mask is None else MASK_STRENGTH
+            usual = usual_strength(self.mask is not None)
             found |= {"has_init_image": True, "strength": usual if self.strength is None else self.strength}
             found |= {} if self.mask is None else {"has_mask": True}
         if self.variation_strength > 0:

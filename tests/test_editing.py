@@ -155,6 +155,11 @@ def test_the_distance_to_the_picture_grows_with_the_strength(trained: FaceGenera
 def test_a_picture_of_the_wrong_size_is_refused(faces: FaceGenerator, photo: np.ndarray) -> None:
     with pytest.raises(ValueError, match="pixels must be uint8"):
         faces.begin(DrawRequest(PROMPT, init_image=photo[:64]))
+    for wrong in ({"strength": 1.5}, {"latents": np.zeros((1, 4, 16, 16), np.float32)}):
+        with pytest.raises(ValueError, match="and that a strength from 0 to 1"):
+            faces.begin(DrawRequest(PROMPT, init_image=photo, **wrong))
+    with pytest.raises(ValueError, match="a mask needs an init_image"):
+        faces.begin(DrawRequest(PROMPT, mask=np.ones((128, 128), bool)))
     with pytest.raises(ValueError, match="mask must be bool"):
         faces.begin(DrawRequest(PROMPT, init_image=photo, mask=np.zeros((128, 128), bool)))
 
