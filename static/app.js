@@ -1,24 +1,17 @@
 // What happens on the page? The beginning, the two views, sending, keys, and every state that the server can be in.
 
-import "./compare.js";
 import { loadRecent, showGallery, startGallery } from "./gallery.js";
-import { addCard, cardOf, jobFrom, rememberCards, rememberedJobs } from "./jobs.js";
-import { picture, picturesOf, stopPicking, undoDelete } from "./pictures.js";
+import { openedPanel, openPanel, readEdits, replaceEdits, startEdits } from "./edits.js";
+import { addCard, cardOf, gridOf, jobFrom, joinGrid, rememberCards, rememberedJobs } from "./jobs.js";
+import { picture, picturesOf, requestOf, sent, stopPicking, undoDelete } from "./pictures.js";
 import { loadVocabulary, look, setPrompt } from "./prompt.js";
-import { ask, jobPath, watchPulse } from "./server.js";
+import { ask, jobPath, send, watchPulse } from "./server.js";
 import { clearErrors, fillForm, isReady, readForm, restoreForm, showErrors } from "./settings.js";
 import { linkedSettings, receivePictures } from "./sharing.js";
-import { $, announce, bus, closable, dialogIsOpen, h, isWriting, keep, openDialog, randomHex, recall, segments, setQuery, toast } from "./ui.js";
-import { openViewer, startViewer } from "./viewer.js";
+import { $, COMMAND, announce, bus, dialogIsOpen, h, isWriting, loadStyle, randomHex, recall, setQuery, toast } from "./ui.js";
 
 const LOADING_MS = 700;
 const KEPT_CARDS = 3; // finished jobs that are still on the stage after a reload; the others are in the gallery
-const isMac = /Mac|iP(hone|ad)/.test(navigator.platform);
-const COMMAND = isMac ? "⌘" : "Ctrl";
-const KEYS = [[`${COMMAND} ↵`, "Generate"], ["Esc", "Close what is open"], ["/", "To the description, or to the search"], ["g", "Gallery and back"],
-  ["?", "This sheet"], [`${COMMAND} Z`, "Undo a deletion"], ["← → ↑ ↓", "Between pictures"], ["f", "Favourite"], ["+ − 0", "Zoom"],
-  ["Space", "Play the drawing"], ["d", "Download"], ["l", "Copy a link"], ["c", "Compare"], ["Del", "Delete"]];
-
 let sending = false;
 let resumed = false;
 
@@ -73,24 +66,78 @@ function updateButton() {
 
 // ---- sending
 
+function restore(request, withSeed = true) {
+  show("draw");
+  restoreForm(request, withSeed);
+  replaceEdits(request);
+}
+
+/** Something that needs an answer first; what goes wrong is said. */
+async function attempt(act) {
+  try {
+    await act();
+  } catch (error) {
+    if (error.status !== 0) toast(error.message, { trouble: true });
+  }
+}
+
+/** What looks at pictures comes when the first is opened. */
+const lookCloser = async (name) => (await Promise.all([import(`./${name}.js`), loadStyle("viewer.css")]))[0];
+
 const handlers = {
-  open: openViewer,
-  use(parameters, withSeed) {
-    show("draw");
-    restoreForm(parameters, withSeed);
+  open: (...given) => attempt(async () => (await lookCloser("viewer")).openViewer(handlers, ...given)),
+  /** The settings of a job, or of one of its pictures, with more changes. */
+  use: (job, index = null, changes = {}, panel = null) => attempt(async () => {
+    restore({ ...await requestOf(job, index), ...changes });
     toast("Settings restored.");
-    $("prompt").focus();
-  },
-  again(parameters, otherSeed) {
+    if (panel) await openPanel(panel, true);
+    else $("prompt").focus();
+  }),
+  again: (job, otherSeed) => attempt(async () => {
+    const request = await requestOf(job);
     show("draw");
-    const { prompt, n_images, n_inf_steps, stream_freq, guidance_scale, negative_prompt, sampler, seed } = parameters;
-    submit({ prompt, n_images, n_inf_steps, stream_freq, guidance_scale, negative_prompt, sampler, seed: otherSeed ? null : seed });
-  },
+    const { variation_seed, ...others } = { ...request, seed: otherSeed ? null : request.seed };
+    await submit(otherSeed ? others : request);
+  }),
+  /** Lead from one picture to another. */
+  blend: (one, other) => attempt(async () => {
+    const changes = await (await import("./blend.js")).between(one, other);
+    await handlers.use(one.job, one.index, changes, "blend");
+  }),
+  /** Go on from a step of a picture's drawing, with other words or another seed. */
+  fork: (one, t, total) => attempt(async () => {
+    const { latent } = await ask(`${jobPath(one.job.id)}latents/${one.index}?t=${t}`);
+    await handlers.use(one.job, one.index, { latent, start_timestep: t / total, init_image: null, interpolate_to: null }, "photo");
+    $("prompt").focus();
+  }),
+  trust: (one) => attempt(async () => about(await (await send(one.url)).blob())),
+  who: (job) => attempt(async () => (await import("./population.js")).showPopulation([job].flat(), Array.isArray(job))),
+  /** Start from one picture: change it, or only a part of it. */
+  edit: (one, andPaint) => attempt(async () => {
+    show("draw");
+    await openPanel("photo");
+    await (await import("./photo.js")).startFrom(one.url, andPaint);
+    $("prompt").focus();
+  }),
 };
 
+/** The same seeds for several descriptions, one job each, in one frame. */
+async function drawGrid({ prompts, count }) {
+  const { candidates, variation_strength, variation_seed, interpolate_to, ...asked } = whole(); // a column is a seed
+  const rows = [asked.prompt, ...prompts];
+  const seed = asked.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
+  const name = randomHex(6);
+  for (const prompt of rows) {
+    const made = await submit({ ...asked, prompt, seed, n_images: count }, randomHex(16), name);
+    if (!made) return;
+  }
+}
+
+const whole = () => ({ ...readForm(), ...readEdits() });
+
 /** Send a job; the key makes sure that asking twice never draws twice. */
-async function submit(wanted, key = randomHex(16)) {
-  if (sending || !isReady()) return;
+async function submit(wanted, key = randomHex(16), grid = null) {
+  if (sending || !isReady()) return null;
   sending = true;
   clearErrors();
   notice(null);
@@ -98,20 +145,25 @@ async function submit(wanted, key = randomHex(16)) {
   try {
     const made = await ask("text_to_image", wanted, { headers: { "Idempotency-Key": key } });
     const job = { ...jobFrom(made), created_at: new Date().toISOString() };
+    sent.set(job.id, wanted);
+    if (grid) joinGrid(job.id, grid);
     const card = addCard(job, handlers);
     announce("Drawing has begun.");
+    lookCloser("viewer").catch(() => {}); // there when the first picture is
     if (matchMedia("(max-width: 61.99rem)").matches) card.box.scrollIntoView({ block: "start" });
     else scrollTo({ top: 0 });
+    return job;
   } catch (error) {
-    refuse(error, wanted, key);
+    refuse(error, wanted, key, grid);
+    return null;
   } finally {
     sending = false;
     updateButton();
   }
 }
 
-function refuse(error, wanted, key) {
-  const again = () => submit(wanted, key);
+function refuse(error, wanted, key, grid) {
+  const again = () => submit(wanted, key, grid);
   if (error.status === 422 && showErrors(error.body.errors ?? [])) return;
   if (error.status === 429) notice("The queue is full", error.message, again, error.retryAfter || 5);
   else if (error.status === 503) notice("Not ready yet", error.message, again, error.retryAfter || 3);
@@ -163,7 +215,7 @@ async function resume() {
   const query = new URLSearchParams(location.search);
   const wanted = query.get("job");
   const index = query.get("image");
-  if (linked) restoreForm(linked, true);
+  if (linked) restore(linked);
   const ids = [...new Set([...rememberedJobs(), wanted].filter(Boolean))];
   const found = await Promise.all(ids.map((id) => ask(`${jobPath(id)}?include=preview`).then((body) => ({ id, body }), (error) => ({ id, error }))));
   if (found.some(({ error }) => error?.status === 0)) { // the server went away: all of this again when it is back
@@ -172,7 +224,7 @@ async function resume() {
   }
   const finished = found.filter(({ body }) => body?.status === "succeeded").slice(-KEPT_CARDS).map(({ id }) => id);
   for (const { id, body } of found) {
-    if (body && (!body.finished || id === wanted || finished.includes(id))) addCard(jobFrom(body), handlers, body);
+    if (body && (!body.finished || id === wanted || finished.includes(id) || gridOf(id))) addCard(jobFrom(body), handlers, body);
   }
   rememberCards();
   const { error, body } = found.find(({ id }) => id === wanted) ?? {};
@@ -180,8 +232,9 @@ async function resume() {
   else if (error) notice(error.status === 410 ? "This job is no longer kept" : "This job is not known", error.message);
   else if (index !== null && body?.status === "succeeded" && Number(index) < body.parameters.n_images) {
     const { job } = cardOf(wanted);
-    openViewer(picture(job, Number(index)), picturesOf(job));
+    handlers.open(picture(job, Number(index)), picturesOf(job));
   }
+  if (linked && body?.status === "succeeded") requestOf(jobFrom(body), index && Number(index)).then(replaceEdits, () => {}); // pictures too
   if (linked) history.replaceState(null, "", location.pathname + location.search);
   else look();
 }
@@ -206,6 +259,7 @@ async function begin() {
     const [first] = options.models;
     model("READY", `${first.name} · ${first.device}`);
     banner(null);
+    startEdits(options);
     fillForm(options);
     if (!$("examples").childElementCount) drawExamples(options.examples);
     updateButton();
@@ -262,14 +316,12 @@ $("key-form").addEventListener("submit", async (event) => {
 
 // ---- keys and dialogs
 
-function toggleHelp() {
-  if (!$("help").open) openDialog($("help"));
-}
+const toggleHelp = () => attempt(async () => (await import("./help.js")).openHelp());
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !dialogIsOpen()) {
     event.preventDefault();
-    if (!$("generate").disabled) submit(readForm());
+    if (!$("generate").disabled) submit(whole());
   } else if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && !isWriting(event.target)) {
     if (undoDelete()) event.preventDefault();
   } else if (event.key === "Escape" && !dialogIsOpen()) {
@@ -287,29 +339,35 @@ document.addEventListener("keydown", (event) => {
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!$("generate").disabled) submit(readForm());
+  if (!$("generate").disabled) submit(whole());
 });
 $("notice-close").addEventListener("click", () => notice(null));
 $("help-open").addEventListener("click", toggleHelp);
-closable($("help"), $("help-close"));
-$("keys").replaceChildren(...KEYS.flatMap(([key, text]) => [h("dt", {}, h("kbd", { text: key })), h("dd", { text })]));
-$("single-keys").checked = recall("keys", true);
-$("single-keys").addEventListener("change", () => keep("keys", $("single-keys").checked));
-segments($("themes"), "theme", [["System", ""], ["Light", "light"], ["Dark", "dark"]], recall("theme", "") ?? "", (value) => {
-  keep("theme", value || null);
-  dispatchEvent(new Event("theme"));
-});
 $("generate").title = `${COMMAND} ↵`;
 
 if ("serviceWorker" in navigator) navigator.serviceWorker.register("static/sw.js", { scope: "./" }).catch(() => {}); // the page works without
 
-startGallery({ open: openViewer, show: (job) => { show("draw"); showJob(job.id); } });
-startViewer(handlers);
-receivePictures((settings, message) => {
-  show("draw");
-  restoreForm(settings, true);
-  toast(message);
+startGallery({ open: handlers.open, show: (job) => { show("draw"); showJob(job.id); }, who: handlers.who });
+bus.on("compare", (pair) => attempt(async () => (await lookCloser("compare")).compare(pair, handlers)));
+/** What is known of a picture that was brought here. */
+async function about(file, found = null) {
+  const known = found ?? await ask("inspect", file);
+  const { showTrust } = await import("./trust.js");
+  await showTrust(file, known, { restore: (request) => { restore(request); toast("Settings restored."); },
+    start: async (given) => { show("draw"); await openPanel("photo"); (await import("./photo.js")).takePhoto(given); } });
+}
+
+receivePictures(async (file, found) => {
+  if (openedPanel() === "photo" && viewOf() === "draw" && !found?.request) {
+    (await import("./photo.js")).takePhoto(file);
+  } else if (!found.request) {
+    await about(file, found);
+  } else {
+    restore(found.request);
+    toast(found.model_matches === false ? "Settings restored. Another model drew it, so the face will differ." : "Settings restored.", { action: "About it", act: () => about(file, found) });
+  }
 });
+bus.on("grid", drawGrid);
 watchPulse();
 paint();
 begin();

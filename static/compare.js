@@ -1,7 +1,8 @@
 // How do two pictures differ? Side by side, or one wiped over the other; and what was asked for differently.
 
+import { canDo } from "./edits.js";
 import { wordsOf } from "./pictures.js";
-import { $, bus, closable, h, openDialog, segments } from "./ui.js";
+import { $, closable, h, icon, openDialog, segments } from "./ui.js";
 
 const ROWS = [["Description", (one) => wordsOf(one.job)], ["Seed", (one) => one.seed], ["Steps", (one) => one.job.parameters.n_inf_steps],
   ["Guidance", (one) => one.job.parameters.guidance_scale], ["Sampler", (one) => one.job.parameters.sampler],
@@ -16,7 +17,7 @@ function wipe() {
   $("wipe-over").style.clipPath = `inset(0 ${100 - $("wipe-at").value}% 0 0)`;
 }
 
-export function compare([one, other]) {
+export function compare([one, other], actions) {
   segments($("compare-modes"), "compare-mode", [["Side by side", "beside"], ["Wipe", "wipe"]], "beside", mode);
   mode("beside");
   $("compare-pair").replaceChildren(...[one, other].map((picture) => h("figure", {},
@@ -33,9 +34,10 @@ export function compare([one, other]) {
     const [first, second] = [String(read(one)), String(read(other))];
     return h("tr", { class: first === second ? "" : "differs" }, h("th", { scope: "row", text: name }), h("td", { text: first }), h("td", { text: second }));
   })));
+  const blend = h("button", { class: "soft", click: () => { $("compare").close(); actions.blend(one, other); } }, icon("blend"), "Blend these two");
+  $("compare-foot").replaceChildren(canDo("interpolate_to") ? blend : "");
   openDialog($("compare"));
 }
 
 $("wipe-at").addEventListener("input", wipe);
 closable($("compare"), $("compare-close"));
-bus.on("compare", compare);

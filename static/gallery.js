@@ -203,6 +203,7 @@ export function startGallery(given) {
     $("search").focus();
   });
   $("pick").addEventListener("click", () => (isPicking() ? stopPicking() : startPicking()));
+  $("who").addEventListener("click", () => actions.who([...new Set(galleryPictures().map((one) => one.job))]));
   $("picking-cancel").addEventListener("click", stopPicking);
   new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && shown && more(), { rootMargin: "600px" })
     .observe($("gallery-end"));

@@ -1,10 +1,11 @@
 // What happens to the jobs that are asked for here? One card each: waiting, drawing, finished, failed, cancelled.
 
-import { dataUrl, deleteJob, fileName, heart, picturesOf, tile, wordsOf } from "./pictures.js";
+import { editsInWords } from "./edits.js";
+import { dataUrl, deleteJob, fileName, heart, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
 import { measure, rememberSeed } from "./settings.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
-import { $, announce, bus, h, icon, iconButton, keep, plural, recall, seconds, setQuery, toast } from "./ui.js";
+import { $, announce, bus, h, icon, iconButton, keep, loadStyle, plural, recall, seconds, setQuery, toast } from "./ui.js";
 
 const MAX_CARDS = 10;
 const TITLE = document.title;
@@ -17,6 +18,7 @@ export function jobFrom(body) {
   return {
     id: body.job_id, status: body.status, parameters: body.parameters, error: body.error ?? null,
     created_at: body.created_at, started_at: body.started_at, finished_at: body.finished_at,
+    images: body.status === "succeeded" ? body.response?.map(({ img, latent, ...told }) => told) : [],
   };
 }
 
@@ -40,6 +42,35 @@ function showTitle() {
   document.title = busy.length ? `${Math.round(100 * share)} % · ${TITLE}` : TITLE;
 }
 
+// ---- grids: several jobs with the same seeds in one frame
+
+let grids = recall("grids", {}); // job id -> name of its grid
+
+export const gridOf = (id) => grids[id];
+
+export function joinGrid(id, name) {
+  const kept = new Set([...cards.keys(), id]);
+  grids = Object.fromEntries(Object.entries({ ...grids, [id]: name }).filter(([one]) => kept.has(one)));
+  keep("grids", grids);
+}
+
+/** Where a card belongs: on top of the stage, or below the others of its grid. */
+function settle({ box, job: { id, parameters: { seed, n_images: count } } }) {
+  if (!grids[id]) {
+    $("cards").prepend(box);
+    return;
+  }
+  let frame = $(`grid-${grids[id]}`);
+  if (!frame) {
+    const seeds = Array.from({ length: count }, (_, number) => h("span", { text: seed + number }));
+    frame = h("section", { class: "matrix", id: `grid-${grids[id]}`, "aria-label": "Grid of seeds and descriptions" },
+      h("p", { class: "matrix-seeds quiet", data: { count } }, h("b", { text: "Seed" }), ...seeds));
+    $("cards").prepend(frame);
+    loadStyle("editing.css");
+  }
+  frame.append(box);
+}
+
 function arrange() {
   $("empty").hidden = cards.size > 0;
   bus.emit("cards");
@@ -49,8 +80,8 @@ function arrange() {
 const iconLink = (name, label, href, file) => h("a", { class: "round plain", href, download: file, "aria-label": label, title: label }, icon(name));
 
 class Card {
-  constructor(job, { open, use, again }) {
-    Object.assign(this, { job, open, use, again, finished: false, share: 0, began: null, told: 0 });
+  constructor(job, { open, use, again, who }) {
+    Object.assign(this, { job, open, use, again, who, finished: false, share: 0, began: null, told: 0 });
     const { parameters: asked } = job;
     this.status = h("p", { class: "job-status" });
     this.bar = h("progress", { max: 1, value: 0, "aria-label": `Progress: ${wordsOf(job)}` });
@@ -60,6 +91,7 @@ class Card {
     this.actions = h("div", { class: "job-actions" });
     const details = [plural(asked.n_inf_steps, "step"), asked.sampler, `guidance ${asked.guidance_scale}`];
     if (asked.negative_prompt) details.push(`without ${asked.negative_prompt}`);
+    details.push(...editsInWords(asked).map(([text]) => text));
     this.tiles = picturesOf(job).map((one) => {
       const made = tile(one, { open: (chosen) => open(chosen, picturesOf(job)), src: null, name: `Face ${one.index + 1} of ${asked.n_images}`, tools: false });
       const button = made.querySelector("button");
@@ -75,7 +107,7 @@ class Card {
     this.box = h("article", { class: "job", "aria-labelledby": title.id, data: { job: job.id, state: job.status } },
       h("header", { class: "job-head" }, h("div", {}, title, h("p", { class: "quiet", text: details.join(" · ") })), this.actions),
       this.live, this.trouble,
-      h("ol", { class: "tiles", data: { count: asked.n_images } }, ...this.tiles.map((one) => one.made)));
+      h("ol", { class: `tiles ${asked.interpolate_to ? "strip" : ""}`, data: { count: asked.n_images } }, ...this.tiles.map((one) => one.made)));
     this.setActions();
   }
 
@@ -134,7 +166,8 @@ class Card {
   }
 
   /** Show one picture: `src` of a preview, or null for the finished one. */
-  setPicture({ index, t, total_t: total }, src) {
+  setPicture(about, src) {
+    const { index, t, total_t: total } = about;
     const target = this.tiles[index];
     if (!target || target.final) return;
     target.step.textContent = src ? `${t}/${total}` : "";
@@ -149,12 +182,19 @@ class Card {
       target.image.hidden = false;
     };
     ready.decode().then(show, show);
-    if (!src) this.complete(target);
+    if (!src) this.complete(target, about);
   }
 
-  complete(target) {
+  complete(target, about) {
+    const { job } = this;
     target.final = true;
     target.button.disabled = false;
+    job.images = [...(job.images ?? []).filter((one) => one.index !== about.index), about];
+    target.one = picture(job, about.index); // its own seed, which the best of many do not count up to
+    target.button.setAttribute("aria-label", `Face ${about.index + 1} of ${this.tiles.length}: ${wordsOf(job)}, seed ${target.one.seed}`);
+    if (about.adherence != null || about.nearest?.too_close) {
+      import("./badges.js").then(async ({ badges }) => target.made.append(...await badges(about, job.parameters.prompt))).catch(() => {});
+    }
     target.made.append(h("div", { class: "tile-tools" },
       heart(target.one, `Favourite: face ${target.one.index + 1}`),
       iconLink("download", `Download face ${target.one.index + 1}, seed ${target.one.seed}`, target.one.url, fileName(target.one))));
@@ -184,6 +224,7 @@ class Card {
     if (job.status === "succeeded") {
       measure(job);
       announce(`${plural(job.parameters.n_images, "face")} finished: ${wordsOf(job)}`);
+      if (job.parameters.interpolate_to && job.parameters.n_images > 1) this.play();
     } else if (job.status === "cancelled") {
       this.explain("Cancelled", anything ? "What had appeared by then stays here." : "Nothing had appeared yet.", true);
     } else {
@@ -192,6 +233,12 @@ class Card {
     this.setActions();
     showTitle();
     bus.emit("finished", job);
+  }
+
+  /** A blend can be played. */
+  async play() {
+    const [{ player }] = await Promise.all([import("./player.js"), loadStyle("editing.css")]);
+    this.box.append(player(this.job));
   }
 
   missing(error) {
@@ -207,7 +254,7 @@ class Card {
   }
 
   explain(title, text, calm) {
-    const retry = h("button", { class: "soft", click: () => this.again(this.job.parameters, false) }, icon("again"), "Try again");
+    const retry = h("button", { class: "soft", click: () => this.again(this.job, false) }, icon("again"), "Try again");
     this.trouble.replaceChildren(h("div", {}, h("p", { class: "notice-title", text: title }), h("p", { text })), retry);
     this.trouble.classList.toggle("calm", Boolean(calm));
     this.trouble.setAttribute("role", calm ? "status" : "alert");
@@ -230,11 +277,12 @@ class Card {
     const [only, several] = picturesOf(job);
     const done = this.finished && job.status === "succeeded";
     this.actions.replaceChildren(...[
-      this.finished && iconButton("again", "Draw others like these", () => this.again(job.parameters, true)),
-      iconButton("settings", "Use these settings", () => this.use(job.parameters, true)),
+      this.finished && iconButton("again", "Draw others like these", () => this.again(job, true)),
+      iconButton("settings", "Use these settings", () => this.use(job)),
       done && (several ? iconLink("download", "Download all as zip", archiveOf(job), `faces-${only.seed}.zip`)
         : iconLink("download", "Download PNG", only.url, fileName(only))),
       done && iconLink("film", "Download the steps as one picture", collageOf(job), `steps-${only.seed}.png`),
+      done && job.images?.some((one) => one.attributes) && iconButton("people", "Who came out", () => this.who(job)),
       done && canShare() && iconButton("share", "Share or save to photos", () => shareJob(job)),
       done && iconButton("link", "Copy a link", () => copy(linkTo(job), "Link")),
       this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", () => deleteJob(job)),
@@ -250,7 +298,7 @@ export function addCard(job, handlers, body = null) {
   if (cards.has(job.id)) return cards.get(job.id);
   const card = new Card(job, handlers);
   cards.set(job.id, card);
-  $("cards").prepend(card.box);
+  settle(card);
   rememberSeed(job.parameters.seed);
   if (body) card.state(body);
   else card.setStatus(job.status, {});
@@ -259,11 +307,17 @@ export function addCard(job, handlers, body = null) {
     const oldest = [...cards.values()].find((one) => one.finished);
     if (!oldest) break;
     cards.delete(oldest.job.id);
-    oldest.box.remove();
+    takeAway(oldest.box);
   }
   rememberCards();
   arrange();
   return card;
+}
+
+function takeAway(box) {
+  const frame = box.closest(".matrix");
+  box.remove();
+  if (frame && !frame.querySelector(".job")) frame.remove();
 }
 
 function removeCard(id) {
@@ -272,7 +326,7 @@ function removeCard(id) {
   unfollow(id);
   const focus = card.box.contains(document.activeElement);
   const next = (card.box.nextElementSibling ?? card.box.previousElementSibling)?.querySelector("button:not(:disabled), a");
-  card.box.remove();
+  takeAway(card.box);
   cards.delete(id);
   rememberCards();
   arrange();

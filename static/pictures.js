@@ -5,15 +5,44 @@ import { $, announce, bus, h, icon, keep, plural, recall, toast } from "./ui.js"
 
 const UNDO_MS = 8000;
 
-/** A picture of a job, by its place in it. */
+/** A picture of a job, by its place in it; `told` is what the server said of it when it was finished. */
 export function picture(job, index) {
   const path = `${jobPath(job.id)}images/${index}`;
-  return { key: `${job.id}/${index}`, job, index, seed: job.parameters.seed + index, url: `${path}.png`, thumbnail: `${path}.webp` };
+  const { seed } = job.parameters;
+  const told = job.images?.find((one) => one.index === index) ?? null;
+  return { key: `${job.id}/${index}`, job, index, told, seed: told?.seed ?? (oneSeed(job.parameters) ? seed : seed + index), url: `${path}.png`, thumbnail: `${path}.webp` };
+}
+
+/** What a request would be that draws one picture again, without the pictures that it may have begun with. */
+export function parametersOf({ job, index, seed, told }) {
+  const { variation_seed: other, interpolate_to: to, n_images: count, candidates, balance, ...asked } = job.parameters;
+  const made = { ...asked, seed, n_images: 1 };
+  if (other != null) made.variation_seed = other + index;
+  if (to) made.interpolate_to = { ...to, weight: to.weight ?? index / (count - 1) };
+  if (balance) Object.assign(made, told?.prompt ? { prompt: told.prompt } : { balance });
+  return made;
+}
+
+export const sent = new Map(); // job id -> what this page asked for, pictures included
+
+/** The request of a job, or of one of its pictures: a picture remembers what the job's parameters only mention. */
+export async function requestOf(job, index = null) {
+  const { has_init_image: image, has_mask: mask, num_latents: latents, model, ...asked } = index === null ? job.parameters : parametersOf(picture(job, index));
+  const to = asked.interpolate_to;
+  if (to) asked.interpolate_to = Object.fromEntries(Object.entries(to).filter(([name, value]) => value != null && name !== "has_latent"));
+  if (!image && !mask && !latents && !to?.has_latent) return asked;
+  const kept = sent.get(job.id) ?? (await ask("inspect", await (await send(picture(job, index ?? 0).url)).blob())).request;
+  if (!kept || (image && !kept.init_image)) throw new Error("The picture no longer says what it began with.");
+  for (const name of ["init_image", "mask", "latent"]) if (kept[name]) asked[name] = kept[name];
+  if (Array.isArray(asked.latent) && index !== null) asked.latent = asked.latent[index];
+  if (to?.has_latent) asked.interpolate_to.latent = kept.interpolate_to.latent;
+  return asked;
 }
 
 export const picturesOf = (job) => Array.from({ length: job.parameters.n_images }, (_, index) => picture(job, index));
 export const wordsOf = (job) => job.parameters.prompt || "Any face";
-export const fileName = (one) => `face-${one.seed}.png`;
+const oneSeed = ({ variation_strength: varied, interpolate_to: to }) => Boolean(varied || to); // its pictures differ by other noise
+export const fileName = ({ job, seed, index }) => `face-${seed}${oneSeed(job.parameters) ? `-${index + 1}` : ""}.png`;
 
 /** Base64 of a picture as an address; the first letters tell its format. */
 export function dataUrl(base64) {
@@ -21,16 +50,23 @@ export function dataUrl(base64) {
   return `data:image/${kind};base64,${base64}`;
 }
 
+export const base64Of = (blob) => new Promise((done, fail) => {
+  const reader = new FileReader();
+  reader.onload = () => done(reader.result.split(",")[1]);
+  reader.onerror = () => fail(reader.error);
+  reader.readAsDataURL(blob);
+});
+
 // ---- favourites: kept in this browser
 
 const favourites = new Map(recall("favourites", []).map((one) => [one.key, one]));
 
 export const allFavourites = () => [...favourites.values()].reverse().map(({ job, index }) => picture(job, index));
 
-export function toggleFavourite({ key, job, index }) {
+export function toggleFavourite({ key, job, index, seed }) {
   if (!favourites.delete(key)) {
     const { id, parameters, created_at, status } = job;
-    favourites.set(key, { key, index, job: { id, parameters, created_at, status } });
+    favourites.set(key, { key, index, job: { id, parameters, created_at, status, images: [{ index, seed }] } });
   }
   keep("favourites", [...favourites.values()]);
   const on = favourites.has(key);

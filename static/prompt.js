@@ -45,7 +45,7 @@ function wordsFor(attribute, value) {
   return value ? name : `no ${name}`;
 }
 
-const labelOf = (attribute, value) => withoutArticle(wordsFor(attribute, value));
+export const labelOf = (attribute, value) => withoutArticle(wordsFor(attribute, value));
 
 export async function loadVocabulary() {
   try {

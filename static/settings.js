@@ -1,7 +1,8 @@
 // What is to be drawn, and how? The form, whose limits and defaults are the server's, and how long it will take here.
 
+import { readEdits, showEditError } from "./edits.js";
 import { look, setPrompt } from "./prompt.js";
-import { $, choose, h, keep, recall, seconds, segments } from "./ui.js";
+import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
 const PREVIEWS = 10; // how many updates a job shows when nobody says otherwise, whatever its length: each costs a decoding
 const START_QUALITY = "Fast";
@@ -19,12 +20,16 @@ export const isReady = () => fields !== null;
 
 const samples = []; // {rows, perStep}: what earlier jobs took
 
-/** How many rows of the batch a job fills: with guidance every picture is computed twice. */
-const rowsOf = ({ n_images: count, guidance_scale: guidance }) => count * (guidance === 1 || guidance === 0 ? 1 : 2);
+/** How many rows of the batch a job fills: with guidance every picture is computed twice, with each slider twice more. */
+const rowsOf = ({ n_images: count, candidates, guidance_scale: guidance, attributes }) => (
+  (candidates ?? count) * ((guidance === 1 || guidance === 0 ? 1 : 2) + 2 * Object.keys(attributes ?? {}).length));
+
+/** The share of the steps that is done: the rest is skipped where something is there to begin with. */
+const doneShare = ({ start_timestep: start, init_image: picture, strength, mask }) => (picture ? strength ?? (mask ? 1 : 0.6) : 1 - (start ?? 0));
 
 /** Learn from a finished job how long a step takes on this machine. */
 export function measure(job) {
-  if (job.status !== "succeeded" || !job.started_at || !job.finished_at || job.parameters.start_timestep) return;
+  if (job.status !== "succeeded" || !job.started_at || !job.finished_at || job.parameters.start_timestep || job.parameters.has_init_image) return;
   const took = (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000;
   if (!(took > 0)) return;
   samples.unshift({ rows: rowsOf(job.parameters), perStep: took / job.parameters.n_inf_steps });
@@ -50,12 +55,13 @@ function expectedSeconds(parameters) {
 function showExpected() {
   if (!fields) return;
   const wanted = readForm();
-  const here = { n_images: wanted.n_images, guidance_scale: wanted.guidance_scale ?? fields.guidance_scale.default };
+  const edits = readEdits();
+  const here = { ...edits, n_images: wanted.n_images, guidance_scale: wanted.guidance_scale ?? fields.guidance_scale.default };
   for (const input of $("qualities").querySelectorAll("input")) {
-    const expected = expectedSeconds({ ...here, n_inf_steps: Number(input.value) });
+    const expected = expectedSeconds({ ...here, n_inf_steps: doneShare(edits) * input.value });
     input.parentElement.querySelector("small").textContent = expected === null ? `${input.value} steps` : `${input.value} · ≈ ${seconds(expected)}`;
   }
-  const expected = wanted.n_inf_steps > 0 ? expectedSeconds({ ...here, n_inf_steps: wanted.n_inf_steps }) : null;
+  const expected = wanted.n_inf_steps > 0 ? expectedSeconds({ ...here, n_inf_steps: doneShare(edits) * wanted.n_inf_steps }) : null;
   $("generate-note").textContent = expected === null ? "" : `≈ ${seconds(expected)}`;
   $("expected").textContent = expected === null ? "Its time is measured with the first pictures."
     : `About ${seconds(expected)} on this machine.`;
@@ -130,8 +136,16 @@ export function restoreForm(parameters, withSeed) {
   refresh();
 }
 
+bus.on("edits", () => { clearErrors(); showExpected(); });
+
 function useSeed(seed) {
   $("seed").value = seed;
+  refresh();
+}
+
+/** Choose how many pictures. */
+export function setCount(count) {
+  choose($("counts"), count);
   refresh();
 }
 
@@ -166,7 +180,7 @@ export function clearErrors() {
   for (const box of form.querySelectorAll(".field-error")) box.remove();
   for (const input of form.querySelectorAll("[aria-invalid]")) {
     input.removeAttribute("aria-invalid");
-    input.setAttribute("aria-describedby", input.getAttribute("aria-describedby").replace(/\S+-error ?/, ""));
+    input.setAttribute("aria-describedby", (input.getAttribute("aria-describedby") ?? "").replace(/\S+-error ?/, ""));
   }
 }
 
@@ -174,12 +188,14 @@ export function clearErrors() {
 export function showErrors(errors) {
   let placed = 0;
   for (const { pointer, message } of errors) {
-    const name = pointer.replace("#/", "");
+    const [, name] = pointer.split("/");
+    const sentence = `${message[0].toUpperCase()}${message.slice(1)}.`;
+    if (showEditError(name, sentence)) { placed += 1; continue; }
     const field = form.elements[name];
     const input = field instanceof RadioNodeList ? field[0] : field;
     if (!input) continue;
     placed += 1;
-    const box = h("p", { class: "field-error", id: `${name}-error`, text: `${message[0].toUpperCase()}${message.slice(1)}.` });
+    const box = h("p", { class: "field-error", id: `${name}-error`, text: sentence });
     input.closest(".field").append(box);
     input.setAttribute("aria-invalid", "true");
     input.setAttribute("aria-describedby", `${box.id} ${input.getAttribute("aria-describedby") ?? ""}`);

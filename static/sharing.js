@@ -1,22 +1,26 @@
 // How do pictures and their settings leave this page and come back? Links, the clipboard, the system's share sheet, dropped PNGs.
 
-import { fileName, picturesOf, wordsOf } from "./pictures.js";
+import { fileName, parametersOf, picturesOf, wordsOf } from "./pictures.js";
 import { ask, jobPath, send } from "./server.js";
 import { $, dialogIsOpen, h, toast } from "./ui.js";
 
 const LINKED = ["prompt", "n_images", "n_inf_steps", "seed", "guidance_scale", "sampler", "negative_prompt", "stream_freq"];
 const TEXTS = ["prompt", "sampler", "negative_prompt"];
+const EDITS = ["attributes", "variation_strength", "variation_seed", "candidates", "balance", "interpolate_to"]; // pictures are too long for an address
 
 // ---- links: the fragment holds all settings, so a link draws the picture again even where the job is long gone
 
 /** The address that restores a job, or one picture of it. */
 export function linkTo(job, one = null) {
-  const parameters = one ? { ...job.parameters, seed: one.seed, n_images: 1 } : job.parameters;
+  const parameters = one ? parametersOf(one) : job.parameters;
   const settings = new URLSearchParams();
   for (const name of LINKED) {
     const value = parameters[name];
     if (value != null && (value !== "" || name === "prompt")) settings.set(name, value);
   }
+  const edits = Object.fromEntries(EDITS.filter((name) => parameters[name] && !parameters[name].has_latent).map((name) => [name, parameters[name]]));
+  if (edits.interpolate_to) edits.interpolate_to = Object.fromEntries(Object.entries(edits.interpolate_to).filter(([, value]) => value != null && value !== false));
+  if (Object.keys(edits).length) settings.set("edits", JSON.stringify(edits));
   const at = new URLSearchParams({ job: job.id, ...(one ? { image: one.index } : {}) });
   return `${location.origin}${location.pathname}?${at}#${settings}`;
 }
@@ -31,6 +35,10 @@ export function linkedSettings() {
     const value = TEXTS.includes(name) ? given.get(name) : Number(given.get(name));
     if (!Number.isNaN(value)) settings[name] = value;
   }
+  try {
+    const edits = JSON.parse(given.get("edits") ?? "{}");
+    for (const name of EDITS) if (name in edits) settings[name] = edits[name];
+  } catch { /* a broken link keeps what can be read */ }
   return settings;
 }
 
@@ -82,27 +90,20 @@ export const shareJob = (job) => share(picturesOf(job));
 
 // ---- a PNG comes back
 
-/** Ask the server what a picture says of its settings and hand them to `restore(settings, message)`. */
-async function inspect(file, restore) {
+/** Ask the server what a picture says of itself and hand that to `receive(file, found)`. */
+async function inspect(file, receive) {
   if (!file) return;
-  if (file.type !== "image/png") {
-    toast("Only a PNG that was drawn here remembers its settings.", { trouble: true });
-    return;
-  }
   try {
-    const found = await ask("inspect", file);
-    if (!found.request) {
-      toast("This PNG holds no settings: it was not drawn here, or something on its way took them out.", { trouble: true });
-      return;
-    }
-    restore(found.request, found.model_matches === false ? "Settings restored. Another model drew it, so the face will differ." : "Settings restored.");
+    if (!/^image\//.test(file.type)) throw new Error("this is no picture.");
+    const taken = ["image/png", "image/jpeg", "image/webp"].includes(file.type);
+    await receive(file, taken ? await ask("inspect", file) : {});
   } catch (error) {
     toast(`It could not be read: ${error.message}`, { trouble: true });
   }
 }
 
-export function receivePictures(restore) {
-  const take = (list) => inspect([...list].find((file) => file.type === "image/png") ?? list[0], restore);
+export function receivePictures(receive) {
+  const take = (list) => inspect([...list].find((file) => file.type === "image/png") ?? list[0], receive);
   const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   let depth = 0;
   const overlay = (on) => { depth = on ? depth : 0; $("drop").hidden = !on; };
@@ -113,7 +114,7 @@ export function receivePictures(restore) {
     if (!hasFiles(event)) return;
     event.preventDefault();
     overlay(false);
-    take(event.dataTransfer.files);
+    if (!event.target.closest?.(".drop-zone")) take(event.dataTransfer.files); // that one takes it as a start
   });
   addEventListener("paste", (event) => { if (event.clipboardData?.files.length) { event.preventDefault(); take(event.clipboardData.files); } });
   $("restore").addEventListener("click", () => $("restore-file").click());

@@ -3,8 +3,8 @@
 
 const CACHE = "shell";
 const ROOT = new URL("../", location.href);
-const FILES = ["app", "compare", "gallery", "jobs", "pictures", "prompt", "server", "settings", "sharing", "theme", "ui", "viewer"];
-const SHELL = ["../", "style.css", "icon.svg", ...FILES.map((name) => `${name}.js`)].map((path) => new URL(path, location.href).href);
+const FILES = ["app", "badges", "blend", "compare", "crop", "edits", "gallery", "help", "jobs", "mask", "photo", "pictures", "player", "population", "prompt", "server", "settings", "sharing", "sliders", "theme", "trust", "ui", "vary", "viewer"];
+const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES.map((name) => `${name}.js`)].map((path) => new URL(path, location.href).href);
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(SHELL)).then(() => self.skipWaiting()));

@@ -1,6 +1,7 @@
 // What does every part of the page need? Elements, icons, memory, messages, dialogs. It knows neither jobs nor server.
 
 export const $ = (id) => document.getElementById(id);
+export const COMMAND = /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘" : "Ctrl";
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 /** Everything that parts of the page tell each other: `bus.emit("favourites")`, `bus.on("favourites", f)`. */
@@ -55,6 +56,23 @@ export function segments(box, name, entries, chosen, change) {
     input.checked = value === chosen;
     return h("label", {}, input, h("span", {}, h("span", { text }), note && h("small", { text: note })));
   }));
+}
+
+/** A slider under its name; `words(value)` is what is said of its place, `change(value)` hears where it was put. */
+export function slider(name, { min, max, step, value, words }, change, ...more) {
+  const output = h("output", { "aria-hidden": "true" });
+  const input = h("input", { type: "range", min, max, step, "aria-label": name });
+  const show = () => { output.textContent = words(Number(input.value)); input.setAttribute("aria-valuetext", output.textContent); };
+  const put = (at) => { input.value = at; show(); };
+  input.addEventListener("input", () => { show(); change(Number(input.value)); });
+  put(value);
+  return { box: h("div", { class: "slider" }, h("div", { class: "label-row" }, h("span", { text: name, "aria-hidden": "true" }), output), input, ...more), put, input };
+}
+
+/** A style sheet of parts that most visits never need. */
+export function loadStyle(name) {
+  if (document.querySelector(`link[href="static/${name}"]`)) return null;
+  return new Promise((done) => document.head.append(h("link", { rel: "stylesheet", href: `static/${name}`, load: done, error: done })));
 }
 
 export function choose(box, value) {
@@ -132,6 +150,7 @@ export function toast(text, { action, act, gone, trouble, wait = action ? 8000 :
   $("toasts").append(box);
   while ($("toasts").childElementCount > 3) $("toasts").firstElementChild.querySelector("[aria-label=Dismiss]").click();
   start();
+  return () => close(false);
 }
 
 // ---- dialogs

@@ -1,5 +1,6 @@
 // One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
 
+import { canDo, editsInWords } from "./edits.js";
 import { dataUrl, deleteJob, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
 import { jobPath, send } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
@@ -15,7 +16,7 @@ const image = $("viewer-image");
 let list = () => []; // what the arrows walk through; it may grow
 let loadMore = null;
 let here = null; // the picture shown
-let actions = null; // {use(parameters, withSeed), again(parameters, newSeed)}
+let actions = null; // what the page does with a picture: use, again, edit
 
 // ---- zoom
 
@@ -129,6 +130,7 @@ function showFilm() {
   const any = frames.length > 1;
   $("film").classList.toggle("none", !any);
   $("film-play").disabled = $("film-at").disabled = !any;
+  $("film-fork").hidden = true;
   $("film-at").max = Math.max(0, frames.length - 1);
   $("film-at").value = frames.length - 1;
   $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, draggable: "false" })));
@@ -142,6 +144,7 @@ function showFrame(number) {
   image.src = shown.src;
   $("film-at").value = number;
   $("film-text").textContent = `Step ${shown.t}`;
+  $("film-fork").hidden = number >= frames.length - 1 || !canDo("start_timestep");
   $("film-at").setAttribute("aria-valuetext", `Step ${shown.t} of ${shown.total}`);
   for (const [at, still] of [...$("film-strip").children].entries()) still.classList.toggle("now", at === number && number < frames.length - 1);
 }
@@ -171,6 +174,11 @@ function play() {
 }
 
 $("film-play").addEventListener("click", play);
+$("film-fork").addEventListener("click", () => {
+  const [one, { t, total }] = [here, frames[$("film-at").value]];
+  dialog.close();
+  actions.fork(one, t, total);
+});
 $("film-at").addEventListener("input", () => { stop(); showFrame(Number($("film-at").value)); });
 
 // ---- the picture and its neighbours
@@ -199,15 +207,26 @@ function show(one) {
   $("viewer-actions").replaceChildren(
     heart(one), h("a", { class: "soft strong", href: one.url, download: fileName(one) }, icon("download"), "Download"),
     ...(canShare() ? [actionButton("share", "Share", () => share([one]), { "aria-label": "Share or save to photos" })] : []));
+  const edits = editsInWords(asked).map(([text]) => text).join(", ");
   $("viewer-facts").replaceChildren(
     ...fact("Seed", one.seed, iconButton("copy", "Copy the seed", () => copy(String(one.seed), "Seed"))),
     ...fact("Steps", asked.n_inf_steps), ...fact("Guidance", asked.guidance_scale), ...fact("Sampler", asked.sampler),
     ...(asked.negative_prompt ? fact("Steered from", asked.negative_prompt) : []),
+    ...(edits ? fact("Edits", edits) : []),
+    ...(one.told?.adherence != null ? fact("Fits", `${Math.round(100 * one.told.adherence)} %`) : []),
+    ...(one.told?.nearest?.too_close ? fact("Warning", "very near a training picture") : []),
     ...(asked.model ? fact("Model", asked.model) : []),
     ...(job.created_at ? fact("Drawn", new Date(job.created_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })) : []));
   $("viewer-more").replaceChildren(
-    actionButton("settings", "Use these settings", () => { dialog.close(); actions.use({ ...asked, seed: one.seed, n_images: 1 }, true); }),
-    actionButton("again", "Draw others like this", () => { dialog.close(); actions.again(asked, true); }),
+    ...(canDo("init_image") ? [actionButton("image", "Start from this picture", () => { dialog.close(); actions.edit(one); }),
+      actionButton("brush", "Redraw a part of it", () => { dialog.close(); actions.edit(one, true); })] : []),
+    ...(canDo("variation_strength") ? [actionButton("grid", "Vary this face", () => {
+      dialog.close();
+      actions.use(job, one.index, { n_images: 4, interpolate_to: null, ...(asked.variation_strength ? {} : { variation_strength: 0.3 }) }, "vary");
+    })] : []),
+    actionButton("settings", "Use these settings", () => { dialog.close(); actions.use(job, one.index); }),
+    actionButton("again", "Draw others like this", () => { dialog.close(); actions.again(job, true); }),
+    actionButton("shield", "About this picture", () => { dialog.close(); actions.trust(one); }),
     actionButton("compare", "Compare", () => { dialog.close(); startPicking(one); }),
     actionButton("link", "Copy a link", () => copy(linkTo(job, one), "Link")),
     h("a", { class: "soft", href: collageOf(job), download: `steps-${asked.seed}.png` }, icon("film"), "Steps as one picture"),
@@ -249,7 +268,8 @@ function remove() {
 }
 
 /** Open the viewer on a picture; `pictures` is a list or a function that gives the list as it is then. */
-export function openViewer(one, pictures, more = null) {
+export function openViewer(handlers, one, pictures, more = null) {
+  actions = handlers;
   const given = typeof pictures === "function" ? pictures : () => pictures;
   list = () => given().filter((other) => !isLeaving(other.job.id));
   loadMore = more;
@@ -257,29 +277,28 @@ export function openViewer(one, pictures, more = null) {
   show(one);
 }
 
-export function startViewer(given) {
-  actions = given;
-  closable(dialog, $("viewer-close"));
-  $("viewer-prev").addEventListener("click", () => walk(-1));
-  $("viewer-next").addEventListener("click", () => walk(1));
-  $("zoom-in").addEventListener("click", () => zoomBy(1.5));
-  $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
-  $("zoom-reset").addEventListener("click", resetZoom);
-  $("pixels").addEventListener("change", () => frame.classList.toggle("pixels", $("pixels").checked));
-  bus.on("undeleted", () => { if (here) show(here); });
-  dialog.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
-    const slider = event.target.matches("input[type=range]");
-    const pressed = event.target.matches("button, a, input");
-    const keys = {
-      ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5),
-      0: resetZoom, " ": play, Delete: remove, f: () => toggleFavourite(here), d: () => download(here.url, fileName(here)),
-      l: () => copy(linkTo(here.job, here), "Link"), c: () => { const one = here; dialog.close(); startPicking(one); },
-    };
-    if ((slider && event.key.startsWith("Arrow")) || (pressed && event.key === " ")) return; // they have their own meaning there
-    const act = keys[event.key] ?? keys[event.key.toLowerCase()];
-    if (!act) return;
-    event.preventDefault();
-    act();
-  });
-}
+// ---- wiring
+
+closable(dialog, $("viewer-close"));
+$("viewer-prev").addEventListener("click", () => walk(-1));
+$("viewer-next").addEventListener("click", () => walk(1));
+$("zoom-in").addEventListener("click", () => zoomBy(1.5));
+$("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
+$("zoom-reset").addEventListener("click", resetZoom);
+$("pixels").addEventListener("change", () => frame.classList.toggle("pixels", $("pixels").checked));
+bus.on("undeleted", () => { if (here) show(here); });
+dialog.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
+  const slider = event.target.matches("input[type=range]");
+  const pressed = event.target.matches("button, a, input");
+  const keys = {
+    ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5),
+    0: resetZoom, " ": play, Delete: remove, f: () => toggleFavourite(here), d: () => download(here.url, fileName(here)),
+    l: () => copy(linkTo(here.job, here), "Link"), c: () => { const one = here; dialog.close(); startPicking(one); },
+  };
+  if ((slider && event.key.startsWith("Arrow")) || (pressed && event.key === " ")) return; // they have their own meaning there
+  const act = keys[event.key] ?? keys[event.key.toLowerCase()];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});

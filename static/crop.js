@@ -1,0 +1,129 @@
+// Where in a photo is the face? A window that is dragged and zoomed until the face fills the oval; no detector is needed.
+
+import { closable, h, icon, iconButton, openDialog, slider, toast } from "./ui.js";
+
+const VIEW = 512; // pixels of the canvas in the dialog
+const MAX_ZOOM = 12;
+const STEP = 0.02; // of the window, for an arrow key
+const OVAL = { x: 0.5, y: 0.52, rx: 0.27, ry: 0.37 }; // where faces lie in the pictures that the model learned from
+
+/** A square part of a picture at `size` pixels, halved step by step so that fine detail is averaged and not skipped. */
+function reduce(bitmap, { x, y, side }, size) {
+  let now = Math.max(size, Math.min(2048, Math.round(side)));
+  let canvas = h("canvas", { width: now, height: now });
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high";
+  pen.fillStyle = "#fff"; // under what is transparent
+  pen.fillRect(0, 0, now, now);
+  pen.drawImage(bitmap, x, y, side, side, 0, 0, now, now);
+  while (now > size) {
+    const next = Math.max(size, Math.ceil(now / 2));
+    const smaller = h("canvas", { width: next, height: next });
+    const brush = smaller.getContext("2d");
+    brush.imageSmoothingQuality = "high";
+    brush.drawImage(canvas, 0, 0, next, next);
+    [canvas, now] = [smaller, next];
+  }
+  return canvas.toDataURL("image/png").split(",")[1];
+}
+
+/** Let somebody place the face; resolves to a PNG of `size` x `size` as base64, or null. EXIF turns the photo by itself. */
+export async function crop(file, size) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    toast("This is no picture that the browser can read.", { trouble: true });
+    return null;
+  }
+  const { width, height } = bitmap;
+  const whole = Math.min(width, height);
+  const at = { x: width / 2, y: height > width ? Math.max(whole / 2, height * 0.42) : height / 2, zoom: 1 };
+  const canvas = h("canvas", { width: VIEW, height: VIEW, tabindex: "0", role: "application",
+    "aria-label": "The photo: arrow keys move it, plus and minus zoom" });
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high";
+  const part = () => {
+    const side = whole / at.zoom;
+    return { x: at.x - side / 2, y: at.y - side / 2, side };
+  };
+  const place = () => {
+    const half = whole / at.zoom / 2;
+    at.x = Math.max(half, Math.min(width - half, at.x));
+    at.y = Math.max(half, Math.min(height - half, at.y));
+    const { x, y, side } = part();
+    pen.clearRect(0, 0, VIEW, VIEW);
+    pen.drawImage(bitmap, x, y, side, side, 0, 0, VIEW, VIEW);
+    pen.beginPath(); // dark outside of the oval, which is drawn twice to be seen on any ground
+    pen.rect(0, 0, VIEW, VIEW);
+    pen.ellipse(OVAL.x * VIEW, OVAL.y * VIEW, OVAL.rx * VIEW, OVAL.ry * VIEW, 0, 0, 2 * Math.PI, true);
+    pen.fillStyle = "#0006";
+    pen.fill("evenodd");
+    for (const [colour, line] of [["#000a", 4], ["#fff", 2]]) {
+      pen.beginPath();
+      pen.ellipse(OVAL.x * VIEW, OVAL.y * VIEW, OVAL.rx * VIEW, OVAL.ry * VIEW, 0, 0, 2 * Math.PI);
+      Object.assign(pen, { strokeStyle: colour, lineWidth: line });
+      pen.stroke();
+    }
+  };
+  const zoomTo = (zoom, [x, y] = [0.5, 0.5]) => { // what lies at the point stays there
+    const before = whole / at.zoom;
+    at.zoom = Math.max(1, Math.min(MAX_ZOOM, zoom));
+    const change = before - whole / at.zoom;
+    at.x += (x - 0.5) * change;
+    at.y += (y - 0.5) * change;
+    zoom_.put(Math.log2(at.zoom));
+    place();
+  };
+  const move = (x, y) => { // in shares of the window
+    at.x -= (x * whole) / at.zoom;
+    at.y -= (y * whole) / at.zoom;
+    place();
+  };
+  const zoom_ = slider("Zoom", { min: 0, max: Math.log2(MAX_ZOOM), step: 0.05, value: 0, words: (value) => `${(2 ** value).toFixed(1)} ×` },
+    (value) => zoomTo(2 ** value));
+
+  const share = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  };
+  const fingers = new Map();
+  canvas.addEventListener("pointerdown", (event) => { fingers.set(event.pointerId, share(event)); canvas.setPointerCapture(event.pointerId); });
+  canvas.addEventListener("pointermove", (event) => {
+    const before = fingers.get(event.pointerId);
+    if (!before) return;
+    const now = share(event);
+    const other = [...fingers].find(([id]) => id !== event.pointerId)?.[1];
+    move((now[0] - before[0]) / fingers.size, (now[1] - before[1]) / fingers.size);
+    if (other) {
+      const apart = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
+      zoomTo(at.zoom * (apart(now) / apart(before)), [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2]);
+    }
+    fingers.set(event.pointerId, now);
+  });
+  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => fingers.delete(event.pointerId));
+  canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoomTo(at.zoom * Math.exp(-event.deltaY / 400), share(event)); }, { passive: false });
+  canvas.addEventListener("keydown", (event) => {
+    const by = event.shiftKey ? 5 * STEP : STEP;
+    const keys = { ArrowLeft: () => move(-by, 0), ArrowRight: () => move(by, 0), ArrowUp: () => move(0, -by), ArrowDown: () => move(0, by),
+      "+": () => zoomTo(at.zoom * 1.1), "=": () => zoomTo(at.zoom * 1.1), "-": () => zoomTo(at.zoom / 1.1) };
+    if (!keys[event.key]) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+
+  const close = iconButton("close", "Close", null);
+  const use = h("button", { class: "soft strong" }, icon("check"), "Use this part");
+  const dialog = h("dialog", { class: "sheet cutter", "aria-labelledby": "crop-title" },
+    h("div", { class: "sheet-head" }, h("h2", { id: "crop-title", text: "Place the face", tabindex: "-1" }), close),
+    h("p", { class: "quiet", text: "Drag and zoom until the face fills the oval: eyes a little above its middle, chin at its end." }),
+    canvas, zoom_.box, h("div", { class: "sheet-foot" }, use));
+  document.body.append(dialog);
+  closable(dialog, close);
+  place();
+  return new Promise((done) => {
+    let made = null;
+    use.addEventListener("click", () => { made = reduce(bitmap, part(), size); dialog.close(); });
+    openDialog(dialog, () => { bitmap.close(); dialog.remove(); done(made); });
+  });
+}

@@ -1,0 +1,38 @@
+// How does one picture become the other? The pictures of a blend, forward and back, with fading between them.
+
+import { picturesOf } from "./pictures.js";
+import { jobPath } from "./server.js";
+import { h, iconButton, setIcon, wantsStillness } from "./ui.js";
+
+const FRAME_MS = 220;
+
+export function player(job) {
+  const pictures = picturesOf(job);
+  const images = pictures.map((one) => h("img", { src: one.url, alt: "", width: 128, height: 128 }));
+  let timer = 0;
+  let step = 1;
+  const at = h("input", { type: "range", min: 0, max: images.length - 1, value: 0, step: "any", "aria-label": "Place between the two" });
+  const show = () => { // the nearest two, one over the other
+    const value = Number(at.value);
+    for (const [number, image] of images.entries()) image.style.opacity = number <= value ? 1 : Math.max(0, 1 - (number - value));
+    at.setAttribute("aria-valuetext", `${Math.round((100 * value) / (images.length - 1))} % of the way`);
+  };
+  const stop = () => { clearInterval(timer); timer = 0; setIcon(play, "play"); play.setAttribute("aria-label", "Play the blend"); };
+  const start = () => {
+    setIcon(play, "pause");
+    play.setAttribute("aria-label", "Pause");
+    const by = wantsStillness() ? 1 : 0.25;
+    timer = setInterval(() => {
+      if (!play.isConnected) stop();
+      let next = Number(at.value) + step * by;
+      if (next > images.length - 1 || next < 0) { step = -step; next = Number(at.value) + step * by; }
+      at.value = next;
+      show();
+    }, wantsStillness() ? 4 * FRAME_MS : FRAME_MS / 4);
+  };
+  const play = iconButton("play", "Play the blend", () => (timer ? stop() : start()));
+  at.addEventListener("input", () => { if (timer) stop(); show(); });
+  show();
+  const link = (kind) => h("a", { class: "soft", href: `${jobPath(job.id)}animation.${kind}`, download: `blend-${job.parameters.seed}.${kind}`, text: kind.toUpperCase(), "aria-label": `Download as animated ${kind.toUpperCase()}` });
+  return h("div", { class: "player" }, h("div", { class: "player-screen" }, ...images), h("div", { class: "player-tools" }, play, at, link("webp"), link("gif")));
+}
