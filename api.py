@@ -425,6 +425,7 @@ def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
         return tagged(json_response({
             "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
             **schemas.options(service.info),
+            "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
         }))
 
     @app.get("/health")
@@ -443,7 +444,8 @@ def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
             raise Problem(503, "The server is stopping.", {"Retry-After": "10"}, state=service.state)
         counts = service.queue.counts()
         jobs = {name: counts[name] for name in ("waiting", "running", "finished")}
-        return json_response({"state": service.state, "model": info.name, "device": info.device, "jobs": jobs})
+        model = {"model": info.name, "device": info.device, "engine": info.engine}
+        return json_response({"state": service.state, **model, "jobs": jobs})
 
     @app.get("/metrics")
     @operation("Numbers for Prometheus", "server", {200: Answer("Metrics.", {"text/plain": {"type": "string"}})})
@@ -504,6 +506,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--engine", choices=("auto", "openvino", "torch"), default="auto", help="what computes on a CPU (%(default)s)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, seeds less exact (%(default)s)")
     add("--model", type=Path, default=DEFAULT_MODEL, help="a model folder")
     add("--threads", type=count, help="CPU threads for the model (default: all cores)")
     add("--max-batch", type=count, help="images that share one step (default: 16 on a CPU, 64 on an accelerator)")
@@ -545,7 +549,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def load_engine() -> Engine:
         from generator import FaceGenerator  # imports torch, in the engine's thread, while the page is already there
 
-        return FaceGenerator.load(arguments.model, device=arguments.device, threads=arguments.threads)
+        chosen = arguments.device, arguments.threads, arguments.precision, arguments.engine
+        return FaceGenerator.load(arguments.model, *chosen)
 
     own_names = (socket.gethostname().lower(), f"{socket.gethostname().lower()}.local")
     hosts = None if is_local(arguments.host) and not arguments.allow_host else (*own_names, *arguments.allow_host)

@@ -38,7 +38,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,7 @@ from torch import Tensor, nn
 
 from conditional_ldm import encode_prompts, load_unet
 from core.checkpoint import folder_hash, read_index
+from core.compiled import CompileError, Compiler, Composed, Flat
 from core.diffusion import (
     Condition,
     Denoising,
@@ -74,6 +75,7 @@ from core.watermark import VERSION, mark
 from train_clip import load_clip
 from vae import VAE, encoder_hash, load_vae, to_images
 
+CACHE = Path(__file__).resolve().parent / ".cache"  # networks compiled for this machine; may be deleted at any time
 T = TypeVar("T")
 INVERSION_STEPS, INVERSION_ROUNDS = 50, 3
 
@@ -96,6 +98,7 @@ class ModelInfo:
     samplers: tuple[str, ...]
     default_sampler: str
     default_guidance_scale: float
+    engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
 
 
 @dataclass(frozen=True)
@@ -241,11 +244,15 @@ class FaceGenerator:
         self.judge = judge
         self.scheduler_config, self.info = scheduler_config, info
         self.device, self.dtype = torch.device(info.device), dtype
+        # what computes: noisy latents, levels and conditions -> predictions; whitened latents -> images
+        self.denoise: Callable[[Tensor, Tensor, Condition], Tensor] = self._denoise_by_torch
+        self.draw: Callable[[Tensor], Tensor] = self._draw_by_torch
         self._company: Company | None = None
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str = "auto", threads: int | None = None, precision: str = "fp32"
+        cls, folder: str | Path, device: str = "auto", threads: int | None = None, precision: str = "fp32",
+        engine: str = "auto", cache: str | Path | None = CACHE,
     ) -> FaceGenerator:
         """Load a model folder, and the judge beside it if there is one. `threads` sets torch's CPU threads for the
         whole process.
@@ -253,11 +260,16 @@ class FaceGenerator:
         `precision` "bf16" computes the networks in bfloat16: up to 1.8 times as fast on a CPU that has it, but then a
         seed's picture is no longer quite the same on every machine, so it has to be asked for.
 
-        Raises ModelFolderError when the folder is missing or damaged, ValueError for a device or a precision that is
-        not there.
+        `engine` "openvino" compiles UNet and decoder for this CPU and keeps the result in the folder `cache` (None:
+        nowhere), "torch" does not; "auto" takes OpenVINO where it is installed, the device is the CPU and it works.
+
+        Raises ModelFolderError when the folder is missing or damaged, ValueError for a device, a precision or an engine
+        that is not there.
         """
         folder, chosen = Path(folder), pick_device(device)
         dtype = pick_dtype(precision, chosen)
+        if engine not in ("auto", "openvino", "torch") or (engine == "openvino" and chosen.type != "cpu"):
+            raise ValueError(f"engine must be auto, torch, or openvino on the CPU; got {engine!r} on {chosen}")
         if threads is not None:
             torch.set_num_threads(threads)
         index = read_index(folder)
@@ -273,13 +285,34 @@ class FaceGenerator:
             samplers=tuple(scheduler_config["samplers"]),
             default_sampler=index["defaults"]["sampler"],
             default_guidance_scale=float(index["defaults"]["guidance_scale"]),
+            engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
         )
         make_scheduler(info.default_sampler, scheduler_config)  # imports diffusers now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)
         judge = find_judge(folder.parent / "judge", chosen)
-        return cls(
-            clip.to(chosen), tokenizer, vae.to(chosen), unet.to(chosen), scheduler_config, info, dtype, preview, judge
-        )
+        vae, unet = vae.to(chosen), unet.to(chosen)
+        faces = cls(clip.to(chosen), tokenizer, vae, unet, scheduler_config, info, dtype, preview, judge)
+        if engine == "openvino" or (engine == "auto" and chosen.type == "cpu"):
+            try:
+                faces.compile(None if cache is None else Path(cache))
+            except CompileError as error:
+                if engine == "openvino":
+                    raise ValueError(f"engine openvino does not work here: {error}; use auto or torch") from error
+                log.warning("torch draws, which is slower than OpenVINO would be: %s", error)
+        log.info("%s draws, with %d threads", faces.info.engine, torch.get_num_threads())
+        return faces
+
+    def compile(self, cache: Path | None) -> None:
+        """Let OpenVINO compute UNet and decoder from now on: with the weights as they are now. Raises CompileError."""
+        compiler = Compiler(cache, torch.get_num_threads(), self.dtype)
+        with torch.inference_mode():
+            condition = encode_prompts(self.clip, self.tokenizer, ["a face", ""])
+        latents = torch.randn(2, *self.info.latent_shape, generator=torch.Generator().manual_seed(0))
+        example = (latents, torch.tensor([900.0, 100.0]), *(getattr(condition, f.name) for f in fields(condition)))
+        unet = compiler.compile("unet", Flat(self.unet), example, self.info.model_hash)
+        decoder = Composed(self.vae, self.vae.unwhiten, self.vae.decode)
+        self.draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
+        self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
 
     # ---- many requests, one step at a time
 
@@ -391,8 +424,7 @@ class FaceGenerator:
         x, timestep, condition = company.batch.inputs(latents, levels)
 
         def network(rows: slice) -> Tensor:
-            with self.autocast():  # around the network alone: the sampler's arithmetic stays in fp32
-                return self.unet(x[rows], timestep[rows], condition[rows])
+            return self.denoise(x[rows], timestep[rows], condition[rows])
 
         answers, lost = [], set()
         for rows, answer in self._in_pieces(network, len(x), company.rows_at_once):
@@ -518,11 +550,15 @@ class FaceGenerator:
     def _decode(self, z: Tensor) -> np.ndarray:
         """Whitened latents [B, C, h, w] -> uint8 [B, H, W, 3]."""
 
-        def pixels(rows: slice) -> np.ndarray:
-            with self.autocast():
-                return to_pixels(self.vae.decode(self.vae.unwhiten(z[rows].to(self.device))))
+        return np.concatenate(self._fit(lambda rows: to_pixels(self.draw(z[rows].to(self.device))), len(z)))
 
-        return np.concatenate(self._fit(pixels, len(z)))
+    def _denoise_by_torch(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        with self.autocast():  # around the network alone: the sampler's arithmetic stays in fp32
+            return self.unet(x, timestep, condition)
+
+    def _draw_by_torch(self, x: Tensor) -> Tensor:
+        with self.autocast():
+            return self.vae.decode(self.vae.unwhiten(x))
 
     # ---- memory
 

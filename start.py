@@ -331,8 +331,16 @@ def doctor_environment(root: Path, options: argparse.Namespace) -> list[str | No
     if torch:
         gpus = ", ".join(f"cuda ({name})" for name in torch["cuda"])
         show("device", (gpus or ("mps" if torch["mps"] else "cpu")) + f", {torch['threads']} CPU threads")
+        show("engine", engine_text(torch, options.device))
         problems.append(device_problem(torch, packages["torch"]["version"], options.device))
     return problems
+
+
+def engine_text(found: dict, device: str) -> str:
+    """What will compute the networks on the device that was asked for."""
+    if device != "cpu" and (device != "auto" or found["cuda"] or found["mps"]):
+        return "torch"
+    return found.get("openvino") or f"torch; OpenVINO would be faster on a CPU ({found['openvino_error']})"
 
 
 def doctor_data(folder: Path) -> str | None:

@@ -417,6 +417,7 @@ class ModelOptions(TypedDict):
     name: str
     hash: str
     device: str
+    engine: Annotated[str, Field(description="what computes the networks, and how precisely")]
     image_size: Annotated[int, Field(ge=1)]
     latent_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
 
@@ -462,6 +463,9 @@ class OptionsAnswer(TypedDict):
     examples: list[str]
     attributes: Annotated[list[SliderOptions], Field(description="all sliders, neighbours together")]
     limits: LimitOptions
+    seconds_per_image_step: Annotated[
+        float | None, Field(description="measured here: the median of the latest steps; null before the first")
+    ]
 
 
 class Health(TypedDict):
@@ -484,6 +488,7 @@ class Ready(TypedDict):
     state: Literal["READY"]
     model: str
     device: str
+    engine: Annotated[str, Field(description="what computes the networks, and how precisely")]
     jobs: JobCounts
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ class EngineInfo(Protocol):
     def default_sampler(self) -> str: ...
     @property
     def default_guidance_scale(self) -> float: ...
+    @property
+    def engine(self) -> str: ...  # what computes, for people: "OpenVINO 2026.4.1 f32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,11 +271,18 @@ class EngineBatch:
     def __init__(self, engine: Engine, watcher: Watcher, *, max_batch: int, max_images: int = MAX_IMAGES) -> None:
         self._engine, self._watcher, self._max_batch, self._max_images = engine, watcher, max_batch, max_images
         self._running: deque[tuple[Job, Any]] = deque()  # those that are to step next come first
+        self._speeds: deque[float] = deque(maxlen=32)  # seconds an image of the latest steps
 
     @property
     def num_images(self) -> int:
         """Images of all running jobs. May be read by any thread."""
         return sum(run.num_images for _, run in tuple(self._running))
+
+    @property
+    def seconds_per_image_step(self) -> float | None:
+        """The median of the latest steps; None before the first. May be read by any thread."""
+        speeds = tuple(self._speeds)
+        return statistics.median(speeds) if speeds else None
 
     def has_room(self, job: Job) -> bool:
         wanted = num_drawn(job.request)
@@ -302,7 +312,9 @@ class EngineBatch:
             if moving:
                 began = time.perf_counter()
                 self._engine.step(moving)
-                self._watcher.stepped(time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                self._speeds.append(seconds / sum(run.num_images for run in moving))
+                self._watcher.stepped(seconds)
         except Exception as raised:  # a fault of the engine ends the jobs of this step, and no others
             broken = as_job_error(raised, chosen[0][0])
         for job, run in chosen:
@@ -401,7 +413,7 @@ class EngineService:
         max_batch = self._max_batch or (CPU_BATCH if info.device == "cpu" else ACCELERATOR_BATCH)
         self.batch = EngineBatch(engine, self._watcher, max_batch=max_batch)
         self._engine, self.state = engine, "READY"
-        log.info("ready: %s on %s, up to %d images a step", info.name, info.device, max_batch)
+        log.info("ready: %s on %s by %s, up to %d images a step", info.name, info.device, info.engine, max_batch)
         return self.batch
 
     def call(self, function: Callable[[Engine], T]) -> Future[T]:

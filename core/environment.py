@@ -96,8 +96,12 @@ def clean_env(**extra: str) -> dict[str, str]:
 
 
 def pins(file: Path) -> dict[str, str]:
-    """Package -> version of every `name==version` line of a requirements file."""
-    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    """Package -> version of every `name==version` line of a requirements file.
+
+    A line with a condition (`; platform_machine == ...`) is for pip alone: this machine may not fulfil it.
+    """
+    text = file.read_text(encoding="utf-8")
+    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)(?=[ \t]*(?:#|$))", text, flags=re.MULTILINE))
 
 
 def torch_pins(root: Path) -> list[str]:
@@ -325,7 +329,12 @@ def print_probe(names: list[str]) -> None:
     if torch is not None and hasattr(torch, "backends"):  # absent from a half-imported one
         gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         facts = {"cuda_build": torch.version.cuda, "cuda": gpus if torch.cuda.is_available() else []}
-        print(json.dumps({**facts, "mps": torch.backends.mps.is_available(), "threads": torch.get_num_threads()}))
+        facts |= {"mps": torch.backends.mps.is_available(), "threads": torch.get_num_threads()}
+        try:
+            facts["openvino"] = f"OpenVINO {importlib.import_module('openvino').__version__.split('-')[0]}"
+        except Exception as error:  # not for this machine, or broken: both mean that torch draws
+            facts["openvino_error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(json.dumps(facts))
 
 
 def probe(root: Path) -> dict:

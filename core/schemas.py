@@ -526,8 +526,8 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         fields["guidance_scale"]["default"] = info.default_guidance_scale
         fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers)}
         fields["model"] |= {"default": info.name, "choices": [info.name]}
-        models = [{"name": info.name, "hash": info.model_hash, "device": info.device, "image_size": info.image_size,
-                   "latent_shape": list(info.latent_shape)}]
+        models = [{"name": info.name, "hash": info.model_hash, "device": info.device, "engine": info.engine,
+                   "image_size": info.image_size, "latent_shape": list(info.latent_shape)}]
     return {
         "fields": fields,
         "aliases": ALIASES,

@@ -34,6 +34,7 @@ class DrawingInfo:
     samplers: tuple[str, ...] = ("Pencil", "DPM++ 2M")
     default_sampler: str = "Pencil"
     default_guidance_scale: float = 3.0
+    engine: str = "pencil"
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ ROOMS: dict[str, set[str]] = {
     "core.diffusion": {"diffusers", "numpy", "torch"},
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
     "core.preview": {"torch"},
+    "core.compiled": {"openvino", "torch"},
     "core.editing": {"numpy", "scipy", "torch"},
     "core.steering": set(),
     "core.receipts": {"numpy"},

@@ -182,7 +182,8 @@ def test_while_the_model_loads_and_when_it_cannot(engine: DrawingEngine, caplog:
 def test_ready(client: FlaskClient) -> None:
     post(client)
     assert client.get("/ready").get_json() == {
-        "state": "READY", "model": "drawing", "device": "paper", "jobs": {"waiting": 1, "running": 0, "finished": 0}}
+        "state": "READY", "model": "drawing", "device": "paper", "engine": "pencil",
+        "jobs": {"waiting": 1, "running": 0, "finished": 0}}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

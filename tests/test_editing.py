@@ -39,7 +39,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> FaceGenerator:
-    return FaceGenerator.load(build_tiny_model(tmp_path_factory.mktemp("models") / "tiny"), device="cpu")
+    folder = build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return FaceGenerator.load(folder, device="cpu", engine="torch")
 
 
 @pytest.fixture(scope="module")

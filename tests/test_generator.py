@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def faces(folder: Path) -> FaceGenerator:
-    return FaceGenerator.load(folder, device="cpu")
+    return FaceGenerator.load(folder, device="cpu", engine="torch")
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
@@ -373,7 +373,7 @@ def test_previews_of_the_bundled_model_are_near_its_pictures_and_need_no_decoder
     """The linear preview decoder is fitted to this VAE: it shows the same face, for one convolution."""
     folder = bundled_model()
     assert folder is not None
-    faces = FaceGenerator.load(folder, device="cpu")
+    faces = FaceGenerator.load(folder, device="cpu", engine="torch")
     assert faces.preview is not None
     decoded: list[int] = []
     handle = faces.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded.append(len(inputs[0])))
@@ -393,11 +393,11 @@ def test_previews_of_the_bundled_model_are_near_its_pictures_and_need_no_decoder
 def test_the_hash_of_a_model_is_that_of_all_its_weights(folder: Path, faces: FaceGenerator, tmp_path: Path) -> None:
     """A decoder trained further draws other pictures from the same seed, so it must not pass for the same model."""
     other = shutil.copytree(folder, tmp_path / "tiny")
-    assert FaceGenerator.load(other, device="cpu").info.model_hash == faces.info.model_hash
+    assert FaceGenerator.load(other, device="cpu", engine="torch").info.model_hash == faces.info.model_hash
     config, state = load_component(other, "vae")
     state["decoder.head.bias"] = state["decoder.head.bias"] + 0.5
     save_component(other, "vae", state, config)
-    assert FaceGenerator.load(other, device="cpu").info.model_hash != faces.info.model_hash
+    assert FaceGenerator.load(other, device="cpu", engine="torch").info.model_hash != faces.info.model_hash
 
 
 def test_stopping_before_and_between_steps(faces: FaceGenerator) -> None:
@@ -442,7 +442,7 @@ def test_wrong_arguments_are_refused(faces: FaceGenerator, options: dict, messag
 
 
 def test_nan_is_an_error_never_a_black_picture(folder: Path) -> None:
-    broken = FaceGenerator.load(folder, device="cpu")
+    broken = FaceGenerator.load(folder, device="cpu", engine="torch")
     with torch.no_grad():
         broken.unet.head.bias.fill_(float("nan"))
     with pytest.raises(JobError, match="NaN or infinity") as failed:
@@ -542,9 +542,9 @@ def test_precision(folder: Path, faces: FaceGenerator) -> None:
         pick_dtype("fp8", cpu)
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         with pytest.raises(ValueError, match="bf16 on a device that has it"):
-            FaceGenerator.load(folder, device="cpu", precision="bf16")
+            FaceGenerator.load(folder, device="cpu", engine="torch", precision="bf16")
         return
-    fast = FaceGenerator.load(folder, device="cpu", precision="bf16")
+    fast = FaceGenerator.load(folder, device="cpu", engine="torch", precision="bf16")
     together = fast.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3)
     alone = fast.generate(PROMPT, num_images=1, num_inference_steps=4, seed=4)
     exact = faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3)
@@ -554,7 +554,7 @@ def test_precision(folder: Path, faces: FaceGenerator) -> None:
 
 def test_a_missing_or_damaged_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="not a model folder"):
-        FaceGenerator.load(tmp_path / "nowhere", device="cpu")
+        FaceGenerator.load(tmp_path / "nowhere", device="cpu", engine="torch")
     damaged = tmp_path / "damaged"
     for path in folder.rglob("*"):
         if path.is_file():
@@ -564,7 +564,7 @@ def test_a_missing_or_damaged_folder_is_refused(folder: Path, tmp_path: Path) ->
     weights = damaged / "unet" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ModelFolderError, match="does not match"):
-        FaceGenerator.load(damaged, device="cpu")
+        FaceGenerator.load(damaged, device="cpu", engine="torch")
 
 
 def test_the_bundled_model_draws_faces_not_noise() -> None:

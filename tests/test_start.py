@@ -472,6 +472,7 @@ def test_what_makes_the_environment_incomplete(house: Path) -> None:
     assert environment.incomplete(house) is None
     requirements = house / environment.REQUIREMENTS
     text = "# why\nTorch==2.14.1  # networks\nflask-cors==6.0.2\ntyping_extensions==4.16.0\n"
+    text += 'openvino==2026.4.1; platform_machine == "abacus"  # pip decides, not we\n'
     requirements.write_text(text, encoding="utf-8")
     assert environment.pins(requirements) == {"Torch": "2.14.1", "flask-cors": "6.0.2", "typing_extensions": "4.16.0"}
     assert environment.incomplete(house) == "Torch 2.14.1 is missing"
@@ -634,6 +635,9 @@ def test_doctor_tells_the_truth_about_this_machine(port: int) -> None:
         if name in environment.pins(ROOT / environment.REQUIREMENTS):
             assert f"{name} {got}" in lines["packages"]
     assert re.fullmatch(r"(cuda \(.+\)|mps|cpu), \d+ CPU threads", lines["device"])
+    openvino = environment.installed(ROOT).get("openvino")
+    drawn = f"OpenVINO {openvino}" if openvino and lines["device"].startswith("cpu") else "torch"
+    assert lines["engine"].split(";")[0] == drawn
     healthy = "Nothing is wrong." in answer.stdout
     assert answer.returncode == (0 if healthy else 1)
     assert healthy == ("\n1. " not in answer.stdout)

@@ -1,0 +1,400 @@
+"""Does OpenVINO draw what torch draws, and does everything still work when it, its cache or the memory fails?
+
+A tiny model of real networks; the seconds it takes to compile are paid once. Skipped where OpenVINO is not installed,
+but for what must hold there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import build_tiny_model
+from torch import Tensor, nn
+
+from core.compiled import KEPT, MAGIC, Compiled, CompileError, Compiler, Composed, Flat, installed_version
+from core.diffusion import Condition
+from generator import DrawRequest, FaceGenerator, Picture, Run
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT = "a smiling woman with blond hair"
+needs_openvino = pytest.mark.skipif(installed_version() is None, reason="OpenVINO is not installed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> FaceGenerator:
+    return FaceGenerator.load(folder, device="cpu", engine="torch")
+
+
+@pytest.fixture(scope="module")
+def faces(folder: Path, cache: Path) -> FaceGenerator:
+    if installed_version() is None:
+        pytest.skip("OpenVINO is not installed")
+    return FaceGenerator.load(folder, device="cpu", engine="openvino", cache=cache)
+
+
+def difference(pictures: list[Picture], others: list[Picture]) -> int:
+    """The largest difference in grey levels."""
+    pairs = zip(pictures, others, strict=True)
+    return max(int(np.abs(one.pixels.astype(int) - other.pixels).max()) for one, other in pairs)
+
+
+def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[Picture]]:
+    while any(not run.finished for run in runs):
+        faces.step(runs)
+    return [faces.pictures(run) for run in runs]
+
+
+# ---- the same pictures -----------------------------------------------------------------------------------------------
+
+
+def test_both_say_who_they_are(faces: FaceGenerator, plain: FaceGenerator) -> None:
+    assert faces.info.engine == f"OpenVINO {installed_version()} f32"
+    assert plain.info.engine == f"torch {torch.__version__} f32"
+    assert faces.info.model_hash == plain.info.model_hash
+
+
+def test_both_give_the_same_numbers(faces: FaceGenerator, plain: FaceGenerator) -> None:
+    """For one row or many, short texts or long, any level, the learned null or not."""
+    generator = torch.Generator().manual_seed(0)
+    width = plain.unet.config.text_width
+    for count, length in ((1, 1), (2, 9), (5, 40), (16, 3)):
+        x = torch.randn(count, *plain.info.latent_shape, generator=generator)
+        condition = Condition(
+            torch.randn(count, length, width, generator=generator),
+            torch.arange(length).expand(count, length) < 1 + torch.arange(count)[:, None],
+            torch.randn(count, width, generator=generator),
+            torch.linspace(58, 128, count),
+            torch.arange(count) % 3 == 1,
+        )
+        level = torch.linspace(0, 999, count)
+        with torch.inference_mode():
+            wanted, found = plain.denoise(x, level, condition), faces.denoise(x, level, condition)
+            assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+            wanted, found = plain.draw(x), faces.draw(x)
+            assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("sampler", ["DPM++ 2M", "Euler a", "DDPM"])
+def test_both_draw_the_same_pictures(faces: FaceGenerator, plain: FaceGenerator, sampler: str) -> None:
+    """To within two grey levels; what one engine draws itself must agree to within one."""
+    options = {"num_images": 3, "num_inference_steps": 6, "seed": 4, "sampler": sampler}
+    assert difference(faces.generate(PROMPT, **options), plain.generate(PROMPT, **options)) <= 2  # type: ignore[arg-type]
+
+
+def test_a_seed_is_its_picture_in_any_company(faces: FaceGenerator) -> None:
+    """Alone, in batches of every size up to eight, and beside other people's jobs that join and leave."""
+    alone = [faces.generate(PROMPT, num_inference_steps=5, seed=seed)[0] for seed in range(8)]
+    for count in range(2, 9):
+        together = faces.generate(PROMPT, num_images=count, num_inference_steps=5)
+        assert difference(together, alone[:count]) <= 1
+    asked = [DrawRequest(PROMPT, 2, 5, seed=0), DrawRequest("an old man with a hat", 3, 7, sampler="Euler a"),
+             DrawRequest("", 1, 3, guidance_scale=1.0), DrawRequest(PROMPT, 1, 5, seed=2, negative_prompt="")]
+    runs = [faces.begin(request) for request in asked]
+    faces.step(runs[1:2])
+    found = finish(faces, runs)
+    assert difference(found[0], alone[:2]) <= 1 and difference(found[3], alone[2:3]) <= 1
+    once, twice = (faces.generate(PROMPT, num_images=2, num_inference_steps=5) for _ in range(2))
+    assert [one.png for one in once] == [one.png for one in twice]
+
+
+def test_one_broken_run_fails_alone(faces: FaceGenerator) -> None:
+    latents = np.full((1, *faces.info.latent_shape), 3e38, np.float32)
+    runs = [faces.begin(DrawRequest(PROMPT, 1, 6, latents=latents)), faces.begin(DrawRequest(PROMPT, 2, 4, seed=3))]
+    while not runs[1].finished:
+        faces.step(runs)
+    assert runs[0].error is not None and runs[0].error.code == "not_finite"
+    assert difference(faces.pictures(runs[1]), faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3)) <= 1
+
+
+@needs_openvino
+def test_bf16_is_near(folder: Path, plain: FaceGenerator, cache: Path) -> None:
+    """Where the CPU has it, on average within three grey levels; where it would be emulated it is refused."""
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        with pytest.raises(ValueError, match="bf16 on a device that has it"):
+            FaceGenerator.load(folder, device="cpu", precision="bf16", engine="openvino", cache=cache)
+        return
+    fast = FaceGenerator.load(folder, device="cpu", precision="bf16", engine="openvino", cache=cache)
+    assert fast.info.engine.endswith(" bf16")
+    pictures, exact = (one.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3) for one in (fast, plain))
+    assert 0 < np.mean([np.abs(a.pixels.astype(float) - b.pixels) for a, b in zip(pictures, exact, strict=True)]) < 3
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    """A network small enough to compile often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu()
+
+
+class Counting(Compiler):
+    """How often it had to compile."""
+
+    compiled = 0
+
+    def compile(self, *arguments: object) -> Compiled:
+        original = self._core.compile_model
+
+        class Core:
+            import_model = self._core.import_model
+
+            @staticmethod
+            def compile_model(*more: object) -> object:
+                Counting.compiled += 1
+                return original(*more)
+
+        kept, self._core = self._core, Core()
+        try:
+            return super().compile(*arguments)  # type: ignore[arg-type]
+        finally:
+            self._core = kept
+
+
+@pytest.fixture
+def pair() -> Pair:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Pair().eval()
+
+
+@needs_openvino
+def test_what_is_compiled_once_is_read_back(pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Until it is damaged, or anything that decides it is different."""
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    Counting.compiled = 0
+
+    def compiled(weights: str = "a", threads: int = 1) -> int:
+        found = Counting(tmp_path, threads).compile("pair", pair, (x[:2],), weights)
+        assert torch.allclose(found(x), pair(x), atol=1e-6)
+        return Counting.compiled
+
+    assert [compiled(), compiled(), compiled()] == [1, 1, 1]
+    (path,) = tmp_path.iterdir()  # nothing was left aside
+    whole = path.read_bytes()
+    for count, damaged in enumerate((whole[:-1], b"", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]), start=2):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert compiled() == count and "damaged: it is made anew" in caplog.text
+        assert compiled() == count and path.read_bytes() != damaged
+    assert compiled(weights="b") == 5 and compiled(threads=2) == 6 and compiled() == 6
+    sound = b"not a model at all"
+    path.write_bytes(MAGIC + hashlib.sha256(sound).digest() + sound)  # whole, but another version's, say
+    assert compiled() == 7 and "cannot be used" in caplog.text
+
+
+@needs_openvino
+def test_the_cache_does_not_grow_for_ever(pair: Pair, tmp_path: Path) -> None:
+    for number in range(KEPT + 3):
+        Compiler(tmp_path, 1).compile("pair", pair, (torch.zeros(2, 8),), str(number))
+    assert len(list(tmp_path.iterdir())) == KEPT
+
+
+@needs_openvino
+@pytest.mark.parametrize("trouble", ["a file is in the way", "read-only"])
+def test_a_folder_that_cannot_be_written_costs_time_alone(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    place = tmp_path / "cache"
+    if trouble == "read-only":
+        place.mkdir(mode=0o500)
+        if os.access(place, os.W_OK):
+            pytest.skip("this user may write everywhere")
+    else:
+        place.write_text("")
+    x = torch.ones(2, 8)
+    assert torch.allclose(Compiler(place, 1).compile("pair", pair, (x,), "a")(x), pair(x), atol=1e-6)
+    assert "the next start compiles again" in caplog.text
+
+
+@needs_openvino
+def test_two_processes_may_fill_the_same_cache(folder: Path, cache: Path, tmp_path: Path, faces: FaceGenerator) -> None:
+    code = ("import sys; from generator import FaceGenerator; "
+            "faces = FaceGenerator.load(sys.argv[1], device='cpu', threads=1, engine='openvino', cache=sys.argv[2]); "
+            "print(faces.generate('a man', num_inference_steps=2)[0].pixels.sum(), faces.info.engine)")
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path)]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [process.communicate(timeout=240)[0] for process in both]
+    assert answers[0] == answers[1] and "OpenVINO" in answers[0]
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["decoder", "unet"]
+    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in cache.iterdir()}  # the same keys here
+
+
+@needs_openvino
+def test_a_network_that_comes_out_wrong_is_refused(tmp_path: Path) -> None:
+    class Fickle(nn.Module):
+        """The trace takes the number of rows for a constant."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(len(x))
+
+    with pytest.raises(CompileError, match="fickle: ValueError: compiled it differs from torch"):
+        Compiler(tmp_path, 1).compile("fickle", Fickle(), (torch.ones(2, 8),), "a")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- without it ------------------------------------------------------------------------------------------------------
+
+
+def test_without_openvino_torch_draws_and_says_so(folder: Path, plain: FaceGenerator) -> None:
+    """In a process that cannot import it."""
+    code = """
+import importlib.util, json, logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "openvino":
+            raise ImportError(name)
+original = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "openvino" else original(name, package)
+sys.meta_path.insert(0, Absent())
+from generator import FaceGenerator
+faces = FaceGenerator.load(sys.argv[1], device="cpu", threads=1)
+picture = faces.generate("a man", num_inference_steps=2, seed=5)[0]
+try:
+    FaceGenerator.load(sys.argv[1], device="cpu", engine="openvino")
+except ValueError as error:
+    print(json.dumps([faces.info.engine, int(picture.pixels.sum()), str(error)]))
+"""
+    wanted = int(plain.generate("a man", num_inference_steps=2, seed=5)[0].pixels.sum())
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=240)
+    engine, total, error = json.loads(done.stdout)
+    assert engine == plain.info.engine and abs(total - wanted) < 500
+    assert error == "engine openvino does not work here: OpenVINO is not installed; use auto or torch"
+    assert "WARNING torch draws, which is slower than OpenVINO would be: OpenVINO is not installed" in done.stderr
+    assert f"INFO {plain.info.engine} draws, with 1 threads" in done.stderr
+
+
+def test_a_package_that_does_not_load_counts_as_absent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)  # importing it raises ImportError
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert installed_version() is None and "does not load" in caplog.text
+
+
+def test_engines_are_checked(folder: Path) -> None:
+    with pytest.raises(ValueError, match="engine must be auto, torch, or openvino on the CPU; got 'onnx' on cpu"):
+        FaceGenerator.load(folder, device="cpu", engine="onnx")
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@needs_openvino
+def test_short_memory_halves_the_call(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenVINO says when there is no memory, in both of its ways, becomes torch's exception; halves then fit."""
+    rows: list[int] = []
+    request = DrawRequest(PROMPT, 3, 4, seed=7)
+    wanted = finish(faces, [faces.begin(request)])[0]
+    compiled: Compiled = faces.denoise.__self__  # type: ignore[attr-defined]
+
+    class Short:
+        """The real request, on a machine with memory for two rows."""
+
+        def __init__(self, request: object) -> None:
+            self.request = request
+
+        def infer(self, arrays: list[np.ndarray], **options: object) -> object:
+            rows.append(len(arrays[0]))
+            if len(arrays[0]) > 2:
+                raise MemoryError() if len(rows) % 2 else RuntimeError("Exception from request.cpp: bad_alloc")
+            return self.request.infer(arrays, **options)  # type: ignore[attr-defined]
+
+    real = compiled._model
+
+    class Model:
+        def create_infer_request(self) -> Short:
+            return Short(real.create_infer_request())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "_model", Model())
+        patch.setattr(compiled, "_request", Model().create_infer_request())
+        found = finish(faces, [faces.begin(request)])[0]
+    assert rows[:7] == [6, 3, 1, 2, 3, 1, 2] and max(rows[7:]) == 2  # halved until it fits, and remembered
+    assert difference(found, wanted) <= 1
+    assert difference(finish(faces, [faces.begin(request)])[0], wanted) == 0
+
+
+@needs_openvino
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of the address space is Linux's")
+def test_real_shortage_of_memory_is_recognised(folder: Path, cache: Path, faces: FaceGenerator) -> None:
+    """A process that may take little more than it has: a huge batch fails with torch's exception, a small one draws."""
+    code = """
+import resource, sys, torch
+from generator import FaceGenerator
+torch.set_num_threads(1)
+faces = FaceGenerator.load(sys.argv[1], device="cpu", threads=1, engine="openvino", cache=sys.argv[2])
+small = torch.zeros(2, *faces.info.latent_shape)
+faces.draw(small)
+large = torch.zeros(20_000, *faces.info.latent_shape)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 300 * 2**20,) * 2)
+try:
+    faces.draw(large)
+except torch.OutOfMemoryError as error:
+    print("short:", error)
+print(list(faces.draw(small).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(folder), str(cache)], cwd=ROOT, capture_output=True,
+                          text=True, timeout=240)
+    assert done.stdout.startswith("short: ") and done.stdout.endswith("[2, 3, 128, 128]\n"), done.stdout + done.stderr
+
+
+# ---- manners ---------------------------------------------------------------------------------------------------------
+
+
+@needs_openvino
+def test_nothing_is_reported_to_anybody(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package that OpenVINO's own converter reports through is never woken."""
+    telemetry = pytest.importorskip("openvino_telemetry")
+
+    def woken(*_: object, **__: object) -> None:
+        raise AssertionError("telemetry was made")
+
+    monkeypatch.setattr(telemetry.Telemetry, "__init__", woken)
+    monkeypatch.setattr(telemetry.Telemetry, "init", woken)
+    Compiler(None, 1).compile("pair", pair, (torch.zeros(2, 8),), "a")
+
+
+@needs_openvino
+def test_a_log_line_says_what_was_compiled(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    composed = Composed(pair, pair, torch.neg)
+    assert float(Compiler(None, 1).compile("pair", composed, (torch.ones(2, 8),), "a")(torch.ones(1, 8)).max()) <= 0
+    assert "compiled the pair for this CPU in" in caplog.text
+    assert isinstance(Flat(pair), nn.Module)
