@@ -78,7 +78,9 @@ def generate_images(
     done = []
 
     def denoise(x: Tensor, timestep: Tensor, condition: Any) -> Tensor:
-        with torch.autocast(engine.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        if precision == "fp32":
+            return engine.denoise(x, timestep, condition)
+        with torch.autocast(engine.device.type, torch.bfloat16):
             return engine.unet(x, timestep, condition).float()  # the solver's sums stay in fp32
 
     for start in tqdm(range(0, len(prompts), batch), desc=f"{steps} steps", unit="batch"):
@@ -89,7 +91,7 @@ def generate_images(
             denoise, condition, make_scheduler(engine.info.default_sampler, config), noise.to(engine.device),
             steps, guidance, schedule=schedule, generators=generators,
         )  # fmt: skip
-        done.append(metrics.to_pictures(engine.vae.decode(engine.vae.unwhiten(latents))))
+        done.append(metrics.to_pictures(engine.draw(latents)))
     return np.concatenate(done)
 
 
@@ -442,6 +444,29 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     return Evaluation(settings, store).run()
 
 
+def measure_speed(settings: Settings, steps: int, repeats: int, record: bool) -> int:
+    """How fast is it beside diffusers' own parts, as a server, and by each engine? 1 when a promise is not kept."""
+    import sys
+
+    from core import bench, figures
+    from generator import FaceGenerator
+
+    root = Path(__file__).resolve().parent
+    serve = [sys.executable, str(root / "api.py"), "--device", "cpu", "--model", str(Path(settings.model).resolve())]
+    circumstances = figures.machine(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    command = f"python evaluate.py --bench --bench-steps {steps} --record"
+    kept = True
+    for section in bench.run(
+        lambda engine, precision: FaceGenerator.load(settings.model, "cpu", precision=precision, engine=engine),
+        serve, steps, repeats,
+    ):  # fmt: skip
+        print(f"\n## {section.name}\n\n{section.text()}", flush=True)
+        kept = kept and section.kept
+        if record:
+            figures.record(root / "docs" / "benchmarks.md", section, circumstances, command)
+    return 0 if kept else 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see ``python evaluate.py --help``."""
     base = Settings()
@@ -468,6 +493,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compare", help="an earlier report.json: print what changed")
     parser.add_argument("--record", action="store_true", help="keep the figures in the model folder's index")
     parser.add_argument("--watermark", action="store_true", help="measure the invisible watermark, then stop")
+    parser.add_argument("--bench", action="store_true", help="measure speed beside diffusers' own parts, then stop")
+    parser.add_argument("--bench-steps", type=int, default=500, help="of the long comparison (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each comparison of --bench (default %(default)s)")
     parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
     parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
     parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
@@ -489,6 +517,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--record keeps figures of {base.split}; --split {settings.split} is for choices")
     except ValueError as error:
         parser.error(str(error))
+    if options.bench:
+        return measure_speed(settings, max(2, options.bench_steps), max(1, options.repeats), options.record)
     if options.watermark:
         measure_watermark(settings)
         return 0

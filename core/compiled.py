@@ -171,7 +171,7 @@ def trace(module: nn.Module, example: Sequence[Tensor]) -> Any:
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the result is compared with the network afterwards: that is what it warns of
-        traced = torch.jit.trace(module.eval(), tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(module.eval(), tuple(example), check_trace=False)
         return TorchScriptPythonDecoder(traced)
 
 

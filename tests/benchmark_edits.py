@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from benchmark_server import DOCUMENT, PROMPT, Row, Section, load_faces, machine, record, timed, told
+from benchmark_server import DOCUMENT, PROMPT, load_faces, torch_line
 from PIL import Image
 from server import ROOT
+
+from core.figures import Row, Section, machine, record, timed, told
 
 if TYPE_CHECKING:
     from generator import FaceGenerator
@@ -198,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help=f"write the tables into {DOCUMENT.relative_to(ROOT)}")
     parser.add_argument("--pictures", type=Path, help="a folder of photographs for the inversion")
     arguments = parser.parse_args(argv)
-    faces, circumstances, kept = load_faces(), machine(), True
+    faces, circumstances, kept = load_faces(), machine(torch_line()), True
     if arguments.section == "strip":
         strip(faces)
         return 0
@@ -211,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n## {section.name}\n\n{section.text()}", flush=True)
         kept = kept and section.kept
         if arguments.record:
-            record(section, circumstances, "benchmark_edits.py")
+            record(DOCUMENT, section, circumstances, f"python tests/benchmark_edits.py {section.name} --record")
     return 0 if kept else 1
 
 

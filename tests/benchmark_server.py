@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
-import re
 import signal
 import statistics
 import sys
@@ -25,8 +23,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import date
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +34,8 @@ from server import LOST, ROOT, Comparison, Heard, Refused, Server, draw_alone, m
 
 sys.path.insert(0, str(ROOT))  # a command of this folder does not see the project's modules by itself
 
+from core.figures import Row, Section, machine, record, timed, told  # noqa: E402
+
 if TYPE_CHECKING:
     from generator import FaceGenerator
 
@@ -47,70 +45,6 @@ FLAGS = ("--device", "cpu")
 PROMPT = "a smiling young woman with wavy blond hair"
 KIB = 1024
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure: what was measured, each time it was, and the bound that the median must keep."""
-
-    what: str
-    values: Sequence[float]
-    unit: str = ""
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def kept(self) -> bool:
-        return (self.at_most is None or self.median <= self.at_most) and (
-            self.at_least is None or self.median >= self.at_least
-        )
-
-    def cells(self) -> list[str]:
-        spread = f"{number(min(self.values))} to {number(max(self.values))}" if len(self.values) > 1 else ""
-        bounds = ((self.at_most, "at most"), (self.at_least, "at least"))
-        promised = " and ".join(f"{words} {number(bound)}" for bound, words in bounds if bound is not None)
-        verdict = ("kept" if self.kept else "**BROKEN**") if promised else ""
-        median = f"{number(self.median)} {self.unit}".strip()
-        return [self.what, str(len(self.values)) if spread else "", median, spread, promised, verdict]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One table, and the sentences under it."""
-
-    name: str
-    rows: Sequence[Row]
-    notes: Sequence[str]
-
-    @property
-    def kept(self) -> bool:
-        return all(row.kept for row in self.rows)
-
-    def text(self) -> str:
-        header = ["what", "n", "figure (median of n)", "from, to", "promised", ""]
-        table = [header, ["---"] * len(header), *(row.cells() for row in self.rows)]
-        lines = ["| " + " | ".join(cells) + " |" for cells in table]
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
-
-
-def number(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def told(text: str) -> None:
-    """Progress, for the person who waits."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def timed(do: Callable[..., T], *arguments: Any) -> tuple[float, T]:
-    """How many seconds it took, and what came of it."""
-    began = time.perf_counter()
-    result = do(*arguments)
-    return time.perf_counter() - began, result
 
 
 def agreement(wanted: str, comparison: Comparison) -> list[Row]:
@@ -182,7 +116,7 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
     with torch.inference_mode():
         condition = encode_prompts(faces.clip, faces.tokenizer, [body["prompt"]], px=info.image_size).repeat(count)
         z = sample(
-            faces.unet,
+            faces.denoise,
             condition,
             make_scheduler(info.default_sampler, faces.scheduler_config),
             torch.stack([torch.randn(info.latent_shape, generator=one) for one in generators]),
@@ -191,7 +125,7 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
             schedule=schedule_from_config(faces.scheduler_config),
             generators=generators,
         )
-        pixels = to_pixels(faces.vae.decode(faces.vae.unwhiten(z)))
+        pixels = to_pixels(faces.draw(z))
     return [encode_png(mark(one), {**asked, "seed": body["seed"] + i}, info, VERSION) for i, one in enumerate(pixels)]
 
 
@@ -495,31 +429,11 @@ def clients(folder: Path, count: int = 64, jobs_each: int = 2) -> Section:
 SECTIONS: dict[str, Callable[[Path], Section]] = {"cost": cost, "crash": crash, "soak": soak, "clients": clients}
 
 
-def machine() -> str:
-    """The circumstances, in one sentence."""
+def torch_line() -> str:
+    """Which torch, with how many threads."""
     import torch
 
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
-    cpu = named.group(1) if named else platform.processor() or platform.machine()
-    load = f", load before the start {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{date.today().isoformat()}, {cpu}, {os.cpu_count()} cores ({torch.get_num_threads()} threads), "
-        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}{load}"
-    )
-
-
-def record(section: Section, circumstances: str, writer: str = "benchmark_server.py") -> None:
-    """Put the section between its two marks in the document."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    begin, end = f"<!-- {section.name}: written by {writer} -->", f"<!-- /{section.name} -->"
-    before, _, rest = text.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{DOCUMENT} lacks the marks {begin} and {end}")
-    command = f"`python tests/{writer} {section.name} --record`"
-    body = f"{begin}\n\n{circumstances}. {command}\n\n{section.text()}\n\n{end}"
-    DOCUMENT.write_text(before + body + after, encoding="utf-8")
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -529,7 +443,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help=f"write the tables into {DOCUMENT.relative_to(ROOT)}")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else a server would be left behind
-    circumstances = machine()
+    circumstances = machine(torch_line())
     told(circumstances)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         told("This machine is busy with something else: the timings will not be worth much.")
@@ -541,7 +455,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n## {name} ({time.monotonic() - began:.0f} s)\n\n{section.text()}", flush=True)
         kept = kept and section.kept
         if arguments.record:
-            record(section, circumstances)
+            record(DOCUMENT, section, circumstances, f"python tests/benchmark_server.py {name} --record")
     return 0 if kept else 1
 
 

@@ -350,31 +350,6 @@ def test_short_memory_halves_the_call(faces: FaceGenerator, monkeypatch: pytest.
     assert difference(finish(faces, [faces.begin(request)])[0], wanted) == 0
 
 
-@needs_openvino
-@pytest.mark.skipif(sys.platform != "linux", reason="a limit of the address space is Linux's")
-def test_real_shortage_of_memory_is_recognised(folder: Path, cache: Path, faces: FaceGenerator) -> None:
-    """A process that may take little more than it has: a huge batch fails with torch's exception, a small one draws."""
-    code = """
-import resource, sys, torch
-from generator import FaceGenerator
-torch.set_num_threads(1)
-faces = FaceGenerator.load(sys.argv[1], device="cpu", threads=1, engine="openvino", cache=sys.argv[2])
-small = torch.zeros(2, *faces.info.latent_shape)
-faces.draw(small)
-large = torch.zeros(20_000, *faces.info.latent_shape)
-pages = int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 300 * 2**20,) * 2)
-try:
-    faces.draw(large)
-except torch.OutOfMemoryError as error:
-    print("short:", error)
-print(list(faces.draw(small).shape))
-"""
-    done = subprocess.run([sys.executable, "-c", code, str(folder), str(cache)], cwd=ROOT, capture_output=True,
-                          text=True, timeout=240)
-    assert done.stdout.startswith("short: ") and done.stdout.endswith("[2, 3, 128, 128]\n"), done.stdout + done.stderr
-
-
 # ---- manners ---------------------------------------------------------------------------------------------------------
 
 

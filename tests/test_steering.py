@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def faces(folder: Path) -> FaceGenerator:
-    return FaceGenerator.load(folder, "cpu")
+    return FaceGenerator.load(folder, "cpu", engine="torch")
 
 
 def draw(faces: FaceGenerator, **options: Any) -> list[Picture]:
