@@ -463,9 +463,7 @@ class OptionsAnswer(TypedDict):
     examples: list[str]
     attributes: Annotated[list[SliderOptions], Field(description="all sliders, neighbours together")]
     limits: LimitOptions
-    seconds_per_image_step: Annotated[
-        float | None, Field(description="measured here: the median of the latest steps; null before the first")
-    ]
+    seconds_per_image_step: Annotated[float | None, Field(description="measured here: median of the latest steps")]
 
 
 class Health(TypedDict):

@@ -6,6 +6,7 @@ A real queue and a real store, the drawing stand-in as engine, no HTTP.
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,18 @@ def test_all_jobs_step_together_and_leave_when_they_are_done(bench: Bench) -> No
     bench.work()
     assert [sorted(step) for step in bench.engine.steps] == [["a", "b", "c"], ["b", "c"], ["b"]]
     assert (bench.notes.steps, bench.notes.images, bench.notes.ends) == (3, 3, [True] * 3)
+
+
+def test_the_speed_is_measured(tmp_path: Path) -> None:
+    """Seconds of a step over its images, whatever they are: here a step sleeps."""
+    bench = Bench(tmp_path)
+    assert bench.batch.seconds_per_image_step is None
+    bench.engine.before_step = lambda step: time.sleep(0.01)
+    bench.submit("a", n_images=2, n_inf_steps=5)
+    bench.work()
+    assert bench.batch.seconds_per_image_step is not None
+    assert 0.005 <= bench.batch.seconds_per_image_step < 0.1  # one sleep a run, two images
+    bench.store.close()
 
 
 def test_a_newcomer_joins_at_the_next_step(bench: Bench) -> None:
