@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
 import warnings
@@ -453,8 +454,9 @@ def measure_speed(settings: Settings, steps: int, repeats: int, record: bool) ->
 
     root = Path(__file__).resolve().parent
     serve = [sys.executable, str(root / "api.py"), "--device", "cpu", "--model", str(Path(settings.model).resolve())]
-    circumstances = figures.machine(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    command = f"python evaluate.py --bench --bench-steps {steps} --record"
+    waiting = f", OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}" if "OMP_WAIT_POLICY" in os.environ else ""
+    circumstances = figures.machine(f"torch {torch.__version__}, {torch.get_num_threads()} threads{waiting}")
+    command = f"python evaluate.py --bench --bench-steps {steps} --repeats {repeats} --record"
     kept = True
     for section in bench.run(
         lambda engine, precision: FaceGenerator.load(settings.model, "cpu", precision=precision, engine=engine),

@@ -330,4 +330,4 @@ def run(load: Load, serve: Sequence[str], steps: int, repeats: int) -> list[Sect
     """All sections, one after the other."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         told("This machine is busy with something else: read the ratios, not the seconds.")
-    return [compare_engines(load, 8 * repeats), against_diffusers(load, steps, repeats), as_a_client(serve, repeats)]
+    return [compare_engines(load, 4 * repeats), against_diffusers(load, steps, repeats), as_a_client(serve, repeats)]
