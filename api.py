@@ -38,7 +38,7 @@ from flask_cors import CORS
 from core import answers, captions, openapi, schemas
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
-from core.jobs import DeletedJob, IdempotencyConflict, JobQueue, QueueClosed, QueueFull
+from core.jobs import DeletedJob, JobQueue
 from core.machine import address_of, is_local
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.population import open_facets
@@ -48,7 +48,9 @@ from core.results import NO_JOB, add_results, find
 from core.serving import Server, at_least, serve, size
 from core.store import Retention, Store, StoreError
 from core.streams import EventStreams
+from core.submission import submit
 from core.telemetry import Present, Telemetry, configure_logging
+from core.verification import add_verification
 from core.web import (
     KEY_COOKIE,
     Problem,
@@ -175,6 +177,7 @@ def create_app(
     add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader)
     add_results(app, queue)
     add_exchange(app, service, loaded, reader)
+    add_verification(app, service, loaded, words, reader, client_name)
     add_prompts(app, words)
     add_state(app, service, telemetry)
     add_reference(app, lambda: document(service.info is not None))
@@ -236,12 +239,6 @@ def client_name() -> str:
     return f"{request.remote_addr} {read_header('X-Client-Id', 64) or ''}"
 
 
-def warnings_of(wanted: schemas.TextToImage, words: Mapping[str, str]) -> list[str]:
-    """What the model will not understand of a request's prompts."""
-    prompts = [wanted.prompt, (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""]
-    return list(dict.fromkeys(warning for text in prompts for warning in read_prompt(text, words).warnings))
-
-
 def add_jobs(
     app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams, reader: PictureReader
 ) -> None:
@@ -265,26 +262,7 @@ def add_jobs(
         client, key = client_name(), read_header("Idempotency-Key", 200)
         wanted = validate(schemas.TextToImage, read_drawing(), context=info, aliases=schemas.ALIASES)
         pictures = {} if wanted.init_image is None else reader.normalised(wanted, info.image_size)
-        parameters = wanted.parameters(info)
-        given: dict[str, Any] = {"latent": wanted.latent, "model_hash": info.model_hash,
-                                 "watermark": service.watermark, **pictures}
-        if wanted.interpolate_to is not None:
-            given["interpolate_to"] = wanted.interpolate_to.model_dump()
-        try:
-            job = queue.submit(
-                wanted.prompt, parameters, {**parameters, **given}, client=client,
-                warnings=warnings_of(wanted, words), idempotency_key=key,
-                fingerprint=wanted.model_dump_json(),  # as it was asked for: a seed drawn here differs every time
-            )
-        except IdempotencyConflict as error:
-            detail = "was used before, for another request"
-            errors = [{"pointer": "Idempotency-Key", "message": detail}]
-            raise Problem(422, f"This Idempotency-Key {detail}.", errors=errors) from error
-        except QueueClosed as error:
-            raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
-        except QueueFull as error:
-            raise Problem(429, f"The queue is full: {error}.", {"Retry-After": str(error.retry_after_s)}) from error
-        log.info("job %s accepted", job.id, extra={"job_id": job.id})
+        job = submit(service, info, words, wanted, pictures, client=client, key=key)
         body = {"job_id": job.id, "status": job.state, "parameters": job.parameters, "warnings": list(job.warnings)}
         return json_response(body, {"Location": f"/jobs/{job.id}/"})
 

@@ -400,7 +400,8 @@ class Evaluation:
 
 def measure_watermark(settings: Settings) -> dict[str, Any]:
     """What the invisible mark survives on test pictures and on their copies by the VAE, which are as smooth as drawn
-    ones; and how often it is seen in real pictures without it: all sharp ones, and as many soft ones.
+    ones; and how often it is seen in real pictures without it: sharp ones (`pool` of the training pictures), and soft
+    ones, a quarter as many.
 
     Writes ``watermark.json`` and ``watermark.md`` into the folder of the report.
     """
@@ -410,15 +411,16 @@ def measure_watermark(settings: Settings) -> dict[str, Any]:
     from generator import pick_device
 
     store = FaceStore.open(settings.data)
-    sharp = np.concatenate([store.select(split, px=128) for split in ("test", "val", "train")])
-    soft = np.setdiff1d(store.select("train"), sharp)
     rng = np.random.default_rng(settings.seed)
+    train = rng.permutation(store.select("train", px=128))
+    soft = rng.permutation(np.setdiff1d(store.select("train"), train))
+    sharp = np.concatenate([store.select("test", px=128), store.select("val", px=128), train[: settings.pool]])
     chosen = rng.permutation(store.select("test", px=128))[: settings.samples]
     pictures = store.images[chosen]
     copies = reconstruct(settings.model, pictures, str(pick_device(settings.device)))
     report: dict[str, Any] = {"marked": {"photographs": endurance.endure(pictures, seed=settings.seed),
                                          "decoded": endurance.endure(copies, seed=settings.seed)}}
-    crowds = {"sharp photographs": sharp, "soft photographs": rng.permutation(soft)[: len(sharp)]}
+    crowds = {"sharp photographs": sharp, "soft photographs": soft[: len(sharp) // 4]}
     report["unmarked"] = {
         name: endurance.stumble(store.images[row] for row in tqdm(rows, desc=name)) for name, rows in crowds.items()
     }
@@ -485,7 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help=f"denoising steps (default {base.steps})")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 = off (default: the model's own)")
     parser.add_argument("--seed", type=int, help=f"of prompts, noise and choices (default {base.seed})")
-    parser.add_argument("--pool", type=int, help="training pictures searched for copies (default: all sharp ones)")
+    parser.add_argument("--pool", type=int, help="training pictures searched for copies or marks (default: all sharp)")
     parser.add_argument("--crowd-n", type=int, help=f"pictures for the empty prompt (default {base.crowd_n})")
     parser.add_argument("--curve-n", type=int, help=f"pictures a point of the step curve (default {base.curve_n})")
     parser.add_argument("--curve-steps", help="comma-separated step counts of the curve")

@@ -4,7 +4,8 @@ The answers in JSON: their types, from which the OpenAPI document is written and
 here, and the functions that make them from jobs. `finished`, `response` and what is in it are a promise to existing
 clients; all other members stand beside them.
 
-It does not know routes, status codes or headers. The stream:
+Long because every shape that a client may meet stands in one place. It does not know routes, status codes or headers.
+The stream:
 https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
 
@@ -82,6 +83,7 @@ class Parameters(TypedDict):
     sampler: str
     model: str
     num_latents: Annotated[int, Field(ge=0, le=8, description="latents that came with the request")]
+    verification: NotRequired[Annotated[Literal[True], Field(description="made by /verify")]]
     has_init_image: NotRequired[Literal[True]]
     strength: NotRequired[Annotated[float, Field(ge=0, le=1)]]
     has_mask: NotRequired[Literal[True]]
@@ -331,6 +333,20 @@ class Inspection(TypedDict):
     model_hash: str | None
     model_matches: Annotated[bool, Field(description="the loaded model is the one that drew it")]
     watermark: WatermarkFinding
+
+
+class Verdict(TypedDict):
+    """A picture beside what its receipt draws. Differences are in grey levels of 255."""
+
+    job_id: JobId
+    verdict: Annotated[
+        Literal["exact", "visually_equal", "different"],
+        Field(description="equal in every pixel, within both bounds, or neither")]
+    mean_difference: Annotated[float, Field(ge=0, le=255)]
+    max_difference: Annotated[int, Field(ge=0, le=255)]
+    mean_bound: float
+    max_bound: int
+    size_changed: Annotated[bool, Field(description="the picture had another size and was resized to be compared")]
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------

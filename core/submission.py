@@ -1,0 +1,67 @@
+"""How does a checked request become a job?
+
+What is kept of it, so that the job can be done again after any restart; what clients are shown of it; and what they are
+told when the queue takes no more. It does not know what is done with the job.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from core.engine import EngineInfo, EngineService
+from core.jobs import IdempotencyConflict, Job, QueueClosed, QueueFull
+from core.prompts import read as read_prompt
+from core.schemas import TextToImage
+from core.web import Problem
+
+log = logging.getLogger(__name__)
+
+
+def warnings_of(wanted: TextToImage, words: Mapping[str, str]) -> list[str]:
+    """What the model will not understand of a request's prompts."""
+    prompts = [wanted.prompt, (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""]
+    return list(dict.fromkeys(warning for text in prompts for warning in read_prompt(text, words).warnings))
+
+
+def submit(
+    service: EngineService,
+    info: EngineInfo,
+    words: Mapping[str, str],
+    wanted: TextToImage,
+    pictures: Mapping[str, str],
+    *,
+    client: str,
+    key: str | None,
+    watermark: bool | None = None,
+    shown: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
+) -> Job:
+    """Make a job, or find the one that this client made with this idempotency `key`.
+
+    `pictures` are those of the request as they are kept. `watermark` None is the server's usual. `shown` is added to
+    what clients are told, `kept` to what only the server knows.
+
+    Raises problems: 422 for a key of another request, 429 when the queue is full, 503 when the server stops.
+    """
+    parameters = {**wanted.parameters(info), **(shown or {})}
+    request = {**parameters, "latent": wanted.latent, "model_hash": info.model_hash,
+               "watermark": service.watermark if watermark is None else watermark, **pictures, **(kept or {})}
+    if wanted.interpolate_to is not None:
+        request["interpolate_to"] = wanted.interpolate_to.model_dump()
+    try:
+        job = service.queue.submit(
+            wanted.prompt, parameters, request, client=client, warnings=warnings_of(wanted, words), idempotency_key=key,
+            fingerprint=wanted.model_dump_json(),  # as it was asked for: a seed drawn here differs every time
+        )
+    except IdempotencyConflict as error:
+        detail = "was used before, for another request"
+        errors = [{"pointer": "Idempotency-Key", "message": detail}]
+        raise Problem(422, f"This Idempotency-Key {detail}.", errors=errors) from error
+    except QueueClosed as error:
+        raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
+    except QueueFull as error:
+        raise Problem(429, f"The queue is full: {error}.", {"Retry-After": str(error.retry_after_s)}) from error
+    log.info("job %s accepted", job.id, extra={"job_id": job.id})
+    return job
