@@ -434,6 +434,46 @@ def measure_watermark(settings: Settings) -> dict[str, Any]:
     return report
 
 
+# ------------------------------------------------------------------------------------------- nearest training pictures
+
+
+def build_nearest(settings: Settings) -> dict[str, Any]:
+    """Build the index of the training pictures that the server compares finished ones with, into the model folder.
+
+    Of all training pictures; calibrated on the val pictures and checked on the test pictures, whose people it has not
+    seen, and on copies of training pictures by the VAE, as they are and mirrored, which it must find. Writes
+    ``nearest.json`` into the folder of the report.
+    """
+    from core import nearest
+    from dataset import FaceStore
+    from generator import pick_device
+
+    store = FaceStore.open(settings.data)
+    rng = np.random.default_rng(settings.seed)
+    train = store.select("train")
+    parts = [nearest.thumbnails(store.images[chunk]) for chunk in np.array_split(train, -(-len(train) // 1024))]
+    held = {split: store.images[store.select(split, px=128)] for split in ("val", "test")}
+    index = nearest.build(np.concatenate(parts), nearest.views(held["val"]))
+    chosen = np.sort(rng.permutation(len(train))[: settings.samples])
+    copies = reconstruct(settings.model, store.images[train[chosen]], str(pick_device(settings.device)))
+    copied, which = index.search(nearest.views(np.ascontiguousarray(copies[:, :, ::-1])))
+    drawn = {name: float(np.mean([one.too_close for one in index.nearest(pictures)]))
+             for name, pictures in (("copies", copies), ("unseen", held["test"]))}
+    report = {
+        "n": len(train), "bytes": index.codes.nbytes, "too_close_below": index.threshold,
+        "copies": {"n": len(chosen), "called_too_close": drawn["copies"],
+                   "mirrored_called_too_close": float((copied < index.threshold).mean()),
+                   "mirrored_and_the_right_one": float((which == chosen).mean())},
+        "unseen": {"n": len(held["test"]), "called_too_close": drawn["unseen"]},
+    }
+    nearest.save(index, settings.model, measured=report)
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "nearest.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+    return report
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -500,6 +540,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bench", action="store_true", help="measure speed beside diffusers' own parts, then stop")
     parser.add_argument("--bench-steps", type=int, default=500, help="of the long comparison (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each comparison of --bench (default %(default)s)")
+    parser.add_argument("--build-nearest", action="store_true", help="index the training pictures, then stop")
     parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
     parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
     parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
@@ -525,6 +566,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return measure_speed(settings, max(2, options.bench_steps), max(1, options.repeats), options.record)
     if options.watermark:
         measure_watermark(settings)
+        return 0
+    if options.build_nearest:
+        build_nearest(settings)
         return 0
     if options.train_judge:
         from dataset import FaceStore

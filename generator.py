@@ -25,9 +25,12 @@ What there is can be changed, varied and led on; `core/editing.py` says how, and
     faces.generate("a woman with glasses", init_image=face.pixels, mask=eyes)  # bool [H, W]: the rest stays as it is
     faces.generate("a smiling woman", seed=7, variation_strength=0.3, variation_seed=1)
     faces.generate("a smiling woman", num_images=8, seed=7, interpolate_to=Interpolation("an old man", seed=8))
+    faces.generate("a man", num_images=2, candidates=8, attributes={"Smiling": 1.5})  # the best of eight, with a slider
+    face.about  # what the judge sees in it, how well it fits, how near it is to a training picture
     search = faces.inversion(photo)  # `advance` until it is finished: `latent` is the noise that draws this photograph
 
-One `FaceGenerator` serves one thread at a time. This file does not know HTTP, queues or training.
+Finished pictures carry an invisible mark (`core/watermark.py`) unless `watermark=False`. `notebooks/tour.ipynb` shows
+all of this. One `FaceGenerator` serves one thread at a time. This file does not know HTTP, queues or training.
 
 Long because all that a model can be asked (draw, preview, judge, encode, invert, decode) shares one way to call it that
 survives a shortage of memory.
@@ -64,11 +67,12 @@ from core.diffusion import (
 from core.editing import Inversion, Inverting, Redraw, starting_noise
 from core.engine import DrawRequest, Interpolation, usual_strength
 from core.jobs import JobError
-from core.judge import Judge, Opinion, best, find_judge, look, opinions
+from core.judge import Judge, best, find_judge
+from core.jury import compare, find_index, hear
+from core.nearest import Index
 from core.pictures import encode_png
 from core.population import balanced
 from core.preview import PreviewDecoder, load_preview
-from core.prompts import read
 from core.receipts import findings, receipts
 from core.sliders import moved
 from core.steering import START, pushes
@@ -201,9 +205,10 @@ class FaceGenerator:
         dtype: torch.dtype = torch.float32,
         preview: PreviewDecoder | None = None,
         judge: Judge | None = None,
+        index: Index | None = None,
     ) -> None:
         self.clip, self.tokenizer, self.vae, self.unet, self.preview = clip, tokenizer, vae, unet, preview
-        self.judge = judge
+        self.judge, self.index = judge, index
         self.scheduler_config, self.info = scheduler_config, info
         self.device, self.dtype = torch.device(info.device), dtype
         # what computes: noisy latents, levels and conditions -> predictions; whitened latents -> images
@@ -253,7 +258,8 @@ class FaceGenerator:
         preview = load_preview(folder, encoder_hash(vae), chosen)
         judge = find_judge(folder.parent / "judge", chosen)
         vae, unet = vae.to(chosen), unet.to(chosen)
-        faces = cls(clip.to(chosen), tokenizer, vae, unet, scheduler_config, info, dtype, preview, judge)
+        known = find_index(folder)
+        faces = cls(clip.to(chosen), tokenizer, vae, unet, scheduler_config, info, dtype, preview, judge, known)
         if engine == "openvino" or (engine == "auto" and chosen.type == "cpu"):
             try:
                 faces.compile(None if cache is None else Path(cache))
@@ -435,26 +441,18 @@ class FaceGenerator:
             raise not_finite(NotFiniteError("the finished latents hold NaN or infinity"))
         pixels = self._decode(z)
         pixels = pixels if run.redraw is None else run.redraw.composite(pixels)
-        found = self._opinions(pixels, [row["prompt"] for row in run.asked])
+        found = hear(self.judge, pixels, [row["prompt"] for row in run.asked])
         kept = best(found, run.kept, places=run.kept if run.balanced else 1)
+        near = compare(self.index, pixels[kept])
         version, region = VERSION if run.watermark else None, None if run.redraw is None else run.redraw.mask
         shown = [mark(pixels[i], region) if run.watermark else pixels[i] for i in kept]
         return [
             Picture(index, run.seeds[i], shown[index], encode_png(shown[index], run.asked[i], self.info, version),
                     _float32(z[i]),
-                    findings(found[i], run.evaluations[i], run.asked[i]["prompt"] if run.balanced else None))
+                    findings(found[i], near[index], run.evaluations[i],
+                             run.asked[i]["prompt"] if run.balanced else None))
             for index, i in enumerate(kept)
         ]
-
-    def _opinions(self, pixels: np.ndarray, prompts: Sequence[str]) -> Sequence[Opinion | None]:
-        """What the judge thinks of finished pictures; nothing when there is none, or it fails: pictures come first."""
-        if self.judge is not None:
-            try:
-                stated = [dict(read(prompt, {}).attributes) for prompt in prompts]
-                return opinions(self.judge, look(self.judge, pixels), stated)
-            except Exception:
-                log.exception("the judge failed; the pictures go out without its opinion")
-        return [None] * len(prompts)
 
     # ---- pictures and latents
 

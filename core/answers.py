@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal, cast
 
@@ -116,6 +117,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Slid = Annotated[float, Field(ge=-2, le=2)]
 
 
+class Nearest(TypedDict):
+    """How near an image is to the nearest training picture, in coarse composition and colour."""
+
+    percentile: Annotated[
+        float, Field(ge=0, le=100, description="share of photographs of unseen people that are nearer to one")]
+    too_close: bool
+
+
 class Findings(TypedDict):
     """What is known of a finished image alone. What the judge would say is null where the model has none."""
 
@@ -129,6 +138,8 @@ class Findings(TypedDict):
         Share | None, Field(description="mean of `agreement`; null where the prompt states nothing")]]
     evaluations: NotRequired[Annotated[
         int, Field(ge=0, description="how often the network was asked: steps x passes; sliders add two passes each")]]
+    nearest: NotRequired[Annotated[
+        Nearest | None, Field(description="against the pictures that the model learned from; null without an index")]]
     prompt: NotRequired[Annotated[
         str, Field(description="what was drawn, where `balance` put words before the prompt of the job")]]
 
@@ -575,7 +586,7 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
         "started_at": maybe_isoformat(snapshot.started_at),
         "finished_at": maybe_isoformat(snapshot.finished_at),
         "parameters": cast(Parameters, snapshot.parameters),
-        "warnings": list(snapshot.warnings),
+        "warnings": told(snapshot.warnings, response),
         "error": cast("Failure | None", snapshot.error),
         "last_event_id": snapshot.events[-1].id,
     }
@@ -594,7 +605,7 @@ def job_summary(job: Summary) -> JobSummary:
         "started_at": maybe_isoformat(job.started_at),
         "finished_at": maybe_isoformat(job.finished_at),
         "parameters": cast(Parameters, job.parameters),
-        "warnings": list(job.warnings),
+        "warnings": told(job.warnings, job.finals),
         "error": cast("Failure | None", job.error),
         "images": [
             {"index": index, "seed": event["seed"], "url": image_url(job.id, index),
@@ -602,6 +613,15 @@ def job_summary(job: Summary) -> JobSummary:
             for index, event in sorted(finals.items())
         ],
     }
+
+
+def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A job's warnings with those that its finished images give."""
+    close = [str(event["index"]) for event in finals if (event.get("nearest") or {}).get("too_close")]
+    if not close:
+        return list(warnings)
+    which = f"Image {close[0]} is" if len(close) == 1 else f"Images {', '.join(close)} are"
+    return [*warnings, f"{which} unusually close to a training picture: do not pass it off as a new face."]
 
 
 def event_text(job: Job, event: Event) -> str:

@@ -59,9 +59,19 @@ def receipts(
     return found
 
 
-def findings(judged: Judged | None, evaluations: int, prompt: str | None) -> dict[str, Any]:
+class Near(Protocol):
+    """How a picture stands to the nearest training picture."""
+
+    @property
+    def percentile(self) -> float: ...
+    @property
+    def too_close(self) -> bool: ...
+
+
+def findings(judged: Judged | None, near: Near | None, evaluations: int, prompt: str | None) -> dict[str, Any]:
     """`core.answers.Findings` of one picture; `prompt` is its own where that of the request is another."""
-    found: dict[str, Any] = {"attributes": None, "agreement": None, "adherence": None, "evaluations": evaluations}
+    found: dict[str, Any] = {"attributes": None, "agreement": None, "adherence": None, "evaluations": evaluations,
+                             "nearest": near and {"percentile": near.percentile, "too_close": near.too_close}}
     if judged is not None:
         found |= {"attributes": dict(judged.attributes), "agreement": dict(judged.agreement),
                   "adherence": judged.adherence}

@@ -76,7 +76,7 @@ def add_verification(
     def verify() -> Response:
         """Takes a PNG with the text that the server writes into its pictures. The same picture gives the same job; the
         verdict stands at /jobs/{job_id}/verdict once it is finished."""
-        info, picture = loaded(), given_picture((PNG,))
+        info, (picture, _) = loaded(), given_picture((PNG,), GiveImage)
         try:
             found = read_request(picture)
             if not found["exact"]:

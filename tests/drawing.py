@@ -113,6 +113,7 @@ class DrawingEngine:
     begun: list[DrawRequest] = field(default_factory=list)
     steps: list[list[str]] = field(default_factory=list)
     num_previews: int = 0
+    copied: frozenset[int] = frozenset()  # seeds whose pictures are too close to a training picture
 
     def begin(self, request: DrawRequest) -> DrawingRun:
         self.begun.append(request)
@@ -179,5 +180,6 @@ class DrawingEngine:
         adherence = float(np.mean(list(agreement.values()))) if agreement else None
         evaluations = run.total * (2 + 2 * len(run.asked.attributes))
         balanced = {"prompt": run.asked.prompt} if run.asked.balance else {}
+        nearest = {"percentile": 100.0 * attributes["Young"], "too_close": seed in self.copied}
         return {"attributes": attributes, "agreement": agreement, "adherence": adherence, "evaluations": evaluations,
-                **balanced}
+                "nearest": nearest, **balanced}

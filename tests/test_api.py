@@ -77,7 +77,7 @@ def test_a_finished_job_reads_exactly_like_this(app: Flask, client: FlaskClient)
     for entry in body["response"]:
         assert list(entry.pop("attributes")) == list(ATTRIBUTES)
         assert set(entry.pop("agreement")) == {"Smiling", "Male"} and 0 <= entry.pop("adherence") <= 1
-        assert entry.pop("evaluations") == 8
+        assert entry.pop("evaluations") == 8 and entry.pop("nearest")["too_close"] is False
     for img, latent in images:
         picture = Image.open(io.BytesIO(base64.b64decode(img, validate=True)))
         assert (picture.format, picture.size, picture.mode) == ("PNG", (32, 32), "RGB")
@@ -146,7 +146,7 @@ def test_the_time_left_is_told_while_it_runs(app: Flask, engine: DrawingEngine, 
 def test_include_leaves_out_heavy_fields(app: Flask, client: FlaskClient, include: str, heavy: set[str]) -> None:
     job_id = run(app, n_images=1)
     (entry,) = client.get(f"/jobs/{job_id}/?include={include}").get_json()["response"]
-    judged = {"attributes", "agreement", "adherence", "evaluations"}
+    judged = {"attributes", "agreement", "adherence", "evaluations", "nearest"}
     assert set(entry) == {"t", "total_t", "index", "seed", "url"} | judged | heavy
 
 
@@ -231,7 +231,7 @@ def test_delete_waiting_running_finished_and_twice(app: Flask, client: FlaskClie
     for job_id in (finished, running, waiting):
         assert client.delete(f"/jobs/{job_id}/").status_code == 204
         problem(client.delete(f"/jobs/{job_id}/"), 410)
-        for path in ("", "events", "images/0.png", "images/0.webp", "collage.png", "archive.zip"):
+        for path in ("", "events", "images/0.png", "images/0.webp", "collage.png", "archive.zip", "verdict"):
             problem(client.get(f"/jobs/{job_id}/{path}"), 410)
         problem(client.post(f"/jobs/{job_id}/cancel"), 410)
     assert client.get("/jobs/").get_json() == {"jobs": [], "next": None}
@@ -242,7 +242,7 @@ def test_delete_waiting_running_finished_and_twice(app: Flask, client: FlaskClie
 
 def test_unknown_is_404_and_expired_is_410(app: Flask, client: FlaskClient) -> None:
     jobs = [run(app) for _ in range(3)]  # two are kept
-    for path in ("", "events", "images/0.png", "images/0.webp", "collage.png", "archive.zip"):
+    for path in ("", "events", "images/0.png", "images/0.webp", "collage.png", "archive.zip", "verdict"):
         problem(client.get(f"/jobs/{jobs[0]}/{path}"), 410)
         problem(client.get(f"/jobs/{NO_JOB}/{path}"), 404)
     for job_id, status in ((jobs[0], 410), (NO_JOB, 404)):

@@ -52,6 +52,8 @@ ROOMS: dict[str, set[str]] = {
     "core.serving": {"flask", "waitress"},
     "core.pictures": {"numpy", "PIL"},
     "core.watermark": {"numpy", "PIL", "scipy"},
+    "core.nearest": {"numpy", "torch"},
+    "core.jury": {"numpy"},
     "core.submission": set(),
     "core.verification": {"flask", "numpy"},
     "core.endurance": {"numpy", "PIL"},
@@ -77,7 +79,8 @@ ROOMS: dict[str, set[str]] = {
 }
 SERVING = {  # what only the server imports, and training can do without
     "api", "core.animation", "core.answers", "core.exchange", "core.openapi", "core.reference", "core.results",
-    "core.schemas", "core.serving", "core.streams", "core.submission", "core.telemetry", "core.verification", "core.web",
+    "core.schemas", "core.serving", "core.streams", "core.submission", "core.telemetry", "core.verification",
+    "core.web",
 }
 TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.engine", "core.environment", "core.jobs", "core.ledger",
                         "core.machine", "core.pictures", "core.population", "core.receipts", "core.sliders",

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import schemathesis
 from counting import quick_folder
-from drawing import LATENT_SHAPE, DrawingEngine, draw
+from drawing import LATENT_SHAPE, DrawingEngine, DrawingInfo, draw
 from hypothesis import strategies as st
 from loopback import PATIENCE_S, Answer, Live, serving
 from openapi_schema_validator import OAS31Validator
@@ -36,7 +36,9 @@ from schemathesis.config import SchemathesisConfig
 
 from api import create_app
 from core.captions import ATTRIBUTES
+from core.pictures import encode_png
 from core.schemas import ALIASES
+from core.watermark import VERSION
 
 KEY = {"Authorization": "Bearer open sesame"}
 NUM_EXAMPLES = 15  # random requests for each operation, valid and invalid; boundary values come on top
@@ -48,7 +50,8 @@ ROUTES = {  # all that is promised, as OpenAPI writes paths
     ("GET", "/jobs/{job_id}/images/{index}.webp"), ("GET", "/jobs/{job_id}/collage.png"),
     ("GET", "/jobs/{job_id}/archive.zip"), ("GET", "/jobs/{job_id}/animation.webp"),
     ("GET", "/jobs/{job_id}/animation.gif"), ("GET", "/jobs/{job_id}/latents/{index}"),
-    ("POST", "/encode"), ("POST", "/decode"), ("POST", "/inspect"),
+    ("POST", "/encode"), ("POST", "/decode"), ("POST", "/inspect"), ("POST", "/verify"),
+    ("GET", "/jobs/{job_id}/verdict"),
     ("POST", "/prompt/analyze"), ("GET", "/prompt/surprise"), ("GET", "/vocabulary"), ("GET", "/options"),
     ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
     ("GET", "/"), ("GET", "/static/{name}"), ("GET", "/session"),
@@ -139,10 +142,19 @@ def some_npy(seed: int) -> bytes:
     return file.getvalue()
 
 
+RECEIPT = {"prompt": "a face", "negative_prompt": "", "n_images": 1, "n_inf_steps": 2, "sampler": "Pencil",
+           "guidance_scale": 3.0}
+
+
 def some_picture(kind: str) -> Callable[[int], bytes]:
+    """PNGs carry a receipt, or none of them could be verified."""
+
     def make(seed: int) -> bytes:
+        pixels = draw("a face", seed, 32 + seed % 9, 1.0)
+        if kind == "PNG":
+            return encode_png(pixels, {**RECEIPT, "seed": seed}, DrawingInfo(), VERSION)
         file = io.BytesIO()
-        Image.fromarray(draw("a face", seed, 32 + seed % 9, 1.0)).save(file, kind)
+        Image.fromarray(pixels).save(file, kind)
         return file.getvalue()
 
     return make
@@ -192,10 +204,15 @@ def attack(live: Live) -> Attack:
     teach_formats()
     schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json", config=configuration(), headers=KEY)
     sent: set[str] = set()
+    png = {"image": as_text(some_picture("PNG")(1))}
+    verified = ask(live, "POST", "/verify", png).json()["job_id"]
 
     @schemathesis.hook
     def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-        """Mend what no JSON Schema can say: a key is used once, numbers of images, latents and candidates fit."""
+        """Mend what no JSON Schema can say: a key is used once, numbers of images, latents and candidates fit, and only
+        a verification has a verdict."""
+        if case.operation.path.endswith("/verdict") and len(sent) % 2:
+            case.path_parameters["job_id"] = verified
         key, body = case.headers.get("Idempotency-Key", ""), case.body
         if key in sent and re.fullmatch("[!-~]{1,200}", key):
             case.headers["Idempotency-Key"] = f"fresh-{len(sent)}"

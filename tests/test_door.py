@@ -97,7 +97,7 @@ def test_the_key_opens_what_needs_it(engine: DrawingEngine) -> None:
     for path in ("/options", "/ready", "/jobs/", "/jobs/x/", "/jobs/x/events", "/jobs/x/images/0.png", "/nothing",
                  "/vocabulary", "/prompt/surprise", "/metrics", "/openapi.json", "/docs"):
         problem(client.get(path), 401)
-    for path in ("/encode", "/decode", "/inspect", "/prompt/analyze", "/jobs/x/cancel"):
+    for path in ("/encode", "/decode", "/inspect", "/verify", "/prompt/analyze", "/jobs/x/cancel"):
         problem(client.post(path), 401)
     problem(client.delete("/jobs/x/"), 401)
     problem(client.post("/text_to_image", json={"prompt": "a face"}), 401)
