@@ -8,6 +8,7 @@ the UNet here: network, cached latents, training loop and drawing.
 
     python conditional_ldm.py --train                              train on cached latents, release to the model folder
     python conditional_ldm.py --eval --prompt "a smiling woman"    write a grid of pictures
+    python conditional_ldm.py --eval --gallery runs/gallery        write sheets of twenty prompts, nothing picked out
 
 Sources: latent diffusion https://arxiv.org/abs/2112.10752, adaptive norm https://arxiv.org/abs/2105.05233 (ADM) and
 https://arxiv.org/abs/2212.09748 (zero-initialised branches), query-key normalisation https://arxiv.org/abs/2302.05442,
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -539,8 +541,20 @@ def validation_loss(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any,
     return total / len(indices)
 
 
+GALLERY_PROMPTS = (  # everything that anybody can see in a 128 px face, rare things too, asserted and denied
+    "a smiling young woman with wavy blond hair", "a serious woman with black hair, not smiling",
+    "a woman with brown hair, bangs and heavy makeup", "a young woman with straight brown hair wearing lipstick",
+    "a smiling old woman with gray hair", "a woman with glasses and black hair", "a young woman wearing a hat",
+    "a woman with blond hair and earrings", "an old woman with glasses", "a pale young woman with her mouth open",
+    "a young man with black hair and a goatee", "an old man with gray hair and glasses", "a bald man with a beard",
+    "a smiling middle-aged man wearing a necktie", "a young man with blond hair, without a beard",
+    "a man with a mustache wearing a hat", "a young man with brown hair and glasses", "a man with a receding hairline",
+    "a man with bushy eyebrows and a five o'clock shadow", "a chubby smiling man without glasses",
+)
+
+
 def evaluate(args: argparse.Namespace) -> Path:
-    """Draw a grid for one or several prompts from the released model; returns the PNG's path."""
+    """Draw a grid for one or several prompts from the released model; returns its path (--gallery: the folder's)."""
     from core.training import make_accelerator, save_grid
     from train_clip import load_clip
     from vae import load_vae
@@ -551,12 +565,23 @@ def evaluate(args: argparse.Namespace) -> Path:
     schedule = schedule_from_config(json.loads((Path(args.model) / "scheduler" / "config.json").read_text()))
     unet, vae = load_unet(args.model, device), load_vae(args.model, device)
     own = read_index(args.model)["defaults"]["guidance_scale"]
-    guidance_scale = own if args.guidance_scale is None else args.guidance_scale
-    images = draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, args.prompt, per_prompt=args.n_images,
-                       steps=args.n_inf_steps, guidance_scale=guidance_scale,
-                       seed=args.seed, sampler=args.sampler)
-    target = Path(args.out)
-    save_grid(images, target, columns=args.n_images)
+
+    def draw(prompts: Sequence[str]) -> Tensor:
+        return draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, prompts, per_prompt=args.n_images,
+                         steps=args.n_inf_steps, guidance_scale=own if args.guidance_scale is None
+                         else args.guidance_scale, seed=args.seed, sampler=args.sampler)
+
+    if args.gallery:
+        target, firsts = Path(args.gallery), []
+        for number, prompt in enumerate(GALLERY_PROMPTS, start=1):
+            images = draw([prompt])
+            name = "-".join(re.findall("[a-z]+", prompt.lower()))
+            save_grid(images, target / f"{number:02}-{name}.webp", columns=4)
+            firsts.append(images[:5])
+        save_grid(torch.cat(firsts), target / "uncurated.webp", columns=10)  # two prompts a row, seeds in order
+    else:
+        target = Path(args.out)
+        save_grid(draw(args.prompt), target, columns=args.n_images)
     print(f"wrote {target}")
     return target
 
@@ -568,6 +593,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--prompt", action="append", help="--eval: what to draw; may be given several times")
+    parser.add_argument("--gallery", metavar="FOLDER", help="--eval: a sheet for each of twenty prompts and one of "
+                        "the first five pictures of all of them, as WebP; nothing is picked out")
     parser.add_argument("--n-images", type=int, default=8, help="--eval: pictures for each prompt")
     parser.add_argument("--n-inf-steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float,
@@ -602,8 +629,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=1000)
     args = parser.parse_args(argv)
-    if args.eval and not args.prompt:
-        parser.error("--eval needs at least one --prompt")
+    if args.eval and not (args.prompt or args.gallery):
+        parser.error("--eval needs at least one --prompt, or --gallery")
     if args.train:
         train(args)
     else:

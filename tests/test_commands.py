@@ -18,11 +18,12 @@ import conditional_ldm
 import train_clip
 import vae
 from conditional_ldm import load_unet
-from core.captions import ATTRIBUTES
+from core.captions import ATTRIBUTES, analyze
 from core.checkpoint import ModelFolderError, component_hash, read_index
 from core.diffusion import SAMPLERS
 from core.sources import DataError
 from core.training import make_accelerator
+from evaluate import VISIBLE
 from train_clip import load_clip
 from vae import encoder_hash, load_vae
 
@@ -148,6 +149,37 @@ def test_drawing_a_grid(trained: Path, place: Workplace, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         conditional_ldm.main(["--eval", "--model", str(trained)])
     assert "--eval needs at least one --prompt" in capsys.readouterr().err
+
+
+def test_a_gallery_shows_every_prompt_and_picks_nothing_out(
+    trained: Path, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sheet a prompt, two columns of four seeds or fewer; the whole sheet holds the first five of each."""
+    prompts = conditional_ldm.GALLERY_PROMPTS
+    assert len(set(prompts)) == 20
+    analyses = [analyze(prompt) for prompt in prompts]
+    for one in analyses:  # only what the model knows, and nothing that contradicts itself
+        assert {word.status for word in one.words} == {"known"} and not one.contradictions
+    assert set(VISIBLE) <= {name for one in analyses for name in one.attributes}
+    monkeypatch.setattr("conditional_ldm.GALLERY_PROMPTS", prompts[:2])
+    out = place.root / "gallery"
+    command = ["--eval", "--gallery", str(out), "--model", str(trained), "--n-images", "6", "--n-inf-steps", "1",
+               "--device", "cpu", "--precision", "no"]  # fmt: skip
+    assert conditional_ldm.main(command) == 0
+    sheets = {path.name: np.asarray(Image.open(path).convert("RGB")).astype(int) for path in out.glob("*.webp")}
+    first, second, whole = (sheets.pop(name) for name in sorted(sheets))
+    assert not sheets and first.shape == second.shape == (2 * 128, 4 * 128, 3) and whole.shape == (128, 10 * 128, 3)
+    assert (out / "01-a-smiling-young-woman-with-wavy-blond-hair.webp").is_file()
+
+    def pictures(sheet: np.ndarray) -> np.ndarray:
+        return sheet.reshape(len(sheet) // 128, 128, -1, 128, 3).swapaxes(1, 2).reshape(-1, 128, 128, 3)
+
+    shown = [*pictures(first)[:5], *pictures(second)[:5]]
+    gaps = [[np.abs(one - other).mean() for other in shown] for one in pictures(whole)]
+    assert np.diag(gaps).max() < 8  # WebP loses a little
+    # a network this small hardly reads, so that one seed looks alike for both prompts
+    assert [int(np.argmin(row)) % 5 for row in gaps] == [0, 1, 2, 3, 4] * 2
+    assert first[128:, 2 * 128 :].mean() > 253  # six pictures: two places stay white
 
 
 def test_the_flow_schedule_trains_and_draws(trained: Path, place: Workplace) -> None:
