@@ -649,7 +649,7 @@ def crop_square(pixels: np.ndarray, size: int) -> np.ndarray:
 def as_text(pixels: np.ndarray) -> str:
     """A PNG of these pixels as base64: how a request carries a picture or a mask. Equal pixels give equal text."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=9)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
