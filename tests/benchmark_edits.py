@@ -1,7 +1,7 @@
 """What do edits cost, and how well do they do what they say?
 
     python tests/benchmark_edits.py                   prints the tables
-    python tests/benchmark_edits.py cost              one section: cost, smoothness or inversion
+    python tests/benchmark_edits.py edit-cost         one section: edit-cost, smoothness or inversion
     python tests/benchmark_edits.py all --record      also writes the tables into docs/benchmarks.md
     python tests/benchmark_edits.py strip             only draws the picture of the README again
 
@@ -76,7 +76,7 @@ def cost(faces: FaceGenerator, repeats: int = 3) -> Section:
             ratios.append(took["edit"] / took["plain"])
         told(f"cost: {name}: {[round(ratio, 3) for ratio in ratios]}")
         rows.append(Row(f"{name}, over a plain drawing of as many evaluations", ratios, at_most=1.1))
-    return Section("cost", rows, ["One image. Ratios of CPU time of pairs measured one right after the other: that "
+    return Section("edit-cost", rows, ["One image. Ratios of CPU time of pairs measured one right after the other: that "
                                   "varies less than the clock on a machine with other work."])
 
 
@@ -200,7 +200,7 @@ def strip(faces: FaceGenerator, steps: int = 30) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and with --record write down; 1 when a promise is broken."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    names = ("cost", "smoothness", "inversion")
+    names = ("edit-cost", "smoothness", "inversion")
     parser.add_argument("section", nargs="?", choices=(*names, "strip", "all"), default="all")
     parser.add_argument("--record", action="store_true", help=f"write the tables into {DOCUMENT.relative_to(ROOT)}")
     parser.add_argument("--pictures", type=Path, help="a folder of photographs for the inversion")
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         strip(faces)
         return 0
     measures: dict[str, Callable[[], Section]] = {
-        "cost": lambda: cost(faces), "smoothness": lambda: smoothness(faces),
+        "edit-cost": lambda: cost(faces), "smoothness": lambda: smoothness(faces),
         "inversion": lambda: inversion(faces, photographs(faces, arguments.pictures)),
     }
     for name in names if arguments.section == "all" else (arguments.section,):
