@@ -76,8 +76,9 @@ def cost(faces: FaceGenerator, repeats: int = 3) -> Section:
             ratios.append(took["edit"] / took["plain"])
         told(f"cost: {name}: {[round(ratio, 3) for ratio in ratios]}")
         rows.append(Row(f"{name}, over a plain drawing of as many evaluations", ratios, at_most=1.1))
-    return Section("edit-cost", rows, ["One image. Ratios of CPU time of pairs measured one right after the other: that "
-                                  "varies less than the clock on a machine with other work."])
+    return Section("edit-cost", rows, [
+        "One image. Ratios of CPU time of pairs measured one right after the other: that varies less than the clock on "
+        "a machine with other work."])
 
 
 def cpu_seconds(do: Callable[[], Any]) -> float:
