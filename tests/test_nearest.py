@@ -17,6 +17,7 @@ from asking import make_app, run
 from drawing import DrawingEngine
 
 import evaluate
+from api import DEFAULT_MODEL
 from core import jury, nearest
 from core.answers import told
 from core.checkpoint import ModelFolderError, read_index, save_component, update_index
@@ -178,6 +179,15 @@ def test_the_command_builds_one_that_finds_copies(store: Any, tmp_path: Path, mo
     assert report["copies"]["called_too_close"] == report["copies"]["mirrored_called_too_close"] == 1.0
     assert report["copies"]["mirrored_and_the_right_one"] == 1.0 and report["n"] == len(store.select("train"))
     assert jury.find_index(tmp_path / "model") is not None
+
+
+def test_the_bundled_index_is_sound() -> None:
+    found = nearest.load(DEFAULT_MODEL)
+    assert found is not None, "build it with: python evaluate.py --build-nearest"
+    assert len(found.codes) > 50_000 and found.codes.nbytes <= 4 * 2**20
+    assert (np.diff(found.held) >= 0).all() and 0 < found.threshold < found.held[-1]
+    measured = read_index(DEFAULT_MODEL)["components"]["nearest"]["measured"]
+    assert measured["copies"]["called_too_close"] > 0.95 and measured["unseen"]["called_too_close"] < 0.03
 
 
 # ---- what clients are told -------------------------------------------------------------------------------------------
