@@ -447,7 +447,7 @@ def test_get_job_literally(live: Live) -> None:
     assert body["finished"] is True and body["status"] == "succeeded" and body["progress"] == 1.0
     for index, entry in enumerate(body["response"]):
         picture, latent = (base64.b64decode(entry.pop(name), validate=True) for name in ("img", "latent"))
-        judged = {name: entry.pop(name) for name in ("attributes", "agreement", "adherence", "evaluations")}
+        judged = {name: entry.pop(name) for name in ("attributes", "agreement", "adherence", "evaluations", "nearest")}
         assert list(judged["attributes"]) == list(ATTRIBUTES)
         assert all(0 <= share <= 1 for share in judged["attributes"].values())
         assert judged["adherence"] == pytest.approx(np.mean(list(judged["agreement"].values())))
