@@ -4,6 +4,8 @@ The judge is an attribute network that no loss ever sees. It is trained once on 
 hash in each report; distances in its features are comparable only between reports with one hash. They are not FID.
 This file does not know how anything is trained or served: it loads a model folder and looks at what comes out. The
 metrics and their papers are in core/metrics.py, the judge is in core/judge.py.
+
+Long because every measurement of the model is a command here; how each is computed stands in core/.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import endurance, metrics
+from core import endurance, metrics, response
 from core import report as reporting
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import read_index, update_index
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
+from core.sliders import sliders
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -136,6 +139,7 @@ class Settings:
     precision: str = "fp32"
 
 
+FOR_SLIDERS = Settings(samples=12, steps=10, out="docs")
 QUICK = Settings(samples=256, pool=2048, crowd_n=64, curve_n=64, curve_steps=(2, 8, 30))
 
 
@@ -474,6 +478,58 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
     return report
 
 
+# -------------------------------------------------------------------------------------------------------- the sliders
+
+
+def measure_sliders(settings: Settings, names: Sequence[str], record: bool = False) -> dict[str, Any]:
+    """The response, the entanglement and the cost in identity of sliders, on the same people at five positions.
+
+    Writes ``sliders.json``, ``sliders.md`` and the picture ``sliders.png`` into the folder of the report. ``record``
+    keeps the figures in the model folder, from where the page shows them beside each slider.
+    """
+    from tqdm import tqdm
+
+    from core.engine import DrawRequest
+    from generator import FaceGenerator
+
+    faces = FaceGenerator.load(settings.model, settings.device, precision=settings.precision)
+    judge, digest = load_judge(settings.judge, faces.device)
+    each = -(-settings.samples // len(response.PROMPTS))
+    progress = tqdm(total=1 + 4 * len(names), desc="sliders", unit="position")
+
+    def look_at(attributes: Mapping[str, float]) -> Seen:
+        runs = [
+            faces.begin(DrawRequest(prompt, each, settings.steps, settings.seed, settings.guidance, watermark=False,
+                                    attributes=attributes))
+            for prompt in response.PROMPTS
+        ]
+        while any(not run.finished for run in runs):
+            faces.step(runs)
+        progress.update()
+        return look(judge, np.stack([picture.pixels for run in runs for picture in faces.pictures(run)]))
+
+    found = response.measure(look_at, names, each, judge.log_odds.cpu().numpy())
+    progress.close()
+    report: dict[str, Any] = reporting.plain({
+        "model_hash": faces.info.model_hash, "judge_hash": digest, "people": each * len(response.PROMPTS),
+        "steps": settings.steps, "precision": settings.precision, "positions": response.POSITIONS,
+        "summary": response.summary(found), "sliders": {name: one.to_dict() for name, one in found.items()},
+    })
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sliders.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "sliders.md").write_text(response.page(found, report), encoding="utf-8")
+    rows = [
+        faces.generate(prompt, num_inference_steps=25, seed=settings.seed, attributes={name: x}, watermark=False)[0]
+        for name, prompt in response.STRIP.items() for x in response.POSITIONS
+    ]
+    reporting.mosaic(np.stack([one.pixels for one in rows]), len(response.POSITIONS)).save(out / "sliders.png")
+    print(response.page(found, report))
+    if record:
+        update_index(settings.model, sliders={key: report[key] for key in ("model_hash", "positions", "sliders")})
+    return report
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -541,6 +597,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bench-steps", type=int, default=500, help="of the long comparison (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each comparison of --bench (default %(default)s)")
     parser.add_argument("--build-nearest", action="store_true", help="index the training pictures, then stop")
+    parser.add_argument("--sliders", nargs="?", const=",".join(sliders()), metavar="NAMES",
+                        help="measure all attribute sliders, or these (Smiling,Young), then stop (defaults: "
+                        f"{FOR_SLIDERS.samples} people, "
+                        f"{FOR_SLIDERS.steps} steps, into {FOR_SLIDERS.out}/)")
     parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
     parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
     parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
@@ -555,7 +615,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--parts {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
         if options.curve_steps is not None:
             given["curve_steps"] = tuple(int(steps) for steps in options.curve_steps.split(","))
-        settings = replace(QUICK if options.quick else base, **given)
+        names = options.sliders.split(",") if options.sliders else []
+        if unknown := set(names) - set(sliders()):
+            raise ValueError(f"--sliders {', '.join(sorted(unknown))}: choose from {', '.join(sliders())}")
+        settings = replace(FOR_SLIDERS if options.sliders else QUICK if options.quick else base, **given)
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
@@ -564,6 +627,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if options.bench:
         return measure_speed(settings, max(2, options.bench_steps), max(1, options.repeats), options.record)
+    if options.sliders:
+        measure_sliders(settings, names, record=options.record)
+        return 0
     if options.watermark:
         measure_watermark(settings)
         return 0

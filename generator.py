@@ -104,6 +104,7 @@ class ModelInfo:
     default_sampler: str
     default_guidance_scale: float
     engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
+    sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
 
 
 @dataclass(frozen=True)
@@ -243,9 +244,11 @@ class FaceGenerator:
         clip, tokenizer = load_clip(folder, "cpu")  # on the CPU first: no device ever reads a file
         vae, unet = load_vae(folder, "cpu"), load_unet(folder, "cpu")
         scheduler_config = json.loads((folder / "scheduler" / "config.json").read_text(encoding="utf-8"))
+        digest = folder_hash(folder, ("clip", "vae", "unet"))  # all three decide what a seed looks like
+        measured = index.get("sliders", {})
         info = ModelInfo(
             name=index["name"],
-            model_hash=folder_hash(folder, ("clip", "vae", "unet")),  # all three decide what a seed looks like
+            model_hash=digest,
             device=str(chosen),
             image_size=index["image_size"],
             latent_shape=tuple(index["latent_shape"]),
@@ -253,6 +256,7 @@ class FaceGenerator:
             default_sampler=index["defaults"]["sampler"],
             default_guidance_scale=float(index["defaults"]["guidance_scale"]),
             engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
+            sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
         )
         make_scheduler(info.default_sampler, scheduler_config)  # imports diffusers now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)

@@ -7,6 +7,8 @@ clients; all other members stand beside them.
 Long because every shape that a client may meet stands in one place. It does not know routes, status codes or headers.
 The stream:
 https://html.spec.whatwg.org/multipage/server-sent-events.html.
+
+Long because all that a client may get is a table of types, and stands in one place.
 """
 
 from __future__ import annotations
@@ -456,14 +458,25 @@ class QualityOptions(TypedDict):
     steps: Annotated[int, Field(ge=1, le=1000)]
 
 
+class SliderResponse(TypedDict):
+    """What a slider was measured to do at -2, -1, 0, 1 and 2, on the mean over several people."""
+
+    curve: Annotated[list[Share], Field(description="how probable its attribute is, by the judge")]
+    evidence: Annotated[list[float], Field(description="the same as log-odds above those of the training set")]
+    identity: Annotated[list[float], Field(description="distance from the person at 0; 1 is somebody else")]
+    monotone: bool
+    moved: Annotated[dict[str, float], Field(description="attributes that move too, by so much from end to end")]
+
+
 class SliderOptions(TypedDict):
-    """A slider of `attributes`: what stands beside it, its neighbours, and what is said at its ends."""
+    """A slider of `attributes`: what stands beside it, its neighbours, what is said at its ends, what it does."""
 
     name: str
     label: str
     group: str
     less: str
     more: str
+    response: Annotated[SliderResponse | None, Field(description="null where these weights were not measured")]
 
 
 class LimitOptions(TypedDict):

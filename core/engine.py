@@ -59,6 +59,8 @@ class EngineInfo(Protocol):
     def default_guidance_scale(self) -> float: ...
     @property
     def engine(self) -> str: ...  # what computes, for people: "OpenVINO 2026.4.1 f32"
+    @property
+    def sliders(self) -> Mapping[str, Any]: ...  # name -> what it was measured to do (core.answers.SliderResponse)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from core.ledger import Job, Snapshot
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.pictures import archive, collage, thumbnail_webp
 from core.schemas import AnimationQuery, LatentQuery
+from core.store import Event
 from core.web import Problem, json_response, read_query, shown, tagged
 
 PNG, WEBP, GIF, ZIP = "image/png", "image/webp", "image/gif", "application/zip"
@@ -43,6 +44,14 @@ def find(look: Callable[[str], Job], job_id: str) -> Job:
     if job.delete_requested:
         raise Problem(410, "This job was deleted.")
     return job
+
+
+def pictures_of(now: Snapshot) -> list[Event]:
+    """The events with a picture, oldest first. Previews of candidates show others than those that were kept at last."""
+    events = [event for event in now.events_of_this_run if event.kind in ("preview", "image")]
+    finals = [event for event in events if event.kind == "image"]
+    chosen = now.parameters.get("candidates", 0) > now.parameters["n_images"]
+    return finals if finals and chosen else events
 
 
 def file_response(content: bytes, kind: str, name: str, tag: str, *, final: bool = True) -> Response:
@@ -103,10 +112,9 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         """Every preview that is kept, and the picture at the end."""
         job, now = finished(job_id)
         rows: dict[int, list[bytes]] = {}
-        for event in now.events_of_this_run:
-            if event.kind in ("preview", "image"):
-                content = job.file(files_of(event)[0])
-                rows.setdefault(event.data["index"], []).extend([] if content is None else [content])
+        for event in pictures_of(now):
+            content = job.file(files_of(event)[0])
+            rows.setdefault(event.data["index"], []).extend([] if content is None else [content])
         if not any(rows.values()):
             raise Problem(409, f"The job {now.state} before there was a picture.")
         content = collage([rows[index] for index in sorted(rows)])
@@ -147,8 +155,7 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         """Of a step that has a preview, the clean latent as it was predicted there."""
         step = read_query(LatentQuery).t
         job, now = updates_of(job_id)
-        events = [event for event in now.events_of_this_run
-                  if event.kind in ("preview", "image") and event.data["index"] == index]
+        events = [event for event in pictures_of(now) if event.data["index"] == index]
         for event in reversed(events):
             data = event.data
             if step in (None, data["t"]) and (content := job.file(files_of(event)[1])) is not None:

@@ -535,7 +535,10 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "models": models,
         "quality": [{"name": name, "steps": steps} for name, steps in QUALITY],
         "examples": list(EXAMPLES),
-        "attributes": [asdict(slider) for slider in sliders().values()],
+        "attributes": [
+            {**asdict(slider), "response": info.sliders.get(name) if info else None}
+            for name, slider in sliders().items()
+        ],
         "limits": {
             "body_bytes": MAX_BODY_BYTES,
             "draw_body_bytes": MAX_DRAW_BODY_BYTES,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from core.diffusion import Condition
 from core.sliders import moved, sliders
 
-STRENGTH = 2.0  # of a push at slider 1, as guidance scales count
+STRENGTH = 3.0  # of a push at slider 1, as guidance scales count
 START = 0.2  # share of the steps before the first push
 
 

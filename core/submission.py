@@ -12,6 +12,7 @@ from typing import Any
 
 from core.engine import EngineInfo, EngineService
 from core.jobs import IdempotencyConflict, Job, QueueClosed, QueueFull
+from core.population import open_facets
 from core.prompts import read as read_prompt
 from core.schemas import TextToImage
 from core.web import Problem
@@ -20,9 +21,15 @@ log = logging.getLogger(__name__)
 
 
 def warnings_of(wanted: TextToImage, words: Mapping[str, str]) -> list[str]:
-    """What the model will not understand of a request's prompts."""
+    """What the model will not understand of a request's prompts, and which wishes will change nothing."""
     prompts = [wanted.prompt, (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""]
-    return list(dict.fromkeys(warning for text in prompts for warning in read_prompt(text, words).warnings))
+    found = [warning for text in prompts for warning in read_prompt(text, words).warnings]
+    stated = read_prompt(wanted.prompt, words).attributes
+    if (wanted.candidates or 0) > wanted.n_images and not (stated or wanted.balance and open_facets(stated)):
+        found.append("The prompt states nothing that can be judged: of the candidates the first are kept.")
+    if wanted.balance and not open_facets(stated):
+        found.append("The prompt leaves nothing open: balance changes nothing.")
+    return list(dict.fromkeys(found))
 
 
 def submit(

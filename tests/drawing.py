@@ -22,6 +22,8 @@ from core.prompts import read
 from core.watermark import VERSION, mark
 
 LATENT_SHAPE = (4, 2, 2)
+HAT = {"curve": [0.1, 0.2, 0.3, 0.5, 0.8], "evidence": [-1.0, -0.5, 0.0, 1.0, 3.0], "monotone": True,
+       "identity": [0.4, 0.2, 0.0, 0.3, 0.5], "moved": {"Bangs": -0.2}}  # what the slider for hats was measured to do
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class DrawingInfo:
     default_sampler: str = "Pencil"
     default_guidance_scale: float = 3.0
     engine: str = "pencil"
+    sliders: Mapping[str, Any] = field(default_factory=lambda: {"Wearing_Hat": HAT})
 
 
 @dataclass(frozen=True)

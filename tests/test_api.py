@@ -62,6 +62,34 @@ def test_post_answers_200_with_the_id_its_location_and_what_will_be_done(client:
     }
 
 
+@pytest.mark.parametrize(("wish", "warning"), [
+    ({"prompt": "smiling", "candidates": 8}, ""),
+    ({"prompt": "", "candidates": 8}, "The prompt states nothing that can be judged"),
+    ({"prompt": "", "candidates": 4}, ""),
+    ({"prompt": "", "candidates": 8, "balance": True}, ""),
+    ({"prompt": "smiling", "balance": True}, ""),
+    ({"prompt": "an old man with black hair", "balance": True}, "The prompt leaves nothing open"),
+])
+def test_wishes_that_change_nothing_are_told(client: FlaskClient, wish: dict[str, Any], warning: str) -> None:
+    answer = client.post("/text_to_image", json=wish).get_json()
+    assert [text.split(":")[0] for text in answer["warnings"]] == ([warning] if warning else [])
+    assert {name: answer["parameters"][name] for name in wish} == wish
+
+
+def test_sliders_have_celebas_names_and_are_kept_as_they_were_asked_for(
+    app: Flask, engine: DrawingEngine, client: FlaskClient
+) -> None:
+    asked = {"prompt": "a face", "attributes": {"young": -1.5, "EYEGLASSES": 2, "Bald": 0}, "keep": 2}
+    answer = client.post("/text_to_image", json=asked).get_json()
+    assert answer["parameters"]["attributes"] == {"Young": -1.5, "Eyeglasses": 2.0, "Bald": 0.0}
+    assert answer["parameters"]["n_images"] == 2
+    work(app)
+    assert engine.begun[0].attributes == {"Young": -1.5, "Eyeglasses": 2.0, "Bald": 0.0}
+    assert (engine.begun[0].candidates, engine.begun[0].balance) == (None, False)
+    plain = client.post("/text_to_image", json={"prompt": "a face"}).get_json()["parameters"]
+    assert not {"attributes", "candidates", "balance"} & set(plain)
+
+
 def test_the_defaults_are_the_promised_ones(client: FlaskClient) -> None:
     parameters = client.post("/text_to_image", json={"prompt": ""}).get_json()["parameters"]
     assert (parameters["n_images"], parameters["n_inf_steps"], parameters["stream_freq"]) == (4, 500, 50)

@@ -72,6 +72,7 @@ ROOMS: dict[str, set[str]] = {
     "core.bench": {"diffusers", "numpy", "torch"},
     "core.editing": {"numpy", "scipy", "torch"},
     "core.steering": set(),
+    "core.response": {"numpy"},
     "core.receipts": {"numpy"},
     "core.metrics": {"numpy", "PIL", "scipy", "torch", "torchmetrics"},
     "core.judge": {"numpy", "torch", "torchvision", "tqdm"},

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import LATENT, document, make_app, operations, post, run, service_of, tick, validator
-from drawing import LATENT_SHAPE, DrawingEngine
+from drawing import HAT, LATENT_SHAPE, DrawingEngine
 from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -214,7 +214,9 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
     names = [one["name"] for one in found["attributes"]]
     assert sorted(names) == sorted(ATTRIBUTES) and all(one["label"] and one["group"] for one in found["attributes"])
     slider = next(one for one in found["attributes"] if one["name"] == "Wearing_Hat")
-    assert slider == {"name": "Wearing_Hat", "label": "Hat", "group": "Worn", "less": "no hat", "more": "a hat"}
+    assert slider == {"name": "Wearing_Hat", "label": "Hat", "group": "Worn", "less": "no hat", "more": "a hat",
+                      "response": HAT}
+    assert all(one["response"] is None for one in found["attributes"] if one is not slider)
     assert found["fields"]["prompt"]["max_length"] == found["fields"]["negative_prompt"]["max_length"] == 500
     assert found["fields"]["sampler"]["choices"] == found["samplers"] == ["Pencil", "DPM++ 2M"]
     assert found["fields"]["guidance_scale"]["default"] == 3.0

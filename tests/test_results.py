@@ -91,6 +91,9 @@ def test_of_candidates_the_kept_ones_are_listed_with_their_own_seeds(app: Flask,
     assert listed["job_id"] == job_id and [one["seed"] for one in listed["images"]] == [one["seed"] for one in best]
     finals = {name for name in app.extensions["service"].queue.get(job_id).file_names() if "-" not in name}
     assert finals == {"0.png", "1.png", "0.f32", "1.f32"}, "what was not kept takes no room"
+    collage = Image.open(io.BytesIO(client.get(f"/jobs/{job_id}/collage.png").data))
+    assert collage.width == 32, "the previews are of the first candidates, not of those that were kept"
+    assert client.get(f"/jobs/{job_id}/latents/0?t=2").status_code == 404
     archive = zipfile.ZipFile(io.BytesIO(client.get(f"/jobs/{job_id}/archive.zip").data))
     assert set(archive.namelist()) == {"job.json", *(f"face-{one['seed']}.png" for one in best)}
 
