@@ -5,13 +5,14 @@ import { bus, h, icon, slider } from "./ui.js";
 
 const FURTHEST = 2;
 
-/** What else moves with a slider, as the server measured it: {moves: {attribute: change}, identity}. */
-function readout({ entanglement }, labels) {
-  if (!entanglement) return null;
-  const moves = Object.entries(entanglement.moves ?? {}).sort((one, other) => Math.abs(other[1]) - Math.abs(one[1])).slice(0, 3);
-  const said = moves.map(([name, change]) => `${labels.get(name) ?? name} ${signed(Math.round(100 * change))} %`);
-  const kept = entanglement.identity == null ? [] : [`stays the same person: ${Math.round(100 * entanglement.identity)} %`];
-  return h("p", { class: "quiet", text: [said.length ? `Also moves ${said.join(", ")}` : "Moves little else", ...kept].join(" · ") });
+/** What else moves with a slider from end to end, and how far the person does, as it was measured on these weights. */
+function readout({ response }, labels) {
+  if (!response) return null;
+  const { moved, identity, monotone } = response;
+  const others = Object.entries(moved).sort((one, other) => Math.abs(other[1]) - Math.abs(one[1])).slice(0, 3);
+  const said = others.map(([name, change]) => `${labels.get(name) ?? name} ${signed(Math.round(100 * change))} %`);
+  const far = Math.round(100 * Math.max(...identity));
+  return h("p", { class: "quiet", text: `${said.length ? `Also moves ${said.join(", ")}` : "Moves nothing else"}. Person changes by ${far} %.${monotone ? "" : " Not reliable."}` });
 }
 
 export function build(box, { attributes }) {

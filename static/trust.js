@@ -32,7 +32,7 @@ export async function showTrust(file, found, actions) {
     request ? finding(true, "It has a receipt", `“${request.prompt || "any face"}”, seed ${request.seed}${matches ? "" : ", by another model than the one that is loaded"}`)
       : finding(false, "No receipt", "The file does not say how it was drawn: it comes from elsewhere, or a program took that out."));
   if (watermark) {
-    list.append(watermark.found ? finding(true, "The watermark is in its pixels", `Drawn by this project: by chance this happens once in ${Math.round(1 / Math.max(watermark.p_value, 1e-12)).toLocaleString()} pictures.`)
+    list.append(watermark.found ? finding(true, "The watermark is in its pixels", `Drawn by this project: by chance this happens less than once in ${Math.max(1, Math.floor(1 / Math.max(watermark.p_value, 1e-6))).toLocaleString()} pictures.`)
       : finding(false, "No watermark", "Nothing in the pixels says that it was drawn here. Strong changes can remove it, so this proves nothing."));
   }
   const picture = h("img", { alt: "The picture", width: 128, height: 128 });

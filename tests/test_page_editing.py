@@ -9,14 +9,15 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browsing import Site, chromium, generate, violations, visit, watched_page, write_prompt
-from drawing import DrawingEngine
+from drawing import Drawing, DrawingEngine, DrawingRun
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Locator, Page, expect
+from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +367,24 @@ def test_what_the_server_refuses_of_an_edit_is_said_in_its_panel(page: Page, sit
     assert page.locator(".job").count() == 0
 
 
+def test_beside_a_slider_stands_what_else_it_moves(page: Page, site: Site) -> None:
+    """As the server measured it, where it did."""
+    measured = {"curve": [0.1, 0.2, 0.5, 0.8, 0.9], "evidence": [-2, -1, 0, 1, 2], "identity": [0.3, 0.1, 0, 0.1, 0.42],
+                "monotone": True, "moved": {"High_Cheekbones": 0.31, "Male": -0.12}}
+
+    def add(route: Route) -> None:
+        body = route.fetch().json()
+        for entry in body["attributes"]:
+            entry["response"] = measured if entry["name"] == "Smiling" else None
+        route.fulfill(json=body)
+
+    page.route("**/options", add)
+    visit(page, site.address)
+    panel = tool(page, "Features")
+    expect(panel).to_contain_text("Also moves High cheekbones +31 %, Masculine −12 %. Person changes by 42 %.")
+    assert panel.get_by_text("Also moves").count() == 1
+
+
 # ---- trust -----------------------------------------------------------------------------------------------------------
 
 
@@ -386,3 +405,23 @@ def test_a_picture_tells_where_it_comes_from(page: Page, site: Site) -> None:
     expect(dialog).to_contain_text("“a bald man”")
     dialog.get_by_role("button", name="Use its settings").click()
     expect(page.get_by_role("radio", name="1", exact=True)).to_be_checked()
+
+
+class Remembering(DrawingEngine):
+    """Its first picture is too much like one that it learned from."""
+
+    def pictures(self, run: DrawingRun) -> list[Drawing]:
+        found = super().pictures(run)
+        told = {"nearest": {"percentile": 0.2, "too_close": True}}
+        return [replace(found[0], about={**found[0].about, **told}), *found[1:]]
+
+
+def test_a_picture_near_a_training_face_is_marked(page: Page) -> None:
+    site = Site(Remembering)
+    try:
+        visit(page, site.address)
+        draw(page)
+        expect(page.get_by_text("Near a training face")).to_have_count(1)
+        assert violations(page) == []
+    finally:
+        site.close()
