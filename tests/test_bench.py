@@ -1,0 +1,95 @@
+"""Does the measure of speed measure: a baseline of the right size, a table that lands in its place, a real server?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import build_tiny_model
+
+from core import bench
+from core.figures import Row, Section, record
+from generator import FaceGenerator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks lose more time to threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def faces(folder: Path) -> FaceGenerator:
+    return FaceGenerator.load(folder, "cpu", engine="torch")
+
+
+def test_a_row_keeps_or_breaks_its_promise() -> None:
+    assert Row("a", [3.0, 1.0, 2.0], at_most=2).kept and not Row("a", [3.0, 1.0, 2.0], at_most=1.9).kept
+    assert Row("a", [5.0], at_least=4).kept and not Row("a", [5.0], at_least=6).kept
+    broken = Section("s", [Row("slow", [5.0, 7.0], "s", at_most=1)], ["a note"])
+    assert not broken.kept
+    assert "| slow | 2 | 6 s | 5 to 7 | at most 1 | **BROKEN** |" in broken.text() and "- a note" in broken.text()
+
+
+def test_a_table_goes_between_its_marks_again_and_again(tmp_path: Path) -> None:
+    document = tmp_path / "benchmarks.md"
+    document.write_text("above\\n<!-- one: written by x -->\\nold\\n<!-- /one -->\\nbelow\\n".replace("\\n", "\n"))
+    for value in (1.0, 2.0):
+        record(document, Section("one", [Row("it", [value])], []), "here and now", "python x.py")
+    text = document.read_text()
+    assert text.startswith("above\n<!-- one: written by x -->\n") and text.endswith("<!-- /one -->\nbelow\n")
+    assert "old" not in text and "| it |  | 2 |" in text and "| it |  | 1 |" not in text
+    assert "here and now. `python x.py`" in text
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        record(document, Section("two", [], []), "", "")
+
+
+@pytest.mark.parametrize("wanted", [3_000_000, 9_400_000, 20_600_000])
+def test_the_baseline_is_about_as_large(wanted: int) -> None:
+    unet = bench.diffusers_unet(wanted, 16, 192)
+    assert 0.7 < bench.count_parameters(unet) / wanted < 1.45
+    x = torch.zeros(1, 16, 16, 16)
+    assert bench.count_gflop(lambda: unet(x, torch.zeros(1), encoder_hidden_states=torch.zeros(1, 5, 192))) > 0.05
+
+
+def test_the_baseline_makes_as_many_evaluations_as_it_says(faces: FaceGenerator) -> None:
+    unet = bench.diffusers_unet(1, faces.info.latent_shape[0], faces.unet.config.text_width)
+    rows: list[int] = []
+    with unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0]))):
+        x = bench.draw_by_diffusers(unet, faces.info.latent_shape, bench.text_tokens(faces), images=3, steps=7)
+    assert rows == [6] * 7 and list(x.shape) == [3, *faces.info.latent_shape] and bool(torch.isfinite(x).all())
+
+
+def test_engines_are_compared_row_by_row(faces: FaceGenerator) -> None:
+    """Each engine that is there, here torch alone twice: the same numbers, and no difference in the pictures."""
+    section = bench.compare_engines(lambda engine, precision: faces, repeats=1)
+    told = {row.what: row.values for row in section.rows}
+    assert all(told[f"UNet, {rows} row{'s' * (rows > 1)}, torch fp32"][0] > 0 for rows in bench.ROWS)
+    assert told["alone against in a batch of 8, grey levels, torch fp32"][0] <= 1 and section.kept
+    other = told.get("against torch fp32, grey levels, openvino fp32")
+    assert other is None or other == [0.0]
+
+
+def test_the_client_meets_a_real_server(folder: Path) -> None:
+    serve = [sys.executable, str(ROOT / "api.py"), "--device", "cpu", "--model", str(folder), "--engine", "torch"]
+    with bench.served(serve) as client:
+        client.wait_ready()
+        png = client.draw(n_images=1, n_inf_steps=2)
+        assert png.startswith(b"\x89PNG") and (client.memory_mb is None or client.memory_mb > 50)
+        with pytest.raises(RuntimeError, match="answered 422"):
+            client.draw(n_images=99)
+    with pytest.raises(RuntimeError, match="did not say where it is"), bench.served([sys.executable, "-c", "pass"]):
+        pass
