@@ -63,11 +63,12 @@ def generate_images(
     guidance: float,
     px: int = 128,
     *,
+    sampler: str | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     batch: int = 32,
 ) -> Pictures:
-    """Faces for prompts by the model's default sampler, each from its own seed: N prompts -> uint8 [N, 128, 128, 3].
+    """Faces for prompts, each from its own seed: N prompts -> uint8 [N, 128, 128, 3]; `sampler` None: the model's own.
 
     ``precision`` "bf16" is for machines with more pictures than time; "fp32" is what is served on a CPU.
     """
@@ -78,6 +79,7 @@ def generate_images(
     from generator import FaceGenerator
 
     engine = FaceGenerator.load(folder, device)
+    sampler = sampler or engine.info.default_sampler
     config, schedule = engine.scheduler_config, schedule_from_config(engine.scheduler_config)
     done = []
 
@@ -92,7 +94,7 @@ def generate_images(
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
         noise = torch.stack([torch.randn(engine.info.latent_shape, generator=g) for g in generators])
         latents = sample(
-            denoise, condition, make_scheduler(engine.info.default_sampler, config), noise.to(engine.device),
+            denoise, condition, make_scheduler(sampler, config), noise.to(engine.device),
             steps, guidance, schedule=schedule, generators=generators,
         )  # fmt: skip
         done.append(metrics.to_pictures(engine.draw(latents)))
@@ -129,6 +131,7 @@ class Settings:
     samples: int = 1000
     steps: int = 50
     guidance: float | None = None  # None: the model's own
+    sampler: str | None = None  # None: the model's own
     seed: int = 0
     pool: int | None = None  # training pictures searched for copies; None: all sharp ones
     crowd_n: int = 256
@@ -173,7 +176,7 @@ class Evaluation:
     """
 
     def __init__(self, settings: Settings, store: FaceStore) -> None:
-        from generator import pick_device
+        from generator import model_hash, pick_device
 
         model = read_index(settings.model) if set(settings.parts) - {"ladder"} else None
         own = (model or {}).get("defaults", {}).get("guidance_scale", 1.0)
@@ -195,6 +198,7 @@ class Evaluation:
         self.reference, self.held = self.real(self.train_rows[: self.n]), self.real(unseen)
         self.report: dict[str, Any] = {
             "settings": asdict(self.settings), "model": model, "distances": {}, "checks": {}, "seconds": {},
+            "model_hash": model and model_hash(settings.model),
             "machine": {"torch": torch.__version__, "device": self.device, "threads": torch.get_num_threads()},
         }  # fmt: skip
         self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -209,8 +213,10 @@ class Evaluation:
         """One face a prompt, from consecutive seeds."""
         guidance = self.guidance if guidance is None else guidance
         seeds = range(self.settings.seed, self.settings.seed + len(prompts))
-        model, precision = self.settings.model, self.settings.precision
-        return generate_images(model, prompts, seeds, steps, guidance, device=self.device, precision=precision)
+        model, precision, sampler = self.settings.model, self.settings.precision, self.settings.sampler
+        return generate_images(
+            model, prompts, seeds, steps, guidance, sampler=sampler, device=self.device, precision=precision
+        )
 
     def distance(self, seen: Seen, n: int | None = None) -> dict[str, float]:
         """Both distances to the reference at n, and the first over that of held-out real pictures at the same n."""
@@ -582,6 +588,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, help=f"pictures drawn from held-out captions (default {base.samples})")
     parser.add_argument("--steps", type=int, help=f"denoising steps (default {base.steps})")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 = off (default: the model's own)")
+    parser.add_argument("--sampler", help="as at /options (default: the model's own)")
     parser.add_argument("--seed", type=int, help=f"of prompts, noise and choices (default {base.seed})")
     parser.add_argument("--pool", type=int, help="training pictures searched for copies or marks (default: all sharp)")
     parser.add_argument("--crowd-n", type=int, help=f"pictures for the empty prompt (default {base.crowd_n})")
@@ -647,7 +654,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     report = evaluate(settings)
     if options.record:
-        kept = ("settings", "judge.hash", "distances", "fidelity", "negations", "vae", "spectrum", "curve")
+        kept = (
+            "settings", "model_hash", "judge.hash", "distances", "fidelity", "negations", "vae", "spectrum", "curve",
+        )  # fmt: skip
         update_index(settings.model, metrics={path: reporting.lookup(report, path) for path in kept})
     print(reporting.table(report))
     print(json.dumps({key: report[key] for key in ("checks", "targets", "seconds")}, indent=2))

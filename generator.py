@@ -105,6 +105,7 @@ class ModelInfo:
     default_guidance_scale: float
     engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
     sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
+    step_curve: tuple[Mapping[str, Any], ...] = ()  # what more steps buy, if that was measured
 
 
 @dataclass(frozen=True)
@@ -244,8 +245,9 @@ class FaceGenerator:
         clip, tokenizer = load_clip(folder, "cpu")  # on the CPU first: no device ever reads a file
         vae, unet = load_vae(folder, "cpu"), load_unet(folder, "cpu")
         scheduler_config = json.loads((folder / "scheduler" / "config.json").read_text(encoding="utf-8"))
-        digest = folder_hash(folder, ("clip", "vae", "unet"))  # all three decide what a seed looks like
-        measured = index.get("sliders", {})
+        digest = model_hash(folder)
+        measured, quality = index.get("sliders", {}), index.get("metrics", {})
+        points = (quality.get("curve") or {}).get("points", ()) if quality.get("model_hash") == digest else ()
         info = ModelInfo(
             name=index["name"],
             model_hash=digest,
@@ -257,6 +259,7 @@ class FaceGenerator:
             default_guidance_scale=float(index["defaults"]["guidance_scale"]),
             engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
             sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
+            step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
         )
         make_scheduler(info.default_sampler, scheduler_config)  # imports diffusers now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)
@@ -611,6 +614,11 @@ class FaceGenerator:
                 on_step(Step(run.done, run.total, lambda: self.previews(run)))
             stop_if_asked()
         return self.pictures(run)
+
+
+def model_hash(folder: str | Path) -> str:
+    """The hash of all the weights that decide what a seed looks like."""
+    return folder_hash(folder, ("clip", "vae", "unet"))
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

@@ -458,6 +458,13 @@ class QualityOptions(TypedDict):
     steps: Annotated[int, Field(ge=1, le=1000)]
 
 
+class StepQuality(TypedDict):
+    """How near to real faces the pictures drawn with a number of steps were measured to be."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    frechet_over_floor: Annotated[float, Field(description="by the judge; 1 is as near as other real faces are")]
+
+
 class SliderResponse(TypedDict):
     """What a slider was measured to do at -2, -1, 0, 1 and 2, on the mean over several people."""
 
@@ -500,6 +507,7 @@ class OptionsAnswer(TypedDict):
     samplers: list[str]
     models: list[ModelOptions]
     quality: list[QualityOptions]
+    step_curve: Annotated[list[StepQuality], Field(description="what more steps buy; empty where it was not measured")]
     examples: list[str]
     attributes: Annotated[list[SliderOptions], Field(description="all sliders, neighbours together")]
     limits: LimitOptions

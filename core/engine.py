@@ -61,6 +61,8 @@ class EngineInfo(Protocol):
     def engine(self) -> str: ...  # what computes, for people: "OpenVINO 2026.4.1 f32"
     @property
     def sliders(self) -> Mapping[str, Any]: ...  # name -> what it was measured to do (core.answers.SliderResponse)
+    @property
+    def step_curve(self) -> Sequence[Mapping[str, Any]]: ...  # what steps buy (core.answers.StepQuality), by steps
 
 
 @dataclass(frozen=True, eq=False)

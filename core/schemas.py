@@ -534,6 +534,7 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "samplers": list(info.samplers) if info else [],
         "models": models,
         "quality": [{"name": name, "steps": steps} for name, steps in QUALITY],
+        "step_curve": [dict(point) for point in info.step_curve] if info else [],
         "examples": list(EXAMPLES),
         "attributes": [
             {**asdict(slider), "response": info.sliders.get(name) if info else None}

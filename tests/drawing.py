@@ -25,6 +25,9 @@ LATENT_SHAPE = (4, 2, 2)
 HAT = {"curve": [0.1, 0.2, 0.3, 0.5, 0.8], "evidence": [-1.0, -0.5, 0.0, 1.0, 3.0], "monotone": True,
        "identity": [0.4, 0.2, 0.0, 0.3, 0.5], "moved": {"Bangs": -0.2}}  # what the slider for hats was measured to do
 
+STEP_CURVE = tuple({"steps": steps, "frechet_over_floor": distance}  # pencils get no better after 16 steps
+                   for steps, distance in ((2, 8.0), (4, 4.0), (16, 2.0), (500, 2.0)))
+
 
 @dataclass(frozen=True)
 class DrawingInfo:
@@ -38,6 +41,7 @@ class DrawingInfo:
     default_guidance_scale: float = 3.0
     engine: str = "pencil"
     sliders: Mapping[str, Any] = field(default_factory=lambda: {"Wearing_Hat": HAT})
+    step_curve: tuple[Mapping[str, Any], ...] = STEP_CURVE
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import torch
 import evaluate
 from core import metrics, report
 from core.captions import ATTRIBUTES
-from core.checkpoint import ModelFolderError
+from core.checkpoint import ModelFolderError, read_index, update_index
 from core.judge import augment, load_judge, look, look_at_store, train_judge
 from dataset import FaceStore, synthetic_store
+from generator import FaceGenerator
 
 SIZE = 128
 
@@ -414,6 +415,13 @@ def test_a_whole_report_of_a_trained_model(
     assert [point["steps"] for point in made["curve"]["points"]] == [1, 2]
     assert made["curve"]["n"] == made["curve"]["floor"]["n"] == 4
     assert made["curve"]["points"][1]["image_s"] is None  # drawn once already
+    curve = FaceGenerator.load(model_folder, "cpu").info.step_curve  # what /options says of these weights alone
+    told = [(point["steps"], point["frechet_over_floor"]) for point in made["curve"]["points"]]
+    assert [(point["steps"], point["frechet_over_floor"]) for point in curve] == told
+    index = read_index(model_folder)
+    update_index(model_folder, metrics=index["metrics"] | {"model_hash": "0" * 64})
+    assert FaceGenerator.load(model_folder, "cpu").info.step_curve == ()
+    update_index(model_folder, metrics=index["metrics"])
     assert made["crowd"]["n"] == 3 and 0 <= made["crowd"]["largest_rate_difference"] <= 1
     assert made["fid"]["n"] == 8 and made["fid"]["generated"] > 0
     assert made["vae"]["psnr_db"] < 30 and made["spectrum"]["vae"] > 0

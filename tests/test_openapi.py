@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import LATENT, document, make_app, operations, post, run, service_of, tick, validator
-from drawing import HAT, LATENT_SHAPE, DrawingEngine
+from drawing import HAT, LATENT_SHAPE, STEP_CURVE, DrawingEngine
 from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -223,6 +223,7 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
     assert {one["name"]: one["steps"] for one in found["quality"]} == {
         "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
+    assert found["step_curve"] == list(STEP_CURVE)
     for example in found["examples"]:
         words = client.post("/prompt/analyze", json={"prompt": example}).get_json()
         assert words["attributes"] and words["contradictions"] == words["warnings"] == [], example
