@@ -93,7 +93,7 @@ class Card {
     if (asked.negative_prompt) details.push(`without ${asked.negative_prompt}`);
     details.push(...editsInWords(asked).map(([text]) => text));
     this.tiles = picturesOf(job).map((one) => {
-      const made = tile(one, { open: (chosen) => open(chosen, picturesOf(job)), src: null, name: `Face ${one.index + 1} of ${asked.n_images}`, tools: false });
+      const made = tile(one, { open: ({ index }) => open(picture(job, index), picturesOf(job)), src: null, name: `Face ${one.index + 1} of ${asked.n_images}`, tools: false });
       const button = made.querySelector("button");
       button.disabled = true;
       const image = made.querySelector("img");

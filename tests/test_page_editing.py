@@ -356,6 +356,32 @@ def test_two_ends_are_blended_and_played(page: Page, site: Site, engine: Drawing
     expect(page.get_by_label("Seed", exact=True)).to_have_value("40")
 
 
+def test_a_blend_leads_from_one_photo_to_another(page: Page, site: Site, engine: DrawingEngine) -> None:
+    """Each through the noise that draws it again, which the server looks for, with the settings that make it exact."""
+    visit(page, site.address)
+    panel = tool(page, "Blend")
+    dialog = page.get_by_role("dialog", name="Place the face")
+    for button, key in (("From a picture", "Shift+ArrowDown"), ("To a picture", "Shift+ArrowUp")):  # from red to blue
+        with page.expect_file_chooser() as opened:
+            panel.get_by_role("button", name=button).click()
+        opened.value.set_files(photo())
+        expect(dialog).to_be_visible()
+        for press in [*["+"] * 8, *[key] * 40]:
+            dialog.get_by_role("application").press(press)
+        with page.expect_response(re.compile("/encode$")) as answered:
+            dialog.get_by_role("button", name="Use this part").click()
+        assert answered.value.ok and answered.value.request.post_data_json["invert"] is True
+    expect(page.locator("#edits")).to_contain_text("Blend to a picture")
+    expect(panel).to_contain_text("From the description above and a picture")
+    expect(panel.get_by_label("To the seed")).to_have_attribute("placeholder", "a picture")
+    draw(page)
+    asked = engine.begun[-1]
+    assert (asked.num_images, asked.num_inference_steps, asked.guidance_scale, asked.start) == (8, 50, 1.0, 0.0)
+    red, blue = asked.latents[0], asked.interpolate_to.latent  # the drawing engine's noise of a picture is its negative
+    assert red[0].mean() < -0.5 < 0.5 < red[2].mean() and blue[2].mean() < -0.5 < 0.5 < blue[0].mean()
+    expect(page.locator(".player")).to_be_visible()
+
+
 def test_what_the_server_refuses_of_an_edit_is_said_in_its_panel(page: Page, site: Site) -> None:
     visit(page, site.address)
     panel = tool(page, "Blend")
@@ -423,5 +449,10 @@ def test_a_picture_near_a_training_face_is_marked(page: Page) -> None:
         draw(page)
         expect(page.get_by_text("Near a training face")).to_have_count(1)
         assert violations(page) == []
+        page.get_by_role("button", name=re.compile("^Face 1 of 4")).click()
+        viewer = page.get_by_role("dialog")
+        expect(viewer).to_contain_text("very near a training picture")
+        viewer.get_by_role("button", name=re.compile("^Next")).click()
+        expect(viewer).not_to_contain_text("very near a training picture")
     finally:
         site.close()
