@@ -88,7 +88,7 @@ def violations(page: Page, *rules: str) -> list[str]:
 
 
 class Site:
-    """The application in a thread of this process, behind a server that ends when it is told to."""
+    """The application in a thread of this process, behind a server that ends when it is told to, or with its block."""
 
     def __init__(self, engine_factory: Callable[[], DrawingEngine], **options: Any) -> None:
         self.app: Flask = create_app(engine_factory, **options)
@@ -97,6 +97,12 @@ class Site:
         self.address = f"http://127.0.0.1:{self.server.server_port}/"
         self.thread = threading.Thread(target=self.server.serve_forever)
         self.thread.start()
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def wait_until_ready(self) -> None:
         """Until the engine is made."""

@@ -22,6 +22,7 @@ from core.prompts import read
 from core.watermark import VERSION, mark
 
 LATENT_SHAPE = (4, 2, 2)
+TROUBLE = "trouble"  # a prompt that no picture comes of
 HAT = {"curve": [0.1, 0.2, 0.3, 0.5, 0.8], "evidence": [-1.0, -0.5, 0.0, 1.0, 3.0], "monotone": True,
        "identity": [0.4, 0.2, 0.0, 0.3, 0.5], "moved": {"Bangs": -0.2}}  # what the slider for hats was measured to do
 
@@ -112,8 +113,11 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 @dataclass
 class DrawingEngine:
-    """`before_step(step)` lets a test do something before a run takes its step number `step`; an exception that it
-    raises ends that run alone. `begun` records what was asked for, `steps` which prompts stepped together."""
+    """Draws every prompt but `TROUBLE`.
+
+    `before_step(step)` lets a test do something before a run takes its step number `step`; an exception that it raises
+    ends that run alone. `begun` records what was asked for, `steps` which prompts stepped together.
+    """
 
     info: DrawingInfo = DrawingInfo()
     before_step: Callable[[int], object] | None = None
@@ -130,6 +134,8 @@ class DrawingEngine:
         self.steps.append([run.asked.prompt for run in runs])
         for run in runs:
             try:
+                if run.asked.prompt == TROUBLE:
+                    raise JobError("not_finite", "No picture came out.", "Try another sampler.")
                 if self.before_step is not None:
                     self.before_step(run.done + 1)
                 run.done += 1

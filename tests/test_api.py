@@ -27,18 +27,8 @@ from core.store import Retention, StoreError
 
 
 @pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
 def app(engine: DrawingEngine) -> Flask:
     return make_app(engine, max_waiting=6, keep=Retention(max_jobs=2))
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
 
 
 # ---- the two promises ------------------------------------------------------------------------------------------------

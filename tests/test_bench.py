@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import build_tiny_model
 
 from core import bench
 from core.figures import Row, Section, record
 from generator import FaceGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks lose more time to threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def faces(folder: Path) -> FaceGenerator:
-    return FaceGenerator.load(folder, "cpu", engine="torch")
 
 
 def test_a_row_keeps_or_breaks_its_promise() -> None:
@@ -83,8 +62,8 @@ def test_engines_are_compared_row_by_row(faces: FaceGenerator) -> None:
     assert other is None or other == [0.0]
 
 
-def test_the_client_meets_a_real_server(folder: Path) -> None:
-    serve = [sys.executable, str(ROOT / "api.py"), "--device", "cpu", "--model", str(folder), "--engine", "torch"]
+def test_the_client_meets_a_real_server(tiny_folder: Path) -> None:
+    serve = [sys.executable, str(ROOT / "api.py"), "--device", "cpu", "--model", str(tiny_folder), "--engine", "torch"]
     with bench.served(serve) as client:
         client.wait_ready()
         png = client.draw(n_images=1, n_inf_steps=2)

@@ -47,11 +47,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.mark.parametrize("half", [True, False])
 def test_round_trip(tmp_path: Path, half: bool) -> None:
     saved = weights()
@@ -200,11 +195,11 @@ def copy_of(folder: Path, target: Path) -> Path:
     return target
 
 
-def test_a_unet_refuses_other_parents(tiny: Path, tmp_path: Path) -> None:
-    load_unet(tiny)
+def test_a_unet_refuses_other_parents(tiny_folder: Path, tmp_path: Path) -> None:
+    load_unet(tiny_folder)
     other = build_tiny_model(tmp_path / "other", seed=1)
     for component in ("vae", "clip"):
-        mixed = copy_of(tiny, tmp_path / f"mixed-{component}")
+        mixed = copy_of(tiny_folder, tmp_path / f"mixed-{component}")
         shutil.rmtree(mixed / component)
         shutil.copytree(other / component, mixed / component)
         entries = {**read_index(mixed)["components"], component: read_index(other)["components"][component]}
@@ -213,8 +208,8 @@ def test_a_unet_refuses_other_parents(tiny: Path, tmp_path: Path) -> None:
             load_unet(mixed)
 
 
-def test_a_better_decoder_is_no_other_parent_but_other_whitening_is(tiny: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny, tmp_path / "model")
+def test_a_better_decoder_is_no_other_parent_but_other_whitening_is(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_folder, tmp_path / "model")
     vae = load_vae(folder)
     before = encoder_hash(vae)
     with torch.no_grad():
@@ -228,10 +223,10 @@ def test_a_better_decoder_is_no_other_parent_but_other_whitening_is(tiny: Path, 
         load_unet(folder)
 
 
-def test_loaded_networks_are_ready_for_inference(tiny: Path) -> None:
-    clip, tokenizer = load_clip(tiny)
-    for network in (clip, load_vae(tiny), load_unet(tiny)):
+def test_loaded_networks_are_ready_for_inference(tiny_folder: Path) -> None:
+    clip, tokenizer = load_clip(tiny_folder)
+    for network in (clip, load_vae(tiny_folder), load_unet(tiny_folder)):
         assert not network.training and not any(p.requires_grad for p in network.parameters())
         assert all(p.dtype == torch.float32 for p in network.parameters())
     assert tokenizer.size == clip.config.pieces
-    assert isinstance(load_vae(tiny), VAE)
+    assert isinstance(load_vae(tiny_folder), VAE)

@@ -27,8 +27,6 @@ from evaluate import VISIBLE
 from train_clip import load_clip
 from vae import encoder_hash, load_vae
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:

@@ -12,13 +12,11 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_model import build_tiny_model
 from torch import Tensor, nn
 
 from core.compiled import KEPT, MAGIC, Compiled, CompileError, Compiler, Composed, Flat, installed_version
@@ -31,33 +29,20 @@ needs_openvino = pytest.mark.skipif(installed_version() is None, reason="OpenVIN
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> FaceGenerator:
-    return FaceGenerator.load(folder, device="cpu", engine="torch")
+def plain(tiny_folder: Path) -> FaceGenerator:
+    return FaceGenerator.load(tiny_folder, device="cpu", engine="torch")
 
 
 @pytest.fixture(scope="module")
-def faces(folder: Path, cache: Path) -> FaceGenerator:
+def faces(tiny_folder: Path, cache: Path) -> FaceGenerator:
     if installed_version() is None:
         pytest.skip("OpenVINO is not installed")
-    return FaceGenerator.load(folder, device="cpu", engine="openvino", cache=cache)
+    return FaceGenerator.load(tiny_folder, device="cpu", engine="openvino", cache=cache)
 
 
 def difference(pictures: list[Picture], others: list[Picture]) -> int:
@@ -135,13 +120,13 @@ def test_one_broken_run_fails_alone(faces: FaceGenerator) -> None:
 
 
 @needs_openvino
-def test_bf16_is_near(folder: Path, plain: FaceGenerator, cache: Path) -> None:
+def test_bf16_is_near(tiny_folder: Path, plain: FaceGenerator, cache: Path) -> None:
     """Where the CPU has it, on average within three grey levels; where it would be emulated it is refused."""
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         with pytest.raises(ValueError, match="bf16 on a device that has it"):
-            FaceGenerator.load(folder, device="cpu", precision="bf16", engine="openvino", cache=cache)
+            FaceGenerator.load(tiny_folder, device="cpu", precision="bf16", engine="openvino", cache=cache)
         return
-    fast = FaceGenerator.load(folder, device="cpu", precision="bf16", engine="openvino", cache=cache)
+    fast = FaceGenerator.load(tiny_folder, device="cpu", precision="bf16", engine="openvino", cache=cache)
     assert fast.info.engine.endswith(" bf16")
     pictures, exact = (one.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3) for one in (fast, plain))
     assert 0 < np.mean([np.abs(a.pixels.astype(float) - b.pixels) for a, b in zip(pictures, exact, strict=True)]) < 3
@@ -241,11 +226,13 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(
 
 
 @needs_openvino
-def test_two_processes_may_fill_the_same_cache(folder: Path, cache: Path, tmp_path: Path, faces: FaceGenerator) -> None:
+def test_two_processes_may_fill_the_same_cache(
+    tiny_folder: Path, cache: Path, tmp_path: Path, faces: FaceGenerator
+) -> None:
     code = ("import sys; from generator import FaceGenerator; "
             "faces = FaceGenerator.load(sys.argv[1], device='cpu', threads=1, engine='openvino', cache=sys.argv[2]); "
             "print(faces.generate('a man', num_inference_steps=2)[0].pixels.sum(), faces.info.engine)")
-    command = [sys.executable, "-c", code, str(folder), str(tmp_path)]
+    command = [sys.executable, "-c", code, str(tiny_folder), str(tmp_path)]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=240)[0] for process in both]
     assert answers[0] == answers[1] and "OpenVINO" in answers[0]
@@ -269,7 +256,7 @@ def test_a_network_that_comes_out_wrong_is_refused(tmp_path: Path) -> None:
 # ---- without it ------------------------------------------------------------------------------------------------------
 
 
-def test_without_openvino_torch_draws_and_says_so(folder: Path, plain: FaceGenerator) -> None:
+def test_without_openvino_torch_draws_and_says_so(tiny_folder: Path, plain: FaceGenerator) -> None:
     """In a process that cannot import it."""
     code = """
 import importlib.util, json, logging, sys
@@ -290,7 +277,7 @@ except ValueError as error:
     print(json.dumps([faces.info.engine, int(picture.pixels.sum()), str(error)]))
 """
     wanted = int(plain.generate("a man", num_inference_steps=2, seed=5)[0].pixels.sum())
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-c", code, str(tiny_folder)], cwd=ROOT,
                           capture_output=True, text=True, timeout=240)
     engine, total, error = json.loads(done.stdout)
     assert engine == plain.info.engine and abs(total - wanted) < 500
@@ -307,9 +294,9 @@ def test_a_package_that_does_not_load_counts_as_absent(
     assert installed_version() is None and "does not load" in caplog.text
 
 
-def test_engines_are_checked(folder: Path) -> None:
+def test_engines_are_checked(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match="engine must be auto, torch, or openvino on the CPU; got 'onnx' on cpu"):
-        FaceGenerator.load(folder, device="cpu", engine="onnx")
+        FaceGenerator.load(tiny_folder, device="cpu", engine="onnx")
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

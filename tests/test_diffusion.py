@@ -33,7 +33,6 @@ from core.diffusion import (
     set_timesteps,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 COSINE, FLOW = NoiseSchedule(), NoiseSchedule("flow")
 EVERY = [(COSINE, name) for name in SAMPLERS] + [(FLOW, "Flow Euler")]
 STOCHASTIC = ("DDPM", "Euler a", "DPM++ 2M SDE")

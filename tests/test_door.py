@@ -28,16 +28,6 @@ from core.web import host_allowed, origin_allowed
 ROOT = Path(api.__file__).parent
 
 
-@pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
-def client(engine: DrawingEngine) -> FlaskClient:
-    return make_app(engine).test_client()
-
-
 # ---- the door --------------------------------------------------------------------------------------------------------
 
 

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from asking import LATENT, CheckedClient, make_app, post, problem, run, service_of, stream_of, tick, work
+from asking import LATENT, CheckedClient, post, problem, run, service_of, stream_of, tick, work
 from drawing import LATENT_SHAPE, DrawingEngine
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
-from tiny_model import build_tiny_model
 
 from api import create_app
 from core.animation import MAX_FRAMES, animation, frames
@@ -26,34 +24,7 @@ from core.pictures import PictureError, as_text, encode_png, read_image, read_re
 from core.schemas import MAX_DRAW_BODY_BYTES, MAX_MASK_BYTES
 from generator import FaceGenerator
 
-# diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 SIDE = 32  # of what the stand-in draws
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks lose more time to threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
-def app(engine: DrawingEngine) -> Flask:
-    return make_app(engine)
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
 
 
 def picture(size: tuple[int, int] = (SIDE, SIDE), kind: str = "PNG", mode: str = "RGB", **options: Any) -> str:
@@ -344,11 +315,6 @@ def test_encode_can_answer_the_noise(busy: FlaskClient) -> None:
 
 
 # ---- all the way -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> FaceGenerator:
-    return FaceGenerator.load(build_tiny_model(tmp_path_factory.mktemp("models") / "tiny"), device="cpu")
 
 
 def test_a_fork_from_a_preview_goes_another_way(faces: FaceGenerator) -> None:

@@ -6,13 +6,11 @@ Mechanisms run on a tiny model of untrained networks; what is true of pictures i
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from tiny_model import build_tiny_model, bundled_model
 
 from core.cartoons import draw_face, random_attributes
 from core.diffusion import SAMPLERS, Denoising, NoiseSchedule, make_scheduler, scheduler_config, set_timesteps
@@ -23,32 +21,7 @@ from core.schemas import TextToImage
 from core.watermark import mark
 from generator import FaceGenerator, Picture, Run
 
-# diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 PROMPT, OTHER = "a smiling woman with blond hair", "an old man with glasses"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> FaceGenerator:
-    folder = build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-    return FaceGenerator.load(folder, device="cpu", engine="torch")
-
-
-@pytest.fixture(scope="module")
-def trained() -> FaceGenerator:
-    folder = bundled_model()
-    if folder is None:
-        pytest.skip("the bundled model is not here")
-    return FaceGenerator.load(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +117,11 @@ def test_strength_is_the_share_of_the_steps_that_are_taken(
     assert (run.total - run.done, run.total) == (left, steps)
 
 
-def test_the_distance_to_the_picture_grows_with_the_strength(trained: FaceGenerator, photo: np.ndarray) -> None:
+def test_the_distance_to_the_picture_grows_with_the_strength(bundled: FaceGenerator, photo: np.ndarray) -> None:
     for prompt in (OTHER, ""):
         distances = []
         for strength in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-            drawn = draw(trained, prompt, num_images=4, num_inference_steps=10, init_image=photo, strength=strength)
+            drawn = draw(bundled, prompt, num_images=4, num_inference_steps=10, init_image=photo, strength=strength)
             distances.append(np.mean([far(picture.pixels, photo) for picture in drawn]))
         assert distances == sorted(distances) and distances[-1] > 2 * distances[0], (prompt, distances)
 
@@ -280,11 +253,11 @@ def test_variations_lead_from_the_seed_to_the_other_seed(faces: FaceGenerator, s
         assert np.abs(one.pixels.astype(int) - wanted.pixels).max() <= 1
 
 
-def test_a_stronger_variation_is_farther_away(trained: FaceGenerator) -> None:
-    (base,) = draw(trained, num_inference_steps=8)
+def test_a_stronger_variation_is_farther_away(bundled: FaceGenerator) -> None:
+    (base,) = draw(bundled, num_inference_steps=8)
     distances = []
     for strength in (0.05, 0.2, 0.4, 0.8):
-        drawn = draw(trained, num_inference_steps=8, num_images=4, variation_strength=strength, variation_seed=100)
+        drawn = draw(bundled, num_inference_steps=8, num_images=4, variation_strength=strength, variation_seed=100)
         distances.append(np.mean([far(one.pixels, base.pixels) for one in drawn]))
     assert distances == sorted(distances) and distances[-1] > 3 * distances[0], distances
 
@@ -308,10 +281,10 @@ def test_only_what_stands_between_two_prompts_needs_a_pass_more(faces: FaceGener
     assert rows == [4 + 4 + 2] * 2
 
 
-def test_an_interpolation_is_smooth(trained: FaceGenerator) -> None:
+def test_an_interpolation_is_smooth(bundled: FaceGenerator) -> None:
     """No step along the way is a leap: each is far below the distance of two pictures that have nothing in common."""
     for target in (Interpolation(seed=8), Interpolation(OTHER)):
-        row = draw(trained, num_images=8, num_inference_steps=8, interpolate_to=target)
+        row = draw(bundled, num_images=8, num_inference_steps=8, interpolate_to=target)
         steps = [far(one.pixels, other.pixels) for one, other in zip(row, row[1:], strict=False)]
         apart = far(row[0].pixels, row[-1].pixels)
         assert max(steps) < 0.6 * apart and max(steps) < 4 * np.mean(steps), (target, steps, apart)
@@ -352,16 +325,16 @@ def test_inversion_finds_the_noise_that_the_sampler_takes_back(kind: Literal["co
     assert errors == sorted(errors, reverse=True) and errors[-1] < 2e-3 < errors[0], errors
 
 
-def test_a_photograph_becomes_noise_and_that_noise_the_photograph(trained: FaceGenerator, photo: np.ndarray) -> None:
-    search = trained.inversion(photo, steps=12)
+def test_a_photograph_becomes_noise_and_that_noise_the_photograph(bundled: FaceGenerator, photo: np.ndarray) -> None:
+    search = bundled.inversion(photo, steps=12)
     evaluations = 0
     while not search.finished:
         search.advance(7)
         evaluations += 7
-    assert evaluations >= 12 * 3 and search.latent.shape == trained.info.latent_shape
-    copy = trained.decode(trained.encode(photo))
+    assert evaluations >= 12 * 3 and search.latent.shape == bundled.info.latent_shape
+    copy = bundled.decode(bundled.encode(photo))
     options = {"num_inference_steps": 12, "sampler": "DDIM", "guidance_scale": 1.0}
-    (again,), (other,) = draw(trained, "", latents=search.latent[None], **options), draw(trained, "", **options)
+    (again,), (other,) = draw(bundled, "", latents=search.latent[None], **options), draw(bundled, "", **options)
     assert far(again.pixels, copy) < 0.5 * far(other.pixels, copy)
 
 

@@ -23,21 +23,6 @@ from api import create_app
 from core.serving import Server
 
 
-@pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
-def app(engine: DrawingEngine) -> Flask:
-    return make_app(engine)
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
-
 def test_the_stream_tells_everything_once_and_replays(app: Flask, client: FlaskClient) -> None:
     job_id = run(app, n_images=2, n_inf_steps=4, stream_freq=2)
     answer = client.get(f"/jobs/{job_id}/events")

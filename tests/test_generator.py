@@ -10,7 +10,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import build_tiny_model, bundled_model
 
 from api import DEFAULT_MODEL, create_app
 from core.checkpoint import ModelFolderError, load_component, save_component
@@ -40,29 +38,7 @@ from generator import (
     to_pixels,
 )
 
-# diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 PROMPT = "a smiling woman with blond hair"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks lose more time to threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def faces(folder: Path) -> FaceGenerator:
-    return FaceGenerator.load(folder, device="cpu", engine="torch")
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
@@ -371,9 +347,7 @@ def test_previews_do_not_change_the_picture_and_cost_nothing_unasked(faces: Face
 
 def test_previews_of_the_bundled_model_are_near_its_pictures_and_need_no_decoder() -> None:
     """The linear preview decoder is fitted to this VAE: it shows the same face, for one convolution."""
-    folder = bundled_model()
-    assert folder is not None
-    faces = FaceGenerator.load(folder, device="cpu", engine="torch")
+    faces = FaceGenerator.load(DEFAULT_MODEL, device="cpu", engine="torch")
     assert faces.preview is not None
     decoded: list[int] = []
     handle = faces.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded.append(len(inputs[0])))
@@ -390,9 +364,11 @@ def test_previews_of_the_bundled_model_are_near_its_pictures_and_need_no_decoder
         assert np.abs(preview.pixels.astype(int) - picture.pixels).mean() < 8  # grey levels, of 255
 
 
-def test_the_hash_of_a_model_is_that_of_all_its_weights(folder: Path, faces: FaceGenerator, tmp_path: Path) -> None:
+def test_the_hash_of_a_model_is_that_of_all_its_weights(
+    tiny_folder: Path, faces: FaceGenerator, tmp_path: Path
+) -> None:
     """A decoder trained further draws other pictures from the same seed, so it must not pass for the same model."""
-    other = shutil.copytree(folder, tmp_path / "tiny")
+    other = shutil.copytree(tiny_folder, tmp_path / "tiny")
     assert FaceGenerator.load(other, device="cpu", engine="torch").info.model_hash == faces.info.model_hash
     config, state = load_component(other, "vae")
     state["decoder.head.bias"] = state["decoder.head.bias"] + 0.5
@@ -441,8 +417,8 @@ def test_wrong_arguments_are_refused(faces: FaceGenerator, options: dict, messag
         faces.generate(PROMPT, **options)
 
 
-def test_nan_is_an_error_never_a_black_picture(folder: Path) -> None:
-    broken = FaceGenerator.load(folder, device="cpu", engine="torch")
+def test_nan_is_an_error_never_a_black_picture(tiny_folder: Path) -> None:
+    broken = FaceGenerator.load(tiny_folder, device="cpu", engine="torch")
     with torch.no_grad():
         broken.unet.head.bias.fill_(float("nan"))
     with pytest.raises(JobError, match="NaN or infinity") as failed:
@@ -535,16 +511,16 @@ def test_devices() -> None:
             pick_device(wrong)
 
 
-def test_precision(folder: Path, faces: FaceGenerator) -> None:
+def test_precision(tiny_folder: Path, faces: FaceGenerator) -> None:
     """bf16 draws nearly the same picture, and the same one alone or in a batch; where it is emulated it is refused."""
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="got 'fp8' on cpu"):
         pick_dtype("fp8", cpu)
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         with pytest.raises(ValueError, match="bf16 on a device that has it"):
-            FaceGenerator.load(folder, device="cpu", engine="torch", precision="bf16")
+            FaceGenerator.load(tiny_folder, device="cpu", engine="torch", precision="bf16")
         return
-    fast = FaceGenerator.load(folder, device="cpu", engine="torch", precision="bf16")
+    fast = FaceGenerator.load(tiny_folder, device="cpu", engine="torch", precision="bf16")
     together = fast.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3)
     alone = fast.generate(PROMPT, num_images=1, num_inference_steps=4, seed=4)
     exact = faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=3)
@@ -552,13 +528,13 @@ def test_precision(folder: Path, faces: FaceGenerator) -> None:
     assert 0 < np.abs(together[0].pixels.astype(float) - exact[0].pixels).mean() < 3
 
 
-def test_a_missing_or_damaged_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_folder_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="not a model folder"):
         FaceGenerator.load(tmp_path / "nowhere", device="cpu", engine="torch")
     damaged = tmp_path / "damaged"
-    for path in folder.rglob("*"):
+    for path in tiny_folder.rglob("*"):
         if path.is_file():
-            copy = damaged / path.relative_to(folder)
+            copy = damaged / path.relative_to(tiny_folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     weights = damaged / "unet" / "model.safetensors"
@@ -567,11 +543,9 @@ def test_a_missing_or_damaged_folder_is_refused(folder: Path, tmp_path: Path) ->
         FaceGenerator.load(damaged, device="cpu", engine="torch")
 
 
-def test_the_bundled_model_draws_faces_not_noise() -> None:
-    assert bundled_model() == DEFAULT_MODEL, "models/celeba128 is part of the repository: restore it with git checkout"
-    faces = FaceGenerator.load(DEFAULT_MODEL, device="cpu")
-    pictures = faces.generate(PROMPT, num_images=2, num_inference_steps=8, seed=10)
-    alone = faces.generate(PROMPT, num_images=1, num_inference_steps=8, seed=11)
+def test_the_bundled_model_draws_faces_not_noise(bundled: FaceGenerator) -> None:
+    pictures = bundled.generate(PROMPT, num_images=2, num_inference_steps=8, seed=10)
+    alone = bundled.generate(PROMPT, num_images=1, num_inference_steps=8, seed=11)
     assert difference(pictures[1].pixels, alone[0].pixels) <= 1
     for picture in pictures:
         pixels = picture.pixels.astype(float)
@@ -580,13 +554,13 @@ def test_the_bundled_model_draws_faces_not_noise() -> None:
         middle = pixels[48:96, 44:84].mean((0, 1))
         assert neighbours > 0.9 and middle[0] > middle[2]  # smooth, with skin in the middle
 
-    z = np.frombuffer(alone[0].latent, "<f4").reshape(1, *faces.info.latent_shape)
+    z = np.frombuffer(alone[0].latent, "<f4").reshape(1, *bundled.info.latent_shape)
     asked = [DrawRequest(PROMPT, 1, 8, seed=11), DrawRequest("an old man with a hat", 2, 6, sampler="Euler a"),
              DrawRequest("a young woman with bangs", 1, 10, seed=5, guidance_scale=1.0, sampler="UniPC"),
              DrawRequest("a man", 1, 7, seed=8, negative_prompt="glasses", sampler="DDPM", latents=z, start=0.3)]
-    together = finish(faces, [faces.begin(request) for request in asked])
+    together = finish(bundled, [bundled.begin(request) for request in asked])
     assert_same(together[0], [replace(alone[0], index=0)])
     for request, pictures in zip(asked[1:], together[1:], strict=True):
-        assert_same(pictures, finish(faces, [faces.begin(request)])[0])
-    copy = faces.decode(faces.encode(alone[0].pixels))  # there and back: nearly the same face
+        assert_same(pictures, finish(bundled, [bundled.begin(request)])[0])
+    copy = bundled.decode(bundled.encode(alone[0].pixels))  # there and back: nearly the same face
     assert np.abs(copy.astype(float) - alone[0].pixels).mean() < 4

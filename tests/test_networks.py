@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import build_tiny_model
 from tokenizers import decoders
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,13 +29,8 @@ from vae import VAE, Posterior, load_vae
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def clip_and_tokenizer(folder: Path) -> tuple[CLIP, Tokenizer]:
-    return load_clip(folder)
+def clip_and_tokenizer(tiny_folder: Path) -> tuple[CLIP, Tokenizer]:
+    return load_clip(tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +88,8 @@ def test_the_unet_is_as_small_as_promised(preset: str, least: float, most: float
 # ------------------------------------------------------------------------------------------------------------------ VAE
 
 
-def test_vae_shapes_and_refusals(folder: Path) -> None:
-    network = load_vae(folder)
+def test_vae_shapes_and_refusals(tiny_folder: Path) -> None:
+    network = load_vae(tiny_folder)
     for height, width in ((128, 128), (64, 96), (8, 8)):
         posterior = network.encode(seeded(2, 3, height, width).clamp(-1, 1))
         assert posterior.mean.shape == posterior.logvar.shape == (2, 4, height // 8, width // 8)
@@ -105,9 +99,9 @@ def test_vae_shapes_and_refusals(folder: Path) -> None:
             network.encode(torch.zeros(wrong))
 
 
-def test_nothing_leaks_between_places_or_depends_on_the_size(folder: Path) -> None:
+def test_nothing_leaks_between_places_or_depends_on_the_size(tiny_folder: Path) -> None:
     """Away from the border, a crop is coded like the whole: no statistic over the picture enters anywhere."""
-    network = load_vae(folder)
+    network = load_vae(tiny_folder)
     images = seeded(1, 3, 192, 192).clamp(-1, 1)
     whole, crop = network.encode(images), network.encode(images[..., 32:160, 32:160])
     assert torch.allclose(whole.mean[..., 9:15, 9:15], crop.mean[..., 5:11, 5:11], atol=1e-5)
@@ -151,8 +145,8 @@ def test_posterior_samples_follow_mean_std_and_generator() -> None:
     assert not torch.equal(z, posterior.sample(torch.Generator().manual_seed(1)))
 
 
-def test_whitening_is_measured_and_comes_back(folder: Path, store: FaceStore) -> None:
-    network = load_vae(folder)
+def test_whitening_is_measured_and_comes_back(tiny_folder: Path, store: FaceStore) -> None:
+    network = load_vae(tiny_folder)
     pixels = torch.from_numpy(store.images[:16].copy())
     mean, std = vae.measure_latents(network, pixels, batch_size=8)
     assert torch.allclose(mean, vae.measure_latents(network, pixels, batch_size=8)[0], atol=0)
@@ -166,11 +160,11 @@ def test_whitening_is_measured_and_comes_back(folder: Path, store: FaceStore) ->
     assert torch.allclose(network.whiten(network.unwhiten(x)), x, atol=1e-5)
 
 
-def test_the_encoder_hash_covers_encoder_and_whitening_and_nothing_else(folder: Path) -> None:
-    first = vae.encoder_hash(load_vae(folder))
+def test_the_encoder_hash_covers_encoder_and_whitening_and_nothing_else(tiny_folder: Path) -> None:
+    first = vae.encoder_hash(load_vae(tiny_folder))
     assert len(first) == 64
     for change, same in (("decoder.head.weight", True), ("encoder.head.bias", False), ("latent_mean", False)):
-        network = load_vae(folder)
+        network = load_vae(tiny_folder)
         network.state_dict()[change][0] += 0.25
         assert (vae.encoder_hash(network) == first) is same, change
 
@@ -367,8 +361,8 @@ def test_every_string_has_tokens_that_spell_it(folder_of_tokenizer: Path, text: 
 
 
 @pytest.fixture(scope="module")
-def folder_of_tokenizer(folder: Path) -> Path:
-    return folder / "clip" / "tokenizer.json"
+def folder_of_tokenizer(tiny_folder: Path) -> Path:
+    return tiny_folder / "clip" / "tokenizer.json"
 
 
 def test_half_a_surrogate_pair_is_no_crash(clip_and_tokenizer: tuple[CLIP, Tokenizer]) -> None:
@@ -446,8 +440,8 @@ def test_rank_auc_has_its_known_values() -> None:
 
 
 @pytest.fixture(scope="module")
-def unet(folder: Path) -> ConditionalUNet:
-    return load_unet(folder)
+def unet(tiny_folder: Path) -> ConditionalUNet:
+    return load_unet(tiny_folder)
 
 
 def test_the_unet_does_not_see_padding_or_neighbours(unet: ConditionalUNet) -> None:
@@ -504,7 +498,7 @@ def test_sinusoids_tell_all_levels_apart() -> None:
     assert float(distances.min()) > 0.3
 
 
-def test_cached_latents_are_whitened_posterior_samples_of_either_view(folder: Path) -> None:
+def test_cached_latents_are_whitened_posterior_samples_of_either_view(tiny_folder: Path) -> None:
     mean, std = seeded(2, 5, 4, 16, 16).half(), seeded(2, 5, 4, 16, 16, seed=1).abs().half()
     cache = conditional_ldm.LatentCache(mean, std)
     rows, mirrored, eps = torch.tensor([4, 0, 4]), torch.tensor([0, 1, 1]), seeded(3, 4, 16, 16, seed=2)

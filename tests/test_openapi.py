@@ -32,21 +32,6 @@ PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start
             "variation_seed", "interpolate_to", "attributes", "candidates", "balance"}
 
 
-@pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
-def app(engine: DrawingEngine) -> Flask:
-    return make_app(engine)
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
-
 # ---- the document ----------------------------------------------------------------------------------------------------
 
 

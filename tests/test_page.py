@@ -9,44 +9,20 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
 
 import pytest
-from browsing import WAIT_MS, Gate, Site, chromium, generate, visit, watched_page, write_prompt
+from browsing import WAIT_MS, Gate, Site, generate, visit, write_prompt
 from drawing import DrawingEngine
-from playwright.sync_api import Browser, Page, Request, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from core.ledger import JobError
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
+pytestmark = pytest.mark.usefixtures("gate")
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with watched_page(browser) as page:
-        yield page
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-def engine(gate: Gate) -> DrawingEngine:
-    return DrawingEngine(before_step=gate)
-
-
-@pytest.fixture
-def site(engine: DrawingEngine, gate: Gate) -> Iterator[Site]:
-    made = Site(lambda: engine, max_waiting=4)
-    yield made
-    gate.open()
-    made.close()
+def site_options() -> dict[str, int]:
+    return {"max_waiting": 4}
 
 
 def step_of(page: Page, text: str, card: int = 0) -> None:

@@ -8,41 +8,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import Site, chromium, generate, violations, visit, watched_page, write_prompt
+from browsing import Site, generate, violations, visit, write_prompt
 from drawing import Drawing, DrawingEngine, DrawingRun
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with watched_page(browser) as page:
-        yield page
-
-
-@pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
-def site(engine: DrawingEngine) -> Iterator[Site]:
-    made = Site(lambda: engine)
-    made.wait_until_ready()
-    yield made
-    made.close()
+from playwright.sync_api import FilePayload, Locator, Page, Route, expect
 
 
 def photo(orientation: int = 1) -> FilePayload:

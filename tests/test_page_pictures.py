@@ -15,43 +15,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import Site, chromium, generate, visit, watched_page, write_prompt
-from drawing import DrawingEngine
+from browsing import Site, generate, visit, watched_page, write_prompt
+from drawing import TROUBLE, DrawingEngine
 from PIL import Image
 from playwright.sync_api import Browser, Download, Page, expect
 
-from core.ledger import JobError
 from core.pictures import read_request
 
 PROMPTS = ("a smiling woman", "an old man with glasses", "a young man")
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with watched_page(browser, permissions=["clipboard-read", "clipboard-write"]) as page:
-        yield page
+def page_options() -> dict[str, list[str]]:
+    return {"permissions": ["clipboard-read", "clipboard-write"]}
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    def trouble(step: int) -> None:
-        if engine.begun[-1].prompt == "trouble":
-            raise JobError("not_finite", "No picture came out.", "Try another sampler.")
-
-    engine = DrawingEngine(before_step=trouble)
-    made = Site(lambda: engine)
-    made.wait_until_ready()
-    for number, prompt in enumerate(PROMPTS):
-        made.wait(made.submit(prompt, n_images=3, n_inf_steps=20, stream_freq=5, seed=100 * number))
-    made.wait(made.submit("trouble"))
-    yield made
-    made.close()
+    with Site(DrawingEngine) as site:
+        site.wait_until_ready()
+        for number, prompt in enumerate(PROMPTS):
+            site.wait(site.submit(prompt, n_images=3, n_inf_steps=20, stream_freq=5, seed=100 * number))
+        site.wait(site.submit(TROUBLE))
+        yield site
 
 
 def drawn(page: Page, site: Site, prompt: str, *, images: int = 2, seed: int = 7) -> str:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import Gate, Site, chromium, generate, violations, visit, watched_page, write_prompt
-from drawing import DrawingEngine
+from browsing import Gate, Site, generate, violations, visit, watched_page, write_prompt
+from drawing import TROUBLE, DrawingEngine
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Route, expect
-
-from core.ledger import JobError
 
 ROOT = Path(__file__).resolve().parent.parent
 STATIC = ROOT / "static"
@@ -26,36 +23,7 @@ ON_DEMAND_BYTES = 75_000  # what comes with the first opened picture or panel of
 ICON_BYTES = 20_000
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with watched_page(browser) as page:
-        yield page
-
-
-@pytest.fixture
-def gate() -> Gate:
-    return Gate()
-
-
-@pytest.fixture
-def site(gate: Gate) -> Iterator[Site]:
-    def before_step(step: int) -> None:
-        if engine.begun[-1].prompt == "trouble":
-            raise JobError("not_finite", "No picture came out.", "Try another sampler.")
-        gate(step)
-
-    engine = DrawingEngine(before_step=before_step)
-    made = Site(lambda: engine, max_waiting=4)
-    made.wait_until_ready()
-    yield made
-    gate.open()
-    made.close()
+pytestmark = pytest.mark.usefixtures("gate")
 
 
 # ---- everybody -------------------------------------------------------------------------------------------------------
@@ -106,7 +74,7 @@ def test_axe_finds_nothing_in_any_state(
         page.get_by_role("button", name="Back to the defaults").click()
         page.get_by_role("button", name="Details").click()
         page.get_by_text("More settings").click()
-        write_prompt(page, "trouble")
+        write_prompt(page, TROUBLE)
         generate(page)
         expect(page.locator(".job").get_by_role("alert")).to_be_visible()
         write_prompt(page, "a smiling woman")
@@ -333,9 +301,8 @@ def test_it_can_be_installed(page: Page, site: Site) -> None:
     expect(page.locator("link[rel=apple-touch-icon]")).to_have_attribute("href", "static/icon-180.png")
 
 
-def test_the_shell_opens_without_the_server_and_answers_are_never_cached(browser: Browser, gate: Gate) -> None:
-    gate.open()
-    site = Site(lambda: DrawingEngine(before_step=gate))
+def test_the_shell_opens_without_the_server_and_answers_are_never_cached(browser: Browser) -> None:
+    site = Site(DrawingEngine)
     with watched_page(browser, service_workers="allow") as page:
         try:
             visit(page, site.address)

@@ -13,10 +13,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from browsing import chromium, generate, violations, visit, watched_page, write_prompt
+from browsing import generate, violations, visit, watched_page, write_prompt
 from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Page, expect
 from server import Server
@@ -31,12 +32,6 @@ PROMPT = "a smiling young woman with wavy blond hair"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The command that users run, with the model that they get, on one port over all its lives."""
     folder = tmp_path_factory.mktemp("page")
@@ -46,11 +41,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def page_options() -> dict[str, Any]:
     desktop = {"viewport": {"width": 1440, "height": 900}, "permissions": ["clipboard-read", "clipboard-write"]}
-    with watched_page(browser, wait_ms=LONG_MS, **desktop) as page:
-        yield page
+    return {"wait_ms": LONG_MS, **desktop}
 
 
 def keep_screenshot(page: Page, name: str) -> None:

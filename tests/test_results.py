@@ -32,18 +32,8 @@ from core.watermark import find, mark
 
 
 @pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
 def app(engine: DrawingEngine) -> Flask:
     return make_app(engine, keep=Retention(max_jobs=3))
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
 
 
 def opened(content: bytes) -> Image.Image:

@@ -19,21 +19,12 @@ from typing import Any
 import pytest
 from server import Comparison, Heard, Server, differences, draw_alone, mixed_jobs, pixels_of
 
-from api import DEFAULT_MODEL
 from core.diffusion import SAMPLERS
 from core.engine import MAX_IMAGES
 from core.pictures import read_request
 from generator import FaceGenerator
 
-# diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 FLAGS = ("--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def faces() -> FaceGenerator:
-    return FaceGenerator.load(DEFAULT_MODEL, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +44,7 @@ def steps_done(state: dict[str, Any]) -> int:
     return round(state["progress"] * state["parameters"]["n_inf_steps"])
 
 
-def test_eight_clients_at_once_get_the_pictures_of_their_solo_runs(server: Server, faces: FaceGenerator) -> None:
+def test_eight_clients_at_once_get_the_pictures_of_their_solo_runs(server: Server, bundled: FaceGenerator) -> None:
     """Different steps, samplers, seeds, guidance, prompts; and they do run together."""
     bodies = mixed_jobs(8, SAMPLERS, seed=8)
     ready = threading.Barrier(len(bodies))
@@ -69,13 +60,13 @@ def test_eight_clients_at_once_get_the_pictures_of_their_solo_runs(server: Serve
     for body, (state, pngs) in zip(bodies, answers, strict=True):
         assert {name: state["parameters"][name] for name in body} == body
         assert [entry["seed"] for entry in state["response"]] == [body["seed"] + i for i in range(body["n_images"])]
-        assert comparison.add(body["sampler"], pngs, draw_alone(faces, body)) <= 1, body
+        assert comparison.add(body["sampler"], pngs, draw_alone(bundled, body)) <= 1, body
     print(f"equal in every pixel: {comparison.exact}")
     started = sorted(state["started_at"] for state, _ in answers)
     assert started[1] < min(state["finished_at"] for state, _ in answers), "they were drawn one after another"
 
 
-def test_kill_minus_nine_loses_no_accepted_job(tmp_path: Path, faces: FaceGenerator) -> None:
+def test_kill_minus_nine_loses_no_accepted_job(tmp_path: Path, bundled: FaceGenerator) -> None:
     """Three times, each in the middle of a step; whatever anybody has seen by then is still true afterwards."""
     rng = random.Random(9)
     bodies = mixed_jobs(6, SAMPLERS, seed=9, steps=(8, 20))
@@ -96,7 +87,7 @@ def test_kill_minus_nine_loses_no_accepted_job(tmp_path: Path, faces: FaceGenera
         comparison = Comparison()
         for job_id, body in zip(ids, bodies, strict=True):
             server.wait(job_id)
-            assert comparison.add(body["sampler"], server.pictures(job_id), draw_alone(faces, body)) <= 1, body
+            assert comparison.add(body["sampler"], server.pictures(job_id), draw_alone(bundled, body)) <= 1, body
         print(f"equal in every pixel: {comparison.exact}")
         for job_id, events in heard.items():
             replayed = list(server.events(job_id))
@@ -112,7 +103,7 @@ def test_kill_minus_nine_loses_no_accepted_job(tmp_path: Path, faces: FaceGenera
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM: a process can only be killed there")
 def test_a_polite_stop_keeps_the_queue_and_a_restart_keeps_what_is_finished(
-    tmp_path: Path, faces: FaceGenerator
+    tmp_path: Path, bundled: FaceGenerator
 ) -> None:
     first, *rest = mixed_jobs(4, SAMPLERS, seed=10, steps=(5, 8))
     rest[0]["n_inf_steps"] = 60  # so that it is still running when the stop comes
@@ -131,12 +122,12 @@ def test_a_polite_stop_keeps_the_queue_and_a_restart_keeps_what_is_finished(
         assert server.pictures(done) == pngs and list(server.events(done)) == events
         for job_id, body in zip(ids, rest, strict=True):
             server.wait(job_id)
-            assert max(differences(server.pictures(job_id), draw_alone(faces, body))) <= 1, body
+            assert max(differences(server.pictures(job_id), draw_alone(bundled, body))) <= 1, body
         assert any("restarted" in event.data for event in server.events(ids[0]))
     assert "Traceback" not in server.output()
 
 
-def test_cancel_stops_within_one_step_and_touches_nobody_else(server: Server, faces: FaceGenerator) -> None:
+def test_cancel_stops_within_one_step_and_touches_nobody_else(server: Server, bundled: FaceGenerator) -> None:
     """Waiting, running, finished, each of them twice."""
     large = {"prompt": "a woman", "n_images": 8, "n_inf_steps": 1000, "guidance_scale": 1.0, "stream_freq": 1000}
     crowd = [server.submit({**large, "seed": i}) for i in range(MAX_IMAGES // 8)]  # leaves no room for anybody
@@ -162,7 +153,7 @@ def test_cancel_stops_within_one_step_and_touches_nobody_else(server: Server, fa
 
     assert server.wait(neighbour)["status"] == "succeeded"
     pngs = server.pictures(neighbour)
-    assert max(differences(pngs, draw_alone(faces, body))) <= 1
+    assert max(differences(pngs, draw_alone(bundled, body))) <= 1
     for _ in range(2):
         assert server.cancel(neighbour)["status"] == "succeeded"
     assert server.pictures(neighbour) == pngs

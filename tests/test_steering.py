@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import build_tiny_model, bundled_model
+from tiny_model import build_judge
 
 from core.captions import ATTRIBUTES, analyze
-from core.checkpoint import save_component
 from core.diffusion import Condition, Guidance, GuidedBatch
 from core.judge import Judge, JudgeConfig, Opinion, Seen, best, find_judge, load_judge, look, opinions
 from core.pictures import read_request
@@ -26,30 +25,15 @@ from core.sliders import GROUPS, moved, sliders
 from core.steering import START, STRENGTH, captions_of, pushes
 from generator import DrawRequest, FaceGenerator, Picture
 
-# diffusers asks numpy for an array in a way that torch's tensors do not know yet; nothing of ours
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 PROMPT = "a smiling woman with blond hair"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, and beside it a judge that has learned nothing but has an opinion."""
+def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a judge beside it."""
     models = tmp_path_factory.mktemp("models")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        judge = Judge(JudgeConfig())
-    config = {"blocks": [1, 1, 1, 1], "num_attributes": 40, "px_classes": [58, 80, 128]}
-    save_component(models / "judge", "judge", judge.state_dict(), config)
-    return build_tiny_model(models / "tiny")
+    build_judge(models / "judge")
+    return Path(shutil.copytree(tiny_folder, models / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -341,19 +325,15 @@ def test_the_best_of_each_combination_is_kept(faces: FaceGenerator) -> None:
 # ---- on the model that users get -------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(bundled_model() is None, reason="the bundled model is not here")
-def test_the_bundled_faces_follow_the_sliders() -> None:
+def test_the_bundled_faces_follow_the_sliders(bundled: FaceGenerator) -> None:
     """In the eyes of the judge, on the mean of a few seeds; a robust fact of weak and strong weights alike."""
-    folder = bundled_model()
-    assert folder is not None
-    faces = FaceGenerator.load(folder, "cpu")
-    if faces.judge is None:
-        pytest.skip("the judge is not here")
-    cut = faces.judge.log_odds.numpy()
+    judge = bundled.judge
+    assert judge is not None, "models/judge is part of the repository: restore it with git checkout"
+    cut = judge.log_odds.numpy()
     for name in ("Smiling", "Male", "Blond_Hair"):
         column, curve = ATTRIBUTES.index(name), []
         for value in (-2, 0, 2):
-            found = faces.generate("a person", num_images=6, num_inference_steps=10, seed=1, attributes={name: value})
+            found = bundled.generate("a person", num_images=6, num_inference_steps=10, seed=1, attributes={name: value})
             pixels = np.stack([np.asarray(Image.open(io.BytesIO(picture.png))) for picture in found])
-            curve.append(float((look(faces.judge, pixels).logits[:, column] - cut[column]).mean()))
+            curve.append(float((look(judge, pixels).logits[:, column] - cut[column]).mean()))
         assert curve[0] < curve[1] < curve[2] and curve[2] - curve[0] > 0.3, (name, curve)

@@ -9,7 +9,7 @@ import base64
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,29 +19,18 @@ from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 
+from api import create_app
 from core.jobs import JobError
 from core.pictures import encode_png, read_image, read_request
 from core.verification import MAX_BOUND, MEAN_BOUND, compare
 from core.watermark import VERSION
 
+if TYPE_CHECKING:
+    from generator import FaceGenerator
+
 PNG = "image/png"
 REQUEST = {"prompt": "a smiling woman", "negative_prompt": "", "n_images": 1, "n_inf_steps": 4, "seed": 7,
            "sampler": "Pencil", "guidance_scale": 3.0}
-
-
-@pytest.fixture
-def engine() -> DrawingEngine:
-    return DrawingEngine()
-
-
-@pytest.fixture
-def app(engine: DrawingEngine) -> Flask:
-    return make_app(engine)
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
 
 
 def drawn(app: Flask, index: int = 0, **body: Any) -> bytes:
@@ -238,13 +227,9 @@ def test_what_a_client_sends_cannot_be_the_key_of_a_verification(app: Flask, cli
     problem(client.post("/text_to_image", json=REQUEST, headers={"Idempotency-Key": "verify a 0"}), 400)
 
 
-def test_the_bundled_model_verifies_its_own_picture(tmp_path: Path) -> None:
-    from api import DEFAULT_MODEL, create_app
-    from generator import FaceGenerator
-
-    faces = FaceGenerator.load(DEFAULT_MODEL, device="cpu")
-    png = faces.generate("a smiling woman", num_inference_steps=3, seed=4, num_images=2)[1].png
-    app = create_app(lambda: faces, start=False, data_dir=tmp_path)
+def test_the_bundled_model_verifies_its_own_picture(bundled: FaceGenerator, tmp_path: Path) -> None:
+    png = bundled.generate("a smiling woman", num_inference_steps=3, seed=4, num_images=2)[1].png
+    app = create_app(lambda: bundled, start=False, data_dir=tmp_path)
     service = app.extensions["service"]
     batch = service.load()
     job = verify(app.test_client(), png)["job_id"]

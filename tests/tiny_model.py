@@ -16,6 +16,7 @@ from conditional_ldm import ConditionalUNet, release
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import component_hash, save_component
 from core.diffusion import NoiseSchedule
+from core.judge import Judge, JudgeConfig
 from train_clip import CLIP, train_tokenizer
 from train_clip import PRESETS as CLIPS
 from vae import PRESETS as VAES
@@ -27,6 +28,16 @@ def bundled_model() -> Path | None:
     folder = Path(__file__).resolve().parent.parent / "models" / "celeba128"
     whole = all((folder / part / "model.safetensors").is_file() for part in ("vae", "clip", "unet"))
     return folder if whole else None
+
+
+def build_judge(folder: Path, seed: int = 1) -> Path:
+    """A judge that has learned nothing but has an opinion; returns its folder, such as `models/judge`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        judge = Judge(JudgeConfig())
+    config = {"blocks": [1, 1, 1, 1], "num_attributes": 40, "px_classes": [58, 80, 128]}
+    save_component(folder, "judge", judge.state_dict(), config)
+    return folder
 
 
 def build_tiny_model(folder: Path, seed: int = 0) -> Path:
