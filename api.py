@@ -35,7 +35,7 @@ from urllib.parse import quote
 from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
-from core import answers, captions, openapi, schemas
+from core import answers, captions, openapi, schemas, serializers
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
@@ -282,7 +282,7 @@ def add_jobs(
         except ValueError as error:
             raise invalid([(("cursor",), "must be the next of an earlier answer")], pointer="?") from error
         return tagged(json_response({
-            "jobs": [answers.job_summary(job) for job in jobs if not job.delete_requested],
+            "jobs": [serializers.job_summary(job) for job in jobs if not job.delete_requested],
             "next": following,
         }))
 
@@ -301,7 +301,7 @@ def add_jobs(
         tag = f"{job.id}-{now.events[-1].id}-{include}"
         if request.if_none_match.contains_weak(tag):
             return tagged(Response(status=304), tag)
-        return tagged(json_response(answers.job_answer(job, now, include)), tag)
+        return tagged(json_response(serializers.job_answer(job, now, include)), tag)
 
     @app.post("/jobs/<job_id>/cancel")
     @operation(

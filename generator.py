@@ -69,8 +69,8 @@ from core.engine import DrawRequest, Interpolation, usual_strength
 from core.jobs import JobError
 from core.judge import Judge, best, find_judge
 from core.jury import compare, find_index, hear
+from core.metadata import encode_png
 from core.nearest import Index
-from core.pictures import encode_png
 from core.population import balanced
 from core.preview import PreviewDecoder, load_preview
 from core.receipts import findings, receipts

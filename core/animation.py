@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from core.pictures import XMP, PictureError, read_image
+from core.containers import PictureError
+from core.metadata import XMP
+from core.pictures import read_image
 
 MAX_FRAMES = 256
 

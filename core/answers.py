@@ -1,30 +1,19 @@
 """What does a client get?
 
-The answers in JSON: their types, from which the OpenAPI document is written and by which mypy checks what is built
-here, and the functions that make them from jobs. `finished`, `response` and what is in it are a promise to existing
-clients; all other members stand beside them.
-
-Long because every shape that a client may meet stands in one place. It does not know routes, status codes or headers.
-The stream:
+The answers in JSON: their types, from which the OpenAPI document is written, and by which mypy checks what
+`core/serializers.py` and the routes build. `finished`, `response` and what is in it are a promise to existing clients;
+all other members stand beside them. It does not know routes, status codes or headers. The stream:
 https://html.spec.whatwg.org/multipage/server-sent-events.html.
-
-Long because all that a client may get is a table of types, and stands in one place.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Json
 from typing_extensions import NotRequired, TypedDict
 
-from core.engine import image_url, latent_name, picture_name
-from core.ledger import Job, Snapshot, State, Summary
-from core.store import Event
+from core.ledger import State
 
 JobId = Annotated[str, Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{32}$", max_length=73)]
 Count = Annotated[int, Field(ge=0)]
@@ -161,22 +150,27 @@ class Update(Findings):
     url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
 
 
-class JobAnswer(TypedDict):
-    """Everything about one job. `response` is empty before the first update."""
+class JobFacts(TypedDict):
+    """What is told of every job."""
 
     finished: bool
-    response: list[Update]
     job_id: JobId
     status: State
     progress: Annotated[float, Field(ge=0, le=1)]
     queue_position: Annotated[int, Field(ge=1)] | None
-    eta_s: Annotated[float, Field(ge=0)] | None
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
     parameters: Parameters
     warnings: list[str]
     error: Failure | None
+
+
+class JobAnswer(JobFacts):
+    """Everything about one job. `response` is empty before the first update."""
+
+    response: list[Update]
+    eta_s: Annotated[float, Field(ge=0)] | None
     last_event_id: Annotated[int, Field(ge=1, description="where to go on listening")]
 
 
@@ -189,20 +183,9 @@ class JobImage(TypedDict):
     thumbnail: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
 
 
-class JobSummary(TypedDict):
+class JobSummary(JobFacts):
     """One job in a list."""
 
-    job_id: JobId
-    finished: bool
-    status: State
-    progress: Annotated[float, Field(ge=0, le=1)]
-    queue_position: Annotated[int, Field(ge=1)] | None
-    created_at: Time
-    started_at: Time | None
-    finished_at: Time | None
-    parameters: Parameters
-    warnings: list[str]
-    error: Failure | None
     images: Annotated[list[JobImage], Field(max_length=8)]
 
 
@@ -536,121 +519,3 @@ class Ready(TypedDict):
     device: str
     engine: Annotated[str, Field(description="what computes the networks, and how precisely")]
     jobs: JobCounts
-
-
-# ---- from jobs to answers --------------------------------------------------------------------------------------------
-
-
-def isoformat(timestamp: float) -> str:
-    return datetime.fromtimestamp(timestamp, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def maybe_isoformat(timestamp: float | None) -> str | None:
-    return None if timestamp is None else isoformat(timestamp)
-
-
-def progress_of(job: Summary) -> float:
-    return 1.0 if job.state == "succeeded" else round(job.done / job.total, 4) if job.total else 0.0
-
-
-def latest_updates(job: Snapshot) -> dict[int, Event]:
-    """The newest event with a picture of each image, by index."""
-    events = job.events_of_this_run
-    return {event.data["index"]: event for event in events if event.kind in ("preview", "image")}
-
-
-def files_of(update: Event) -> tuple[str, str]:
-    """The names of the picture and of the latent that an event tells of."""
-    step = update.data["t"] if update.kind == "preview" else None
-    return picture_name(update.data["index"], step), latent_name(update.data["index"], step)
-
-
-def seconds_left(job: Snapshot) -> float | None:
-    """What the rest will take, measured from step to step: neither the wait nor skipped steps count."""
-    if job.finished:
-        return 0.0
-    steps = [event for event in job.events_of_this_run if event.kind == "progress"]
-    if len(steps) < 2:
-        return None
-    seconds_per_step = (steps[-1].at - steps[0].at) / (steps[-1].data["t"] - steps[0].data["t"])
-    return max(0.0, round(seconds_per_step * (job.total - job.done), 1))
-
-
-def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
-    """The answer of GET /jobs/{id}/. `include` none, preview or full says which heavy fields are in it."""
-    response: list[Update] = []
-    for index, event in sorted(latest_updates(snapshot).items()):
-        update: Update = {
-            "t": event.data["t"], "total_t": event.data["total_t"], "index": index, "seed": event.data["seed"],
-            "url": image_url(job.id, index),
-        }
-        update |= cast(Findings, {name: event.data[name] for name in FINDINGS if name in event.data})
-        wanted = {"none": 0, "preview": 1, "full": 2}[include]
-        contents = [job.file(name) for name in files_of(event)[:wanted]]
-        if None in contents:  # the job is being deleted at this moment
-            continue
-        texts = [base64.b64encode(content).decode() for content in contents if content is not None]
-        if wanted >= 1:
-            update["img"] = texts[0]
-        if wanted == 2:
-            update["latent"] = texts[1]
-        response.append(update)
-    return {
-        "finished": snapshot.finished,
-        "response": response,
-        "job_id": snapshot.id,
-        "status": cast(State, snapshot.state),
-        "progress": progress_of(snapshot),
-        "queue_position": snapshot.queue_position,
-        "eta_s": seconds_left(snapshot),
-        "created_at": isoformat(snapshot.created_at),
-        "started_at": maybe_isoformat(snapshot.started_at),
-        "finished_at": maybe_isoformat(snapshot.finished_at),
-        "parameters": cast(Parameters, snapshot.parameters),
-        "warnings": told(snapshot.warnings, response),
-        "error": cast("Failure | None", snapshot.error),
-        "last_event_id": snapshot.events[-1].id,
-    }
-
-
-def job_summary(job: Summary) -> JobSummary:
-    """One job of GET /jobs/, with the addresses of its final pictures."""
-    finals = {event["index"]: event for event in job.finals if picture_name(event["index"]) in job.files}
-    return {
-        "job_id": job.id,
-        "finished": job.finished,
-        "status": cast(State, job.state),
-        "progress": progress_of(job),
-        "queue_position": job.queue_position,
-        "created_at": isoformat(job.created_at),
-        "started_at": maybe_isoformat(job.started_at),
-        "finished_at": maybe_isoformat(job.finished_at),
-        "parameters": cast(Parameters, job.parameters),
-        "warnings": told(job.warnings, job.finals),
-        "error": cast("Failure | None", job.error),
-        "images": [
-            {"index": index, "seed": event["seed"], "url": image_url(job.id, index),
-             "thumbnail": image_url(job.id, index, "webp")}
-            for index, event in sorted(finals.items())
-        ],
-    }
-
-
-def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A job's warnings with those that its finished images give."""
-    close = [str(event["index"]) for event in finals if (event.get("nearest") or {}).get("too_close")]
-    if not close:
-        return list(warnings)
-    which = f"Image {close[0]} is" if len(close) == 1 else f"Images {', '.join(close)} are"
-    return [*warnings, f"{which} unusually close to a training picture: do not pass it off as a new face."]
-
-
-def event_text(job: Job, event: Event) -> str:
-    """One event in the stream's format; empty when its picture has been dropped since (a newer one follows)."""
-    data = dict(event.data)
-    if event.kind == "preview":
-        picture = job.file(files_of(event)[0])
-        if picture is None:
-            return ""
-        data["img"] = base64.b64encode(picture).decode()
-    return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"

@@ -23,24 +23,13 @@ import numpy as np
 from flask import Flask, Response, request
 
 from core.answers import Encoded, Inspection
+from core.containers import MAX_PICTURE_BYTES, PictureError, is_png
 from core.engine import Engine, EngineInfo, EngineService
 from core.jobs import QueueClosed, QueueFull
 from core.ledger import JobError
+from core.metadata import NoRequestError, Restored, encode_png, read_request
 from core.openapi import BINARY, JSON, Answer, operation
-from core.pictures import (
-    MAX_PICTURE_BYTES,
-    NoRequestError,
-    PictureError,
-    Restored,
-    as_text,
-    crop_square,
-    encode_png,
-    is_png,
-    is_white,
-    mask_picture,
-    read_image,
-    read_request,
-)
+from core.pictures import as_text, crop_square, is_white, mask_picture, read_image
 from core.schemas import (
     MAX_BODY_BYTES,
     MAX_DRAW_BODY_BYTES,

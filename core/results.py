@@ -17,13 +17,14 @@ from typing import Any
 from flask import Flask, Response
 
 from core.animation import animation
-from core.answers import StepLatent, files_of, latest_updates
+from core.answers import StepLatent
 from core.engine import picture_name
 from core.jobs import DeletedJob, JobQueue, UnknownJob
 from core.ledger import Job, Snapshot
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.pictures import archive, collage, thumbnail_webp
 from core.schemas import AnimationQuery, LatentQuery
+from core.serializers import files_of, latest_updates
 from core.store import Event
 from core.web import Problem, json_response, read_query, shown, tagged
 

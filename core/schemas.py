@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from core.containers import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from core.engine import EngineInfo, usual_strength
 from core.ledger import TRANSITIONS
-from core.pictures import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from core.sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
 from core.web import bad_field, bounds, shown
 

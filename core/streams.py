@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 
 from flask import Response, request
 
-from core.answers import event_text
 from core.jobs import JobQueue
 from core.ledger import Job
+from core.serializers import event_text
 from core.telemetry import Telemetry
 from core.web import Problem
 

@@ -4,7 +4,7 @@ POST /verify reads the request out of a PNG and draws it again as a job of one i
 the two pictures. So a check waits its turn like any drawing, survives a restart, and holds nobody up. Whoever asks for
 the same check again gets the same job.
 
-It does not know how pictures are drawn, nor what a receipt looks like: `core/pictures.py` does.
+It does not know how pictures are drawn, nor what a receipt looks like: `core/metadata.py` does.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from flask import Flask, Response
 
 from core import schemas
 from core.answers import JobAccepted, Verdict
+from core.containers import PictureError
 from core.engine import EngineInfo, EngineService, picture_name
 from core.exchange import BUSY, PNG, PictureReader, given_picture, refused
+from core.metadata import Restored, read_request
 from core.openapi import BINARY, JSON, Answer, Header, operation
-from core.pictures import PictureError, Restored, as_text, crop_square, read_image, read_request
+from core.pictures import as_text, crop_square, read_image
 from core.results import NO_JOB, find
 from core.schemas import GiveImage, TextToImage
 from core.submission import submit

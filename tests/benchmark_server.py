@@ -105,7 +105,7 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
 
     from conditional_ldm import encode_prompts
     from core.diffusion import make_scheduler, sample, schedule_from_config
-    from core.pictures import encode_png
+    from core.metadata import encode_png
     from core.watermark import VERSION, mark
     from generator import to_pixels
 

@@ -17,7 +17,7 @@ from typing import Any
 import axe_playwright_python
 from drawing import DrawingEngine
 from flask import Flask
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from werkzeug.serving import make_server
 
 from api import create_app
@@ -133,6 +133,20 @@ class Site:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join(10)
+
+
+class Line:
+    """The line between a page and its server: nothing passes while it is `cut`."""
+
+    def __init__(self, page: Page) -> None:
+        self.cut = False
+        page.route("**/*", self._pass)
+
+    def _pass(self, route: Route) -> None:
+        if self.cut:
+            route.abort("connectionrefused")
+        else:
+            route.fallback()
 
 
 class Gate:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from core.captions import ATTRIBUTES
 from core.engine import DrawRequest
 from core.ledger import JobError
-from core.pictures import encode_png
+from core.metadata import encode_png
 from core.prompts import read
 from core.watermark import VERSION, mark
 

@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "core.qr": {"segno"},
     "core.schemas": {"numpy", "pydantic"},
     "core.answers": {"pydantic", "typing_extensions"},
+    "core.serializers": set(),
     "core.openapi": {"flask", "pydantic", "werkzeug"},
     "core.reference": {"flask"},
     "core.streams": {"flask"},
@@ -50,6 +51,8 @@ ROOMS: dict[str, set[str]] = {
     "core.exchange": {"flask", "numpy"},
     "core.telemetry": {"flask", "prometheus_client"},
     "core.serving": {"flask", "waitress"},
+    "core.containers": set(),
+    "core.metadata": {"numpy", "PIL"},
     "core.pictures": {"numpy", "PIL"},
     "core.watermark": {"numpy", "PIL", "scipy"},
     "core.nearest": {"numpy", "torch"},
@@ -80,12 +83,12 @@ ROOMS: dict[str, set[str]] = {
 }
 SERVING = {  # what only the server imports, and training can do without
     "api", "core.animation", "core.answers", "core.exchange", "core.openapi", "core.reference", "core.results",
-    "core.schemas", "core.serving", "core.streams", "core.submission", "core.telemetry", "core.verification",
-    "core.web",
+    "core.schemas", "core.serializers", "core.serving", "core.streams", "core.submission", "core.telemetry",
+    "core.verification", "core.web",
 }
-TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.engine", "core.environment", "core.jobs", "core.ledger",
-                        "core.machine", "core.pictures", "core.population", "core.receipts", "core.sliders",
-                        "core.store", "core.watermark"}
+TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.engine", "core.environment",
+                        "core.jobs", "core.ledger", "core.machine", "core.metadata", "core.pictures",
+                        "core.population", "core.receipts", "core.sliders", "core.store", "core.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
 SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}
 LONGEST = 600  # lines of a file that needs no defence

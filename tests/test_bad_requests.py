@@ -41,8 +41,9 @@ from PIL import Image
 from api import MAX_STREAMS, THREADS
 from core import exchange
 from core.captions import ATTRIBUTES
+from core.containers import MAX_PICTURE_BYTES
 from core.ledger import JobError
-from core.pictures import MAX_PICTURE_BYTES, read_image
+from core.pictures import read_image
 
 HOST = b"Host: 127.0.0.1\r\n"
 JSON = {"Content-Type": "application/json"}

@@ -36,7 +36,7 @@ from schemathesis.config import SchemathesisConfig
 
 from api import create_app
 from core.captions import ATTRIBUTES
-from core.pictures import encode_png
+from core.metadata import encode_png
 from core.schemas import ALIASES
 from core.watermark import VERSION
 

@@ -20,7 +20,9 @@ from PIL import Image
 
 from api import create_app
 from core.animation import MAX_FRAMES, animation, frames
-from core.pictures import PictureError, as_text, encode_png, read_image, read_request
+from core.containers import PictureError
+from core.metadata import encode_png, read_request
+from core.pictures import as_text, read_image
 from core.schemas import MAX_DRAW_BODY_BYTES, MAX_MASK_BYTES
 from generator import FaceGenerator
 

@@ -16,7 +16,7 @@ from core.cartoons import draw_face, random_attributes
 from core.diffusion import SAMPLERS, Denoising, NoiseSchedule, make_scheduler, scheduler_config, set_timesteps
 from core.editing import FEATHER, Inversion, Redraw, feather, latent_mask, membrane, slerp, starting_noise
 from core.engine import DrawRequest, Interpolation, draw_request
-from core.pictures import read_request
+from core.metadata import read_request
 from core.schemas import TextToImage
 from core.watermark import mark
 from generator import FaceGenerator, Picture, Run

@@ -23,7 +23,7 @@ from api import DEFAULT_MODEL, create_app
 from core.checkpoint import ModelFolderError, load_component, save_component
 from core.diffusion import SAMPLERS, Condition
 from core.jobs import JobError
-from core.pictures import encode_png, read_request
+from core.metadata import encode_png, read_request
 from core.watermark import VERSION, find, mark
 from generator import (
     DrawRequest,

@@ -19,10 +19,10 @@ from drawing import DrawingEngine
 import evaluate
 from api import DEFAULT_MODEL
 from core import jury, nearest
-from core.answers import told
 from core.checkpoint import ModelFolderError, read_index, save_component, update_index
 from core.endurance import saved
 from core.nearest import LEVELS, QUANTILES, TOO_CLOSE, Index, build
+from core.serializers import told
 from core.watermark import mark
 from dataset import synthetic_store
 

@@ -11,7 +11,7 @@ import re
 import threading
 
 import pytest
-from browsing import WAIT_MS, Gate, Site, generate, visit, write_prompt
+from browsing import WAIT_MS, Gate, Line, Site, generate, visit, write_prompt
 from drawing import DrawingEngine
 from playwright.sync_api import Page, Request, Route, expect
 
@@ -375,27 +375,19 @@ def test_a_link_to_no_job_says_so(page: Page, site: Site, link: str) -> None:
 
 
 def test_a_server_that_goes_away_and_comes_back(page: Page, site: Site, gate: Gate) -> None:
-    down = False
-
-    def perhaps(route: Route) -> None:
-        if down:
-            route.abort("connectionrefused")
-        else:
-            route.fallback()
-
-    page.route("**/*", perhaps)
+    line = Line(page)
     visit(page, site.address)
     write_prompt(page, "a man")
     generate(page)
     gate.open_until(10)
     step_of(page, "10/50")
-    down = True
+    line.cut = True
     page.get_by_role("button", name="Surprise me").click()
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     expect(page.locator("#model")).to_have_text("No server")
     expect(page.locator("#generate")).to_be_disabled()
     gate.open_until(30)
-    down = False
+    line.cut = False
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.locator("#model")).to_have_text("drawing · paper")
     step_of(page, "30/50")

@@ -20,7 +20,7 @@ from drawing import TROUBLE, DrawingEngine
 from PIL import Image
 from playwright.sync_api import Browser, Download, Page, expect
 
-from core.pictures import read_request
+from core.metadata import read_request
 
 PROMPTS = ("a smiling woman", "an old man with glasses", "a young man")
 

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 
 import pytest
-from browsing import Gate, Site, generate, violations, visit, watched_page, write_prompt
+from browsing import Gate, Line, Site, generate, violations, visit, watched_page, write_prompt
 from drawing import TROUBLE, DrawingEngine
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, Route, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 ROOT = Path(__file__).resolve().parent.parent
 STATIC = ROOT / "static"
@@ -34,20 +34,12 @@ def test_axe_finds_nothing_in_any_state(
     browser: Browser, site: Site, gate: Gate, scheme: str, rules: tuple[str, ...]
 ) -> None:
     found: dict[str, list[str]] = {}
-    down = False
-
-    def perhaps(route: Route) -> None:
-        if down:
-            route.abort("connectionrefused")
-        else:
-            route.fallback()
-
     with watched_page(browser, color_scheme=scheme, reduced_motion="reduce") as page:
         def look(state: str) -> None:
             if bad := violations(page, *rules):
                 found[state] = bad
 
-        page.route("**/*", perhaps)
+        line = Line(page)
         page.route("**/options", lambda route: route.fulfill(json={"state": "STARTING", "failure": None}))
         page.goto(site.address)
         expect(page.get_by_role("alert")).to_contain_text("The model is being loaded")
@@ -121,7 +113,7 @@ def test_axe_finds_nothing_in_any_state(
         generate(page)
         expect(page.locator("#notice")).to_be_visible()
         look("queue full")
-        down = True
+        line.cut = True
         page.get_by_role("button", name="Surprise me").click()
         expect(page.locator("#banner")).to_contain_text("The server does not answer")
         look("server gone")

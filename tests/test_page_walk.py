@@ -24,7 +24,7 @@ from server import Server
 from tiny_model import build_tiny_model, bundled_model
 
 from core.machine import free_port
-from core.pictures import read_request
+from core.metadata import read_request
 
 LONG_MS = 300_000  # for what the model does, on a slow machine beside other tests
 STEPS = 40 if os.environ.get("FACES_SCREENSHOTS") else 6  # what must hold of an edit does not depend on beauty

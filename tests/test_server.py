@@ -21,7 +21,7 @@ from server import Comparison, Heard, Server, differences, draw_alone, mixed_job
 
 from core.diffusion import SAMPLERS
 from core.engine import MAX_IMAGES
-from core.pictures import read_request
+from core.metadata import read_request
 from generator import FaceGenerator
 
 FLAGS = ("--device", "cpu")

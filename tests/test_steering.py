@@ -20,7 +20,7 @@ from tiny_model import build_judge
 from core.captions import ATTRIBUTES, analyze
 from core.diffusion import Condition, Guidance, GuidedBatch
 from core.judge import Judge, JudgeConfig, Opinion, Seen, best, find_judge, load_judge, look, opinions
-from core.pictures import read_request
+from core.metadata import read_request
 from core.sliders import GROUPS, moved, sliders
 from core.steering import START, STRENGTH, captions_of, pushes
 from generator import DrawRequest, FaceGenerator, Picture

@@ -21,7 +21,8 @@ from PIL import Image
 
 from api import create_app
 from core.jobs import JobError
-from core.pictures import encode_png, read_image, read_request
+from core.metadata import encode_png, read_request
+from core.pictures import read_image
 from core.verification import MAX_BOUND, MEAN_BOUND, compare
 from core.watermark import VERSION
 
