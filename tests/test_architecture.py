@@ -77,7 +77,7 @@ ROOMS: dict[str, set[str]] = {
     "core.steering": set(),
     "core.response": {"numpy"},
     "core.receipts": {"numpy"},
-    "core.metrics": {"numpy", "PIL", "scipy", "torch", "torchmetrics"},
+    "core.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
     "core.judge": {"numpy", "torch", "torchvision", "tqdm"},
     "core.report": {"matplotlib", "numpy", "PIL"},
 }

@@ -72,6 +72,12 @@ def stripes(period: float, count: int = 2) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------- distances
 
 
+def features_of(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Rows whose mean and covariance are exactly these. Shapes: [D], [D, D] -> [2 D, D]."""
+    factor = np.linalg.cholesky(covariance).T
+    return mean + math.sqrt(len(factor) - 0.5) * np.concatenate([factor, -factor])
+
+
 def test_frechet_of_known_gaussians() -> None:
     """Commuting covariances have a closed form: |dm|^2 + sum (sqrt a - sqrt b)^2; a rotation changes nothing."""
     rng = np.random.default_rng(0)
@@ -80,7 +86,7 @@ def test_frechet_of_known_gaussians() -> None:
     expected = gap @ gap + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
     basis, _ = np.linalg.qr(rng.standard_normal((6, 6)))
     rotated = [(basis * values) @ basis.T for values in (a, b)]
-    got = metrics.frechet_from_moments(np.zeros(6), rotated[0], basis @ gap, rotated[1])
+    got = metrics.frechet_distance(features_of(np.zeros(6), rotated[0]), features_of(basis @ gap, rotated[1]))
     assert got == pytest.approx(expected, rel=1e-9)
 
 
@@ -89,7 +95,8 @@ def test_frechet_of_covariances_that_do_not_commute() -> None:
     a, b = np.array([[2.0, 0.7], [0.7, 1.0]]), np.array([[1.0, -0.4], [-0.4, 3.0]])
     root = math.sqrt(np.trace(a @ b) + 2 * math.sqrt(np.linalg.det(a @ b)))
     expected = np.trace(a) + np.trace(b) - 2 * root
-    assert metrics.frechet_from_moments(np.zeros(2), a, np.zeros(2), b) == pytest.approx(expected, rel=1e-9)
+    found = metrics.frechet_distance(*(features_of(np.zeros(2), covariance) for covariance in (a, b)))
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_of_samples_approaches_the_gaussians_distance() -> None:
@@ -103,6 +110,17 @@ def test_frechet_with_fewer_samples_than_features() -> None:
     x = np.random.default_rng(2).standard_normal((10, 64))
     assert metrics.frechet_distance(x, x) == pytest.approx(0.0, abs=1e-9)
     assert metrics.frechet_distance(x, x + 0.5) == pytest.approx(64 * 0.25, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 60), (50, 6), (6, 50), (4, 6)])  # more and fewer than the 12 features
+def test_frechet_equals_its_definition(n: int, m: int) -> None:
+    """With the root of the product of the covariances, by its eigenvalues: they are real and not negative."""
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((n, 12)) @ rng.standard_normal((12, 12)), rng.standard_normal((m, 12)) + 0.3
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.sqrt(np.clip(np.linalg.eigvals(ca @ cb).real, 0, None)).sum()
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(ca) + np.trace(cb) - 2 * root
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
 
 
 def test_frechet_is_biased_in_n_and_the_mmd_is_not() -> None:
