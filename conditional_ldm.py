@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from core.checkpoint import (
     ModelFolderError,
+    build,
     component_hash,
     git_commit,
     load_component,
@@ -43,7 +44,7 @@ from core.checkpoint import (
     write_json,
 )
 from core.diffusion import Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
-from vae import PixelNorm
+from vae import VAE, PixelNorm
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -226,20 +227,22 @@ class ConditionalUNet(nn.Module):
         return tokens, mask, torch.where(null[:, None], self.null_pooled.to(condition.pooled.dtype), condition.pooled)
 
 
-def load_unet(folder: str | Path, device: torch.device | str = "cpu") -> ConditionalUNet:
-    """The trained UNet of a model folder, refused when its VAE or CLIP was replaced after training."""
+def load_unet(folder: str | Path, device: torch.device | str = "cpu", vae: VAE | None = None) -> ConditionalUNet:
+    """The trained UNet of a model folder, refused when its VAE or CLIP was replaced after training.
+
+    ``vae`` is that of the folder, for whoever has loaded it already.
+    """
     config, state = load_component(folder, "unet")
     from vae import encoder_hash, load_vae
 
     parents = config["parents"]
-    wrong = [name for name, value in (("vae", encoder_hash(load_vae(folder))), ("clip", component_hash(folder, "clip")))
-             if parents[name] != value]
+    found = {"vae": encoder_hash(load_vae(folder) if vae is None else vae), "clip": component_hash(folder, "clip")}
+    wrong = [name for name, value in found.items() if parents[name] != value]
     if wrong:
         raise ModelFolderError(f"the UNet in {folder} was trained with another {' and '.join(wrong)}; run "
                          "`python conditional_ldm.py --train` again or restore the folder")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
-    model = ConditionalUNet(UNetConfig(**fields))
-    load_strictly(model, state, "the UNet")
+    model = build(lambda: ConditionalUNet(UNetConfig(**fields)), state, "the UNet")
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from core import endurance, metrics, response
 from core import report as reporting
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import read_index, update_index
+from core.devices import has_bf16, pick_device, pick_dtype
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
 from core.sliders import sliders
@@ -630,8 +632,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
             raise ValueError(f"--record keeps figures of {base.split}; --split {settings.split} is for choices")
+        device = pick_device(settings.device)
+        if options.sliders:
+            pick_dtype(settings.precision, device)  # the generator itself draws them, and it does not imitate
     except ValueError as error:
         parser.error(str(error))
+    if settings.precision == "bf16" and not has_bf16(device):
+        print(f"--precision bf16: this {device.type} has no bfloat16 and only imitates it, many times slower than fp32",
+              file=sys.stderr)
     if options.bench:
         return measure_speed(settings, max(2, options.bench_steps), max(1, options.repeats), options.record)
     if options.sliders:

@@ -243,7 +243,8 @@ class FaceGenerator:
             torch.set_num_threads(threads)
         index = read_index(folder)
         clip, tokenizer = load_clip(folder, "cpu")  # on the CPU first: no device ever reads a file
-        vae, unet = load_vae(folder, "cpu"), load_unet(folder, "cpu")
+        vae = load_vae(folder, "cpu")
+        unet = load_unet(folder, "cpu", vae)
         scheduler_config = json.loads((folder / "scheduler" / "config.json").read_text(encoding="utf-8"))
         digest = model_hash(folder)
         measured, quality = index.get("sliders", {}), index.get("metrics", {})
@@ -261,7 +262,7 @@ class FaceGenerator:
             sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
             step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
         )
-        make_scheduler(info.default_sampler, scheduler_config)  # imports diffusers now, not in the first job
+        make_scheduler(info.default_sampler, scheduler_config)  # what it imports is imported now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)
         judge = find_judge(folder.parent / "judge", chosen)
         vae, unet = vae.to(chosen), unet.to(chosen)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import git_commit, load_component, load_strictly, save_component, write_atomically, write_json
+from core.checkpoint import build, git_commit, load_component, save_component, write_atomically, write_json
 from vae import PixelNorm, ResBlock
 
 if TYPE_CHECKING:
@@ -254,8 +254,7 @@ def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> tuple[C
     """The trained CLIP and its tokenizer of a model folder, ready for inference (no gradients)."""
     config, state = load_component(folder, "clip")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
-    model = CLIP(CLIPConfig(**fields))
-    load_strictly(model, state, "CLIP")
+    model = build(lambda: CLIP(CLIPConfig(**fields)), state, "CLIP")
     tokenizer = Tokenizer.load(Path(folder) / "clip" / "tokenizer.json", model.config.max_length)
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), tokenizer
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import git_commit, load_component, load_strictly, save_component
+from core.checkpoint import build, git_commit, load_component, load_strictly, save_component
 from core.preview import fit_preview, load_preview, save_preview
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ def load_vae(folder: str | Path, device: torch.device | str = "cpu") -> VAE:
     """The trained VAE of a model folder, ready for inference (no gradients, channels-last)."""
     config, state = load_component(folder, "vae")
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
-    model = VAE(VAEConfig(**fields))
-    load_strictly(model, state, "the VAE")
+    model = build(lambda: VAE(VAEConfig(**fields)), state, "the VAE")
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 

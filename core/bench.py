@@ -283,20 +283,30 @@ def served(serve: Sequence[str]) -> Iterator[Client]:
             client.close()
 
 
+def first_faces(serve: Sequence[str], repeats: int) -> tuple[list[Row], list[float]]:
+    """From the start of the process to the model and to a first face of few and of many steps; the memory of each."""
+    times: dict[str, list[float]] = {}
+    memory = []
+    for repeat in range(repeats + 1):
+        for steps in (8, 50):
+            began = time.perf_counter()
+            with served(serve) as client:
+                client.wait_ready()
+                ready = time.perf_counter() - began
+                client.draw(n_images=1, n_inf_steps=steps)
+                face = time.perf_counter() - began
+                memory += [value for value in [client.memory_mb] if value is not None]
+            told(f"start: ready after {ready:.2f} s, first face after {face:.2f} s ({steps} evaluations)")
+            if repeat:  # the first starts compile, where the cache is empty, and read the files from the disk
+                times.setdefault("ready", []).append(ready)
+                times.setdefault(f"first face ({steps} evaluations)", []).append(face)
+    return [Row(f"process start to {what}", values, "s", at_most=None if what == "ready" else 5.0)
+            for what, values in times.items()], memory
+
+
 def as_a_client(serve: Sequence[str], repeats: int) -> Section:
     """From the start of the process to the first face, short requests, and what previews at every step cost."""
-    starts, memory = [], []
-    for repeat in range(max(3, repeats // 2) + 1):
-        began = time.perf_counter()
-        with served(serve) as client:
-            client.wait_ready()
-            ready = time.perf_counter() - began
-            client.draw(n_images=1, n_inf_steps=8)
-            if repeat:  # the first start compiles, where the cache is empty, and reads the files from the disk
-                starts.append(time.perf_counter() - began)
-                told(f"start: ready after {ready:.2f} s, first face after {starts[-1]:.2f} s")
-            memory += [value for value in [client.memory_mb] if value is not None]
-    rows = [Row("process start to first face (8 evaluations)", starts, "s", at_most=5.0)]
+    rows, memory = first_faces(serve, max(3, repeats // 2))
     with served(serve) as client:
         client.wait_ready()
         times: dict[str, list[float]] = {}

@@ -13,17 +13,19 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 INDEX = "model_index.json"
 FORMAT = 1
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class ModelFolderError(RuntimeError):
@@ -158,10 +160,32 @@ def folder_hash(folder: str | Path, components: Sequence[str]) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
-def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def load_strictly(module: torch.nn.Module, state: Mapping[str, Tensor], what: str, *, assign: bool = False) -> None:
     """``load_state_dict(strict=True)`` whose failure is one readable sentence."""
     try:
-        module.load_state_dict(dict(state), strict=True)
+        module.load_state_dict(dict(state), strict=True, assign=assign)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:400]
         raise ModelFolderError(f"the weights of {what} do not fit its configuration: {detail}") from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """New weights stay as the memory was. (On the device "meta" torch would import its compiler: that takes longer.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
+
+
+def build(make: Callable[[], Network], state: Mapping[str, Tensor], what: str) -> Network:
+    """The module that ``make`` makes, with these very tensors as its weights.
+
+    It is made without filling its own: random weights that are replaced at once cost most of the time of loading.
+    Raises ModelFolderError when the weights do not fit.
+    """
+    with _Unfilled():
+        module = make()
+    load_strictly(module, state, what, assign=True)
+    return module

@@ -22,18 +22,21 @@ def pick_device(wanted: str = "auto") -> torch.device:
     return device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 natively. Elsewhere it can be asked to, and is several times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: fp32, or bf16 where the device does it natively (elsewhere it would only be slow).
+    """The type to compute in: fp32, or bf16 where the device has it.
 
     Raises ValueError for another word, or for bf16 where it is emulated.
     """
     if precision == "fp32":
         return torch.float32
-    native = {
-        "cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
-        "cuda": device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False),
-    }
-    if precision != "bf16" or not native.get(device.type, False):
+    if precision != "bf16" or not has_bf16(device):
         raise ValueError(f"precision must be fp32, or bf16 on a device that has it; got {precision!r} on {device}")
     return torch.bfloat16
 

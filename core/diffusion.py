@@ -2,7 +2,8 @@
 
 Everything between a trained network and a clean latent is here, once. The network is a pure function
 ``model(x, timestep, condition) -> prediction``; it does not know the architecture, the text encoder or the VAE.
-diffusers is imported only when a scheduler is built, because training does not need one.
+The samplers are diffusers' schedulers, but for DPM-Solver++, the default (`core/solvers.py`): importing diffusers takes
+seconds, so that happens when one of its samplers is first asked for.
 
 Notation: z clean latent, eps noise, x = alpha z + sigma eps noisy latent, t timestep in [0, 1000).
 Sources: DDPM https://arxiv.org/abs/2006.11239, cosine schedule https://arxiv.org/abs/2102.09672, v-prediction
@@ -22,6 +23,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from core.solvers import DPMSolver
 
 NUM_TRAIN_TIMESTEPS = 1000
 Model = Callable[[Tensor, Tensor, "Condition"], Tensor]
@@ -185,30 +188,25 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
-    """A fresh diffusers scheduler for one job; schedulers keep state, so they are never shared.
+    """A fresh scheduler for one job; schedulers keep state, so they are never shared.
 
     Raises ValueError for a name that does not fit the schedule in ``config``.
     """
-    import diffusers
-
     schedule = schedule_from_config(config)
     if name not in samplers_for(schedule):
         raise ValueError(f"sampler {name!r} is not one of {', '.join(samplers_for(schedule))}")
+    if name in ("DPM++ 2M", "DPM++ 2M SDE"):
+        return DPMSolver(schedule.alphas_cumprod(), stochastic=name.endswith("SDE"))
+    if name == "DDIM":  # first-order DPM-Solver++ is DDIM; DDIMScheduler steps wrongly where n does not divide 1000
+        return DPMSolver(schedule.alphas_cumprod(), order=1)
+    import diffusers
+
     if schedule.kind == "flow":
         return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS)
     common: dict[str, Any] = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "beta_schedule": "squaredcos_cap_v2",
                               "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-    # the cosine schedule ends at almost no signal: solvers in log-SNR need its far end clipped (diffusers' advice)
-    solver = {"lambda_min_clipped": -5.1, "solver_order": 2}
     if name == "DDPM":
         return diffusers.DDPMScheduler(**common, clip_sample=False)
-    if name == "DDIM":  # first-order DPM-Solver++ is DDIM; DDIMScheduler steps wrongly where n does not divide 1000
-        return diffusers.DPMSolverMultistepScheduler(**common, solver_order=1, lambda_min_clipped=-5.1,
-                                                     algorithm_type="dpmsolver++")
-    if name == "DPM++ 2M":
-        return diffusers.DPMSolverMultistepScheduler(**common, **solver, algorithm_type="dpmsolver++")
-    if name == "DPM++ 2M SDE":
-        return diffusers.DPMSolverMultistepScheduler(**common, **solver, algorithm_type="sde-dpmsolver++")
     if name == "UniPC":
         return diffusers.UniPCMultistepScheduler(**common, solver_order=2)
     if name == "Euler":

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage, sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from core.diffusion import Denoising, NoiseSchedule, NotFiniteError
@@ -239,6 +237,8 @@ def feather(mask: np.ndarray, width: int) -> np.ndarray:
     of masks too thin for that. Shapes: bool [H, W] -> float32 [H, W]."""
     if mask.all():
         return np.ones(mask.shape, np.float32)
+    from scipy import ndimage  # here, because a server starts sooner without
+
     depth = ndimage.distance_transform_edt(mask)
     rise = np.clip(depth / max(1.0, min(width, depth.max() / 2)), 0, 1)
     return (rise * rise * (3 - 2 * rise)).astype(np.float32)
@@ -250,6 +250,9 @@ def membrane(mask: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """
     if mask.all():
         return np.zeros_like
+    from scipy import sparse
+    from scipy.sparse.linalg import splu
+
     height, width = mask.shape
     number = np.full(mask.shape, -1)
     number[mask] = np.arange(np.count_nonzero(mask))

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from core import metrics
 from core.captions import ATTRIBUTES
-from core.checkpoint import ModelFolderError, component_hash, load_component, load_strictly, save_component
+from core.checkpoint import ModelFolderError, build, component_hash, load_component, save_component
 from core.metrics import Pictures
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,50 @@ class Verdict:
     features: Tensor  # [B, 512]
 
 
+class Block(nn.Module):
+    """Two convolutions and a way around them. Shapes: [B, a, H, W] -> [B, b, H / stride, W / stride]."""
+
+    def __init__(self, a: int, b: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(a, b, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(b)
+        self.conv2 = nn.Conv2d(b, b, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(b)
+        around = [nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b)] if (a, stride) != (b, 1) else []
+        self.downsample = nn.Sequential(*around)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(h)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet of basic blocks, without its last layer, and with its names of the weights.
+
+    Written down again because importing torchvision takes longer than loading all networks.
+    Shapes: [B, 3, H, W] -> [B, 512].
+    """
+
+    def __init__(self, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        widths = (64, 64, 128, 256, 512)
+        layers = [
+            nn.Sequential(*(Block(b if i else a, b, 1 if i or a == b else 2) for i in range(count)))
+            for a, b, count in zip(widths[:-1], widths[1:], blocks, strict=True)
+        ]
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, padding=1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return functional.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
 class Judge(nn.Module):
     """Pictures -> attribute logits, the resolution of the source, and the features all distances are measured in.
 
@@ -70,11 +114,8 @@ class Judge(nn.Module):
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
-        from torchvision.models.resnet import BasicBlock, ResNet
-
         self.config = config
-        self.trunk = ResNet(BasicBlock, list(config.blocks))
-        self.trunk.fc = nn.Identity()
+        self.trunk = ResNet(config.blocks)
         self.attributes = nn.Linear(512, config.num_attributes)
         self.px = nn.Linear(512, len(config.px_classes))
         # The log-odds of each attribute in the training set are the cut that balances both recalls of a calibrated
@@ -174,8 +215,8 @@ def has_judge(folder: str | Path) -> bool:
 def load_judge(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Judge, str]:
     """The frozen judge (eval mode, fp32) and the hash that names it."""
     config, state = load_component(folder, "judge")
-    judge = Judge(JudgeConfig(tuple(config["blocks"]), config["num_attributes"], tuple(config["px_classes"])))
-    load_strictly(judge, state, "the judge")
+    settings = JudgeConfig(tuple(config["blocks"]), config["num_attributes"], tuple(config["px_classes"]))
+    judge = build(lambda: Judge(settings), state, "the judge")
     judge = judge.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return judge, component_hash(folder, "judge")
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import git_commit, load_component, load_strictly, read_index, save_component
+from core.checkpoint import build, git_commit, load_component, read_index, save_component
 
 FACTOR = 8  # pixels a latent place stands for, along each side
 
@@ -71,6 +71,5 @@ def load_preview(folder: str | Path, encoder_sha256: str, device: torch.device |
     config, state = load_component(folder, "preview")
     if config["encoder_sha256"] != encoder_sha256:
         return None
-    preview = PreviewDecoder(config["latent_channels"])
-    load_strictly(preview, state, "the preview decoder")
+    preview = build(lambda: PreviewDecoder(config["latent_channels"]), state, "the preview decoder")
     return preview.eval().requires_grad_(False).to(device)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core.checkpoint import write_json
+from core.devices import has_bf16
 
 MASK_63 = (1 << 63) - 1
 
@@ -214,12 +215,8 @@ def make_accelerator(device: str = "auto", precision: str = "auto") -> Any:
     # torch reads this at its first large allocation: huge pages for activations made a CPU step 1.3 times faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if precision == "auto":
-        if torch.cuda.is_available() and device != "cpu":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
-            native = wide and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        precision = "bf16" if native else "no"
+        chosen = torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
+        precision = "bf16" if has_bf16(chosen) else "no"
     # accelerate keeps its first answer for the life of the process, but training may be followed by measuring in fp32
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not in_group)

@@ -54,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "core.containers": set(),
     "core.metadata": {"numpy", "PIL"},
     "core.pictures": {"numpy", "PIL"},
-    "core.watermark": {"numpy", "PIL", "scipy"},
+    "core.watermark": {"numpy", "PIL"},
     "core.nearest": {"numpy", "torch"},
     "core.jury": {"numpy"},
     "core.submission": set(),
@@ -67,6 +67,7 @@ ROOMS: dict[str, set[str]] = {
     "core.preparation": {"numpy", "pandas", "PIL"},
     "core.checkpoint": {"numpy", "safetensors", "torch"},
     "core.diffusion": {"diffusers", "numpy", "torch"},
+    "core.solvers": {"torch"},
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
     "core.preview": {"torch"},
     "core.compiled": {"openvino", "torch"},
@@ -78,7 +79,7 @@ ROOMS: dict[str, set[str]] = {
     "core.response": {"numpy"},
     "core.receipts": {"numpy"},
     "core.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
-    "core.judge": {"numpy", "torch", "torchvision", "tqdm"},
+    "core.judge": {"numpy", "torch", "tqdm"},
     "core.report": {"matplotlib", "numpy", "PIL"},
 }
 SERVING = {  # what only the server imports, and training can do without

@@ -19,6 +19,7 @@ import core.checkpoint
 from conditional_ldm import load_unet
 from core.checkpoint import (
     ModelFolderError,
+    build,
     component_hash,
     file_hash,
     git_commit,
@@ -179,6 +180,18 @@ def test_weights_of_another_shape_are_one_sentence() -> None:
         load_strictly(layer, {"weight": torch.zeros(2, 3)}, "the VAE")
     load_strictly(layer, {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, "the VAE")
     assert torch.equal(layer.weight, torch.ones(2, 3))
+
+
+def test_a_network_is_built_of_the_very_weights_without_random_ones() -> None:
+    state = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    layer = build(lambda: torch.nn.Linear(3, 2), state, "the layer")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert layer.weight.data_ptr() == state["weight"].data_ptr() and layer.weight.requires_grad
+    assert torch.equal(layer(torch.ones(1, 3)), torch.tensor([[4.0, 13.0]]))
+    with pytest.raises(ModelFolderError, match="the weights of the layer do not fit"):
+        build(lambda: torch.nn.Linear(3, 4), state, "the layer")
 
 
 def test_the_commit_is_recorded_where_there_is_one(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import evaluate
 from core import metrics, report
 from core.captions import ATTRIBUTES
 from core.checkpoint import ModelFolderError, read_index, update_index
-from core.judge import augment, load_judge, look, look_at_store, train_judge
+from core.judge import ResNet, augment, load_judge, look, look_at_store, train_judge
 from dataset import FaceStore, synthetic_store
 from generator import FaceGenerator
 
@@ -405,6 +405,39 @@ def test_choices_are_made_on_other_people_than_the_report(
     with pytest.raises(SystemExit):
         evaluate.main([*command, "--split", "val", "--record"])
     assert "--split val is for choices" in capsys.readouterr().err
+
+
+def test_bf16_is_warned_of_where_it_is_only_imitated(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(evaluate, "build_nearest", lambda settings: asked.append(settings.precision))
+    command = ["--precision", "bf16", "--device", "cpu"]
+    for native in (True, False):
+        monkeypatch.setattr(evaluate, "has_bf16", lambda device, native=native: native)
+        assert evaluate.main([*command, "--build-nearest"]) == 0
+        assert ("this cpu has no bfloat16" in capsys.readouterr().err) == (not native)
+    assert asked == ["bf16", "bf16"]
+    monkeypatch.setattr("core.devices.has_bf16", lambda device: False)
+    with pytest.raises(SystemExit):
+        evaluate.main([*command, "--sliders", "Smiling"])
+    assert "bf16 on a device that has it" in capsys.readouterr().err
+
+
+def test_the_judges_trunk_is_torchvisions_resnet() -> None:
+    """The same names, the same shapes and the same numbers, also while it learns."""
+    from torchvision.models.resnet import BasicBlock
+    from torchvision.models.resnet import ResNet as Theirs
+
+    for blocks in ((1, 1, 1, 1), (2, 1, 3, 1)):
+        theirs, ours = Theirs(BasicBlock, list(blocks)), ResNet(blocks)
+        theirs.fc = torch.nn.Identity()
+        ours.load_state_dict(theirs.state_dict())
+        images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+        for training in (True, False):  # the first changes the running statistics
+            found, expected = ours.train(training)(images), theirs.train(training)(images)
+            assert found.shape == (3, 512) and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+    fresh = ResNet((1, 1, 1, 1)).layer4[0].conv2.weight
+    assert float(fresh.std()) == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
 
 
 def test_a_whole_report_of_a_trained_model(

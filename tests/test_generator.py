@@ -10,7 +10,9 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from PIL import Image
 
 from api import DEFAULT_MODEL, create_app
 from core.checkpoint import ModelFolderError, load_component, save_component
+from core.devices import has_bf16
 from core.diffusion import SAMPLERS, Condition
 from core.jobs import JobError
+from core.judge import Judge, JudgeConfig
 from core.metadata import encode_png, read_request
 from core.watermark import VERSION, find, mark
 from generator import (
@@ -38,6 +42,7 @@ from generator import (
     to_pixels,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a smiling woman with blond hair"
 
 
@@ -511,12 +516,33 @@ def test_devices() -> None:
             pick_device(wrong)
 
 
+def test_a_start_imports_nothing_slow_that_the_first_face_does_not_need(tiny_folder: Path, tmp_path: Path) -> None:
+    """Each of these takes from half a second to several; together longer than all else until the first face."""
+    models = tmp_path / "models"
+    shutil.copytree(tiny_folder, models / "tiny")
+    save_component(models / "judge", "judge", Judge(JudgeConfig()).state_dict(), asdict(JudgeConfig()))
+    program = """
+import sys
+import api
+from generator import FaceGenerator
+faces = FaceGenerator.load(sys.argv[1], device="cpu", engine="torch")
+(face,) = faces.generate("a smiling woman", num_inference_steps=2)
+assert faces.judge is not None and face.about["attributes"]
+slow = {"diffusers", "transformers", "torchvision", "torchmetrics", "accelerate", "scipy", "pandas", "matplotlib",
+        "torch._dynamo", "torch._inductor", "sympy"}
+print(sorted(slow & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", program, str(models / "tiny")]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert answer.stdout == "[]\n", answer.stderr
+
+
 def test_precision(tiny_folder: Path, faces: FaceGenerator) -> None:
     """bf16 draws nearly the same picture, and the same one alone or in a batch; where it is emulated it is refused."""
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="got 'fp8' on cpu"):
         pick_dtype("fp8", cpu)
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if not has_bf16(cpu):
         with pytest.raises(ValueError, match="bf16 on a device that has it"):
             FaceGenerator.load(tiny_folder, device="cpu", engine="torch", precision="bf16")
         return

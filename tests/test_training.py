@@ -30,6 +30,7 @@ from core.training import (
     StepGuard,
     decay_start,
     learning_rate,
+    make_accelerator,
     mix_seed,
     plot_metrics,
     power_exponent,
@@ -50,6 +51,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def rows(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "wall_s"} for line in lines]
+
+
+def test_bf16_is_chosen_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, chosen in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr("core.training.has_bf16", lambda device, native=native: native)
+        assert make_accelerator("cpu", "auto").mixed_precision == chosen
+    assert make_accelerator("cpu", "no").mixed_precision == "no"
 
 
 # ------------------------------------------------------------------------------------------------- 2N = N + resume + N

@@ -56,6 +56,18 @@ def test_it_cannot_be_seen() -> None:
         assert (grey.max(1) == grey.min(1)).all()  # and has the colours it had
 
 
+def test_its_filter_is_the_cosine_transforms() -> None:
+    from scipy import fft
+
+    rng = np.random.default_rng(0)
+    sizes = (128, 128, np.float64, 1e-12), (128, 96, np.float32, 1e-5), (37, 5, np.float64, 1e-12)
+    for height, width, kind, exact in sizes:
+        grey, gain = (rng.normal(size=(height, width)).astype(kind) for _ in range(2))
+        found = watermark._filtered(grey, gain)
+        expected = fft.idctn(fft.dctn(grey, norm="ortho") * gain, norm="ortho")
+        assert found.dtype == kind and np.abs(found - expected).max() < exact * np.abs(expected).max()
+
+
 def test_even_skin_is_marked_less_than_hair() -> None:
     even, rough = np.full((SIDE, SIDE, 3), 128, np.uint8), np.full((SIDE, SIDE, 3), 128, np.uint8)
     rough += np.random.default_rng(0).integers(0, 60, (SIDE, SIDE, 1)).astype(np.uint8)
