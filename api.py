@@ -528,7 +528,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from generator import FaceGenerator  # imports torch, in the engine's thread, while the page is already there
 
         chosen = arguments.device, arguments.threads, arguments.precision, arguments.engine
-        return FaceGenerator.load(arguments.model, *chosen)
+        faces = FaceGenerator.load(arguments.model, *chosen)
+        faces.warm_up()
+        return faces
 
     own_names = (socket.gethostname().lower(), f"{socket.gethostname().lower()}.local")
     hosts = None if is_local(arguments.host) and not arguments.allow_host else (*own_names, *arguments.allow_host)

@@ -290,6 +290,13 @@ class FaceGenerator:
         self.draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
 
+    def warm_up(self) -> None:
+        """Draw one picture for nobody: a first call prepares kernels and tables, which no job has to wait for then."""
+        try:
+            self.generate("a face", num_inference_steps=1)
+        except JobError as error:
+            log.warning("the first picture, drawn for nobody, failed: %s", error)
+
     # ---- many requests, one step at a time
 
     @torch.inference_mode()

@@ -436,7 +436,7 @@ def test_the_judges_trunk_is_torchvisions_resnet() -> None:
             found, expected = ours.train(training)(images), theirs.train(training)(images)
             assert found.shape == (3, 512) and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
         assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
-    fresh = ResNet((1, 1, 1, 1)).layer4[0].conv2.weight
+    fresh = ResNet((1, 1, 1, 1)).layer4[0].conv2.weight.detach()
     assert float(fresh.std()) == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
 
 

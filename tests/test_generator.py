@@ -537,6 +537,18 @@ print(sorted(slow & set(sys.modules)))
     assert answer.stdout == "[]\n", answer.stderr
 
 
+def test_warming_up_changes_no_picture_and_may_fail(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold, warm = (FaceGenerator.load(tiny_folder, device="cpu", engine="torch") for _ in range(2))
+    warm.warm_up()
+    one, other = (some.generate(PROMPT, num_inference_steps=3, seed=5)[0] for some in (cold, warm))
+    assert one.png == other.png and caplog.text == ""
+    monkeypatch.setattr(warm, "denoise", lambda x, timestep, condition: torch.full_like(x, float("nan")))
+    warm.warm_up()
+    assert "drawn for nobody, failed" in caplog.text
+
+
 def test_precision(tiny_folder: Path, faces: FaceGenerator) -> None:
     """bf16 draws nearly the same picture, and the same one alone or in a batch; where it is emulated it is refused."""
     cpu = torch.device("cpu")
