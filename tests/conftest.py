@@ -127,6 +127,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def quick_grids() -> Iterator[None]:
+    """The pictures of a training run take three steps: of a network that has learned nothing, twenty show no more."""
+    from functools import partial
+
+    import conditional_ldm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conditional_ldm, "draw_grid", partial(conditional_ldm.draw_grid, steps=3))
+        yield
+
+
+@pytest.fixture(scope="module")
 def faces(tiny_folder: Path) -> FaceGenerator:
     """What draws with the tiny model, in torch."""
     from generator import FaceGenerator

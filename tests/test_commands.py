@@ -27,6 +27,8 @@ from evaluate import VISIBLE
 from train_clip import load_clip
 from vae import encoder_hash, load_vae
 
+pytestmark = pytest.mark.usefixtures("quick_grids")
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:

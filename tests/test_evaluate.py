@@ -37,7 +37,7 @@ def judge_folder(store: FaceStore, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def model_folder(store: FaceStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(store: FaceStore, quick_grids: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All three networks, trained for two steps each by their own commands."""
     import conditional_ldm
     import train_clip

@@ -40,6 +40,7 @@ from core.training import (
     step_generator,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_grids")
 MAIN: dict[str, Callable[[list[str]], int]] = {"clip": train_clip.main, "vae": vae.main, "unet": conditional_ldm.main}
 
 
