@@ -461,9 +461,10 @@ def release(model: ConditionalUNet, folder: Path, schedule: NoiseSchedule, paren
                    {"network": asdict(model.config), "parents": parents, "training": training},
                    extra={"commit": git_commit(Path(__file__).parent)})
     write_json(folder / "scheduler" / "config.json", scheduler_config(schedule))
-    update_index(folder, name=folder.name, image_size=128,
-                 latent_shape=[model.config.latent_channels, 16, 16],
-                 defaults={"guidance_scale": guidance_scale, "sampler": scheduler_config(schedule)["default_sampler"]})
+    config = scheduler_config(schedule)
+    update_index(folder, name=folder.name, image_size=128, latent_shape=[model.config.latent_channels, 16, 16],
+                 defaults={"guidance_scale": guidance_scale, "sampler": config["default_sampler"],
+                           "long_sampler": config["long_sampler"]})
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation

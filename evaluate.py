@@ -78,10 +78,11 @@ def generate_images(
 
     from conditional_ldm import encode_prompts
     from core.diffusion import make_scheduler, sample, schedule_from_config
+    from core.engine import usual_sampler
     from generator import FaceGenerator
 
     engine = FaceGenerator.load(folder, device)
-    sampler = sampler or engine.info.default_sampler
+    sampler = sampler or usual_sampler(engine.info, steps)
     config, schedule = engine.scheduler_config, schedule_from_config(engine.scheduler_config)
     done = []
 
@@ -551,6 +552,18 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     return Evaluation(settings, store).run()
 
 
+def kept_figures(report: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model folder keeps of a report: beside what was measured before, if that was of these weights and by this
+    judge, so that the parts may be measured one after the other."""
+    whose = {path: reporting.lookup(report, path) for path in ("model_hash", "judge.hash")}
+    found = dict(before) if whose.items() <= before.items() else dict(whose)
+    of_parts = {"samples": ("settings", "distances", "fidelity", "negations", "spectrum"), "vae": ("vae",),
+                "crowd": ("crowd",), "memorisation": ("memorisation",), "curve": ("curve",)}
+    for part in report["settings"]["parts"]:
+        found |= {name: report[name] for name in of_parts.get(part, ())}
+    return found
+
+
 def measure_speed(settings: Settings, steps: int, repeats: int, record: bool) -> int:
     """How fast is it beside diffusers' own parts, as a server, and by each engine? 1 when a promise is not kept."""
     import sys
@@ -662,10 +675,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     report = evaluate(settings)
     if options.record:
-        kept = (
-            "settings", "model_hash", "judge.hash", "distances", "fidelity", "negations", "vae", "spectrum", "curve",
-        )  # fmt: skip
-        update_index(settings.model, metrics={path: reporting.lookup(report, path) for path in kept})
+        update_index(settings.model, metrics=kept_figures(report, read_index(settings.model).get("metrics", {})))
     print(reporting.table(report))
     print(json.dumps({key: report[key] for key in ("checks", "targets", "seconds")}, indent=2))
     if options.compare:

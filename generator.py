@@ -65,7 +65,7 @@ from core.diffusion import (
     set_timesteps,
 )
 from core.editing import Inversion, Inverting, Redraw, starting_noise
-from core.engine import DrawRequest, Interpolation, usual_strength
+from core.engine import DrawRequest, Interpolation, usual_sampler, usual_strength
 from core.jobs import JobError
 from core.judge import Judge, best, find_judge
 from core.jury import compare, find_index, hear
@@ -102,6 +102,7 @@ class ModelInfo:
     latent_shape: tuple[int, int, int]
     samplers: tuple[str, ...]
     default_sampler: str
+    long_sampler: str  # of more than `core.engine.MANY_STEPS` steps
     default_guidance_scale: float
     engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
     sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
@@ -257,6 +258,7 @@ class FaceGenerator:
             latent_shape=tuple(index["latent_shape"]),
             samplers=tuple(scheduler_config["samplers"]),
             default_sampler=index["defaults"]["sampler"],
+            long_sampler=index["defaults"].get("long_sampler", index["defaults"]["sampler"]),
             default_guidance_scale=float(index["defaults"]["guidance_scale"]),
             engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
             sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
@@ -317,7 +319,7 @@ class FaceGenerator:
         if start > 0 and request.latents is None:
             raise ValueError(f"start = {start} needs latents to start from")
         scale = self.info.default_guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
-        sampler = self.info.default_sampler if request.sampler is None else request.sampler
+        sampler = usual_sampler(self.info, steps) if request.sampler is None else request.sampler
         scheduler = make_scheduler(sampler, self.scheduler_config)
         shape = [count, *self.info.latent_shape]
         z = None if request.latents is None else torch.as_tensor(np.array(request.latents), dtype=torch.float32)

@@ -421,6 +421,8 @@ class FieldOptions(TypedDict):
     maximum: NotRequired[float]
     max_length: NotRequired[int]
     choices: NotRequired[list[str]]
+    long_default: NotRequired[Annotated[str, Field(description="the default with more than `long_above` steps")]]
+    long_above: NotRequired[int]
 
 
 class ModelOptions(TypedDict):

@@ -172,7 +172,8 @@ def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
     """What a model folder stores about its noise schedule."""
     return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
             "prediction_type": "flow" if schedule.kind == "flow" else "v_prediction",
-            "samplers": list(samplers_for(schedule)), "default_sampler": samplers_for(schedule)[0]}
+            "samplers": list(samplers_for(schedule)), "default_sampler": samplers_for(schedule)[0],
+            "long_sampler": samplers_for(schedule)[0 if schedule.kind == "flow" else 1]}
 
 
 def samplers_for(schedule: NoiseSchedule) -> tuple[str, ...]:

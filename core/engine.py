@@ -29,6 +29,7 @@ from core.store import Store
 
 NUM_SEEDS = 2**53  # seeds stay exact in JavaScript; the one after the last is 0
 MAX_IMAGES = 64  # of all running jobs: what a step keeps in memory
+MANY_STEPS = 50  # from here on noise that is added again pays, so that more steps are never worse
 CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # images in one call of the network, unless somebody says otherwise
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class EngineInfo(Protocol):
     def samplers(self) -> tuple[str, ...]: ...
     @property
     def default_sampler(self) -> str: ...
+    @property
+    def long_sampler(self) -> str: ...  # the default of more than `MANY_STEPS` steps
     @property
     def default_guidance_scale(self) -> float: ...
     @property
@@ -126,6 +129,11 @@ class DrawRequest:
 def usual_strength(masked: bool) -> float:
     """How much of a picture changes when nothing is said: much of a whole one, all of what a mask shows."""
     return 1.0 if masked else 0.6
+
+
+def usual_sampler(info: EngineInfo, steps: int) -> str:
+    """The sampler of requests that name none."""
+    return info.long_sampler if steps > MANY_STEPS else info.default_sampler
 
 
 class Picture(Protocol):

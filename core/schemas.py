@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from core.containers import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
-from core.engine import EngineInfo, usual_strength
+from core.engine import MANY_STEPS, EngineInfo, usual_sampler, usual_strength
 from core.ledger import TRANSITIONS
 from core.sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
 from core.web import bad_field, bounds, shown
@@ -338,7 +338,7 @@ class TextToImage(Body):
         found = self.model_dump(exclude=edits) | {
             "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,  # drawn here and reported
             "guidance_scale": info.default_guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            "sampler": self.sampler or info.default_sampler,
+            "sampler": self.sampler or usual_sampler(info, self.n_inf_steps),
             "model": info.name,
             "num_latents": 0 if self.latent is None else 1 if isinstance(self.latent, str) else self.n_images,
         }
@@ -524,7 +524,8 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
     models = []
     if info is not None:
         fields["guidance_scale"]["default"] = info.default_guidance_scale
-        fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers)}
+        fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers),
+                              "long_default": info.long_sampler, "long_above": MANY_STEPS}
         fields["model"] |= {"default": info.name, "choices": [info.name]}
         models = [{"name": info.name, "hash": info.model_hash, "device": info.device, "engine": info.engine,
                    "image_size": info.image_size, "latent_shape": list(info.latent_shape)}]

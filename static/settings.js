@@ -100,7 +100,7 @@ export function fillForm(options) {
   }
   $("prompt").maxLength = fields.prompt.max_length;
   $("negative_prompt").maxLength = fields.negative_prompt.max_length;
-  $("sampler").replaceChildren(...options.samplers.map((name) => new Option(name, name)));
+  $("sampler").replaceChildren(new Option("Automatic", ""), ...options.samplers.map((name) => new Option(name, name)));
   const drafted = recall("form");
   setDefaults();
   if (drafted) restoreForm({ ...drafted, prompt: $("prompt").value || drafted.prompt }, drafted.seed !== null);
@@ -112,7 +112,7 @@ function setDefaults() {
   choose($("counts"), fields.n_images.default);
   $("n_inf_steps").value = start.steps;
   $("guidance_scale").value = fields.guidance_scale.default;
-  $("sampler").value = fields.sampler.default;
+  $("sampler").value = "";
   $("negative_prompt").value = $("stream_freq").value = $("seed").value = "";
 }
 
@@ -129,7 +129,7 @@ export function readForm() {
     stream_freq: number("stream_freq") ?? Math.max(1, Math.round(steps / PREVIEWS)),
     seed: number("seed"),
     guidance_scale: number("guidance_scale"),
-    sampler: $("sampler").value,
+    sampler: $("sampler").value || null,
     negative_prompt: $("negative_prompt").value.trim(),
   };
 }
@@ -140,9 +140,11 @@ export function restoreForm(parameters, withSeed) {
   $("negative_prompt").value = given.negative_prompt ?? "";
   $("n_inf_steps").value = given.n_inf_steps;
   $("guidance_scale").value = given.guidance_scale ?? fields.guidance_scale.default;
-  if ([...$("sampler").options].some((option) => option.value === given.sampler)) $("sampler").value = given.sampler;
-  const usual = Math.max(1, Math.round(given.n_inf_steps / PREVIEWS));
-  $("stream_freq").value = parameters.stream_freq === usual ? "" : parameters.stream_freq ?? "";
+  const { default: usual, long_default: long, long_above: many } = fields.sampler;
+  const sampler = given.sampler === (given.n_inf_steps > many ? long : usual) ? "" : given.sampler ?? "";
+  if ([...$("sampler").options].some((option) => option.value === sampler)) $("sampler").value = sampler;
+  const previews = Math.max(1, Math.round(given.n_inf_steps / PREVIEWS));
+  $("stream_freq").value = parameters.stream_freq === previews ? "" : parameters.stream_freq ?? "";
   $("seed").value = withSeed ? given.seed ?? "" : "";
   choose($("counts"), given.n_images);
   if ($("prompt").value !== given.prompt) setPrompt(given.prompt);
@@ -181,7 +183,7 @@ function refresh() {
   $("stream_freq").placeholder = `auto: ${Math.max(1, Math.round(wanted.n_inf_steps / PREVIEWS)) || 1}`;
   const changed = [
     Number($("guidance_scale").value) !== fields.guidance_scale.default && `guidance ${$("guidance-value").textContent}`,
-    wanted.negative_prompt && "steered", wanted.sampler !== fields.sampler.default && wanted.sampler,
+    wanted.negative_prompt && "steered", wanted.sampler,
     $("stream_freq").value !== "" && "previews",
   ].filter(Boolean);
   $("more-note").textContent = changed.join(", ");

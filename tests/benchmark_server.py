@@ -105,12 +105,14 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
 
     from conditional_ldm import encode_prompts
     from core.diffusion import make_scheduler, sample, schedule_from_config
+    from core.engine import usual_sampler
     from core.metadata import encode_png
     from core.watermark import VERSION, mark
     from generator import to_pixels
 
     info, count = faces.info, body["n_images"]
-    asked = {**body, "n_images": 1, "negative_prompt": "", "sampler": info.default_sampler,
+    sampler = usual_sampler(info, body["n_inf_steps"])
+    asked = {**body, "n_images": 1, "negative_prompt": "", "sampler": sampler,
              "guidance_scale": info.default_guidance_scale}
     generators = [torch.Generator().manual_seed(body["seed"] + i) for i in range(count)]
     with torch.inference_mode():
@@ -118,7 +120,7 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
         z = sample(
             faces.denoise,
             condition,
-            make_scheduler(info.default_sampler, faces.scheduler_config),
+            make_scheduler(sampler, faces.scheduler_config),
             torch.stack([torch.randn(info.latent_shape, generator=one) for one in generators]),
             body["n_inf_steps"],
             info.default_guidance_scale,

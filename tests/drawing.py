@@ -39,6 +39,7 @@ class DrawingInfo:
     latent_shape: tuple[int, int, int] = LATENT_SHAPE
     samplers: tuple[str, ...] = ("Pencil", "DPM++ 2M")
     default_sampler: str = "Pencil"
+    long_sampler: str = "Pencil"
     default_guidance_scale: float = 3.0
     engine: str = "pencil"
     sliders: Mapping[str, Any] = field(default_factory=lambda: {"Wearing_Hat": HAT})

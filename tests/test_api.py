@@ -10,6 +10,7 @@ import base64
 import gc
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,17 @@ def test_everything_asked_for_reaches_the_engine(app: Flask, engine: DrawingEngi
     body = client.get(f"/jobs/{job_id}/").get_json()
     assert body["parameters"]["num_latents"] == 1 and "latent" not in body["parameters"]
     assert body["response"][0]["latent"] == LATENT  # what comes out can go in again
+
+
+def test_many_steps_have_a_sampler_of_their_own_unless_one_is_named(engine: DrawingEngine) -> None:
+    engine.info = replace(engine.info, long_sampler="DPM++ 2M")
+    app = make_app(engine)
+    run(app, n_inf_steps=50)
+    run(app, n_inf_steps=51)
+    run(app, n_inf_steps=51, sampler="Pencil")
+    assert [asked.sampler for asked in engine.begun] == ["Pencil", "DPM++ 2M", "Pencil"]
+    told = app.test_client().get("/options").get_json()["fields"]["sampler"]
+    assert (told["default"], told["long_default"], told["long_above"]) == ("Pencil", "DPM++ 2M", 50)
 
 
 def test_skipping_every_step_still_ends_at_the_total(app: Flask, client: FlaskClient) -> None:

@@ -484,6 +484,18 @@ def test_a_whole_report_of_a_trained_model(
     assert "| Frechet |" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_parts_are_recorded_one_after_the_other_for_the_same_weights() -> None:
+    first = {"model_hash": "m", "judge": {"hash": "j"}, "settings": {"parts": ["samples", "vae"]}, "distances": 1,
+             "fidelity": 2, "negations": 3, "spectrum": 4, "vae": 5}
+    curve = {"model_hash": "m", "judge": {"hash": "j"}, "settings": {"parts": ["curve"]}, "distances": 6, "curve": 7}
+    before = evaluate.kept_figures(first, {"model_hash": "of other weights", "crowd": 8})
+    assert before == {"model_hash": "m", "judge.hash": "j", "settings": first["settings"], "distances": 1,
+                      "fidelity": 2, "negations": 3, "spectrum": 4, "vae": 5}
+    assert evaluate.kept_figures(curve, before) == before | {"curve": 7}
+    assert evaluate.kept_figures(curve | {"judge": {"hash": "another"}}, before) == {
+        "model_hash": "m", "judge.hash": "another", "curve": 7}
+
+
 def test_each_face_comes_from_its_own_seed_and_prompt(model_folder: Path) -> None:
     prompts = ["a smiling woman", "", "a bald man with glasses"]
     together = evaluate.generate_images(model_folder, prompts, [5, 6, 7], 2, 2.0)

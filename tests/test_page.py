@@ -320,7 +320,7 @@ def test_what_the_server_refuses_is_said_beside_its_field(page: Page, site: Site
 def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine: DrawingEngine, gate: Gate) -> None:
     visit(page, site.address)
     page.get_by_text("More settings").click()
-    assert page.locator("#sampler option").all_text_contents() == ["Pencil", "DPM++ 2M"]
+    assert page.locator("#sampler option").all_text_contents() == ["Automatic", "Pencil", "DPM++ 2M"]
     assert page.locator("#counts input").evaluate_all("all => all.map(one => one.value)") == list("12345678")
     for name, (low, high) in {"n_inf_steps": ("1", "1000"), "guidance_scale": ("0", "20")}.items():
         expect(page.locator(f"#{name}")).to_have_attribute("min", low)
