@@ -1,12 +1,14 @@
 """How does noise become a face that fits a sentence? The conditional latent-diffusion UNet.
 
-Network, cached latents, training loop, command line. The UNet predicts v at one noise level from the noisy whitened
-latent, the text (cross-attention to its tokens, its pooled embedding) and ``px``, the real resolution of the source
-picture: soft enlargements teach shapes and people, and asking for 128 px keeps their blur out of what is drawn. It does
-not know how pictures are encoded (vae.py) or sentences are (train_clip.py). Long because a reader should find all of
-the UNet here: network, cached latents, training loop and drawing.
+Network, training loop, command line. The UNet predicts v at one noise level from the noisy whitened latent, the text
+(cross-attention to its tokens, its pooled embedding) and ``px``, the real resolution of the source picture: soft
+enlargements teach shapes and people, and asking for 128 px keeps their blur out of what is drawn. It does not know how
+pictures are encoded (vae.py) or sentences are (train_clip.py). Long because a reader should find all of the UNet here:
+network, training loop, what is distilled from it, drawing; the mathematics is in core/.
 
     python conditional_ldm.py --train                              train on cached latents, release to the model folder
+    python conditional_ldm.py --distill guidance                   teach the released UNet to guide itself in one pass
+    python conditional_ldm.py --distill consistency                and another, `turbo`, to draw in two to four
     python conditional_ldm.py --eval --prompt "a smiling woman"    write a grid of pictures
     python conditional_ldm.py --eval --gallery runs/gallery        write sheets of twenty prompts, nothing picked out
 
@@ -21,8 +23,8 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +37,23 @@ from core.checkpoint import (
     ModelFolderError,
     build,
     component_hash,
+    drop_component,
     git_commit,
     load_component,
+    load_difference,
     load_strictly,
     read_index,
     save_component,
+    save_difference,
     update_index,
     write_json,
 )
-from core.diffusion import Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
+from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
+from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Lesson, Teacher, make_lesson
 from vae import VAE, PixelNorm
 
 if TYPE_CHECKING:
+    from core.latents import LatentCache
     from dataset import FaceStore
 
 # ------------------------------------------------------------------------------------------------------------- network
@@ -54,7 +61,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Widths per level (16x16, 8x8, 4x4), blocks per level, and which levels attend."""
+    """Widths per level (16x16, 8x8, 4x4), blocks per level, which levels attend, and which guidance scales one pass
+    answers (none before `--distill guidance`)."""
 
     latent_channels: int = 16
     channels: tuple[int, ...] = (96, 192, 192)
@@ -64,6 +72,7 @@ class UNetConfig:
     text_width: int = 192
     embed_width: int = 384
     dropout: float = 0.1
+    guidance_range: tuple[float, float] | None = None
 
 
 PRESETS = {
@@ -80,6 +89,18 @@ def sinusoid(values: Tensor, width: int, longest: float = 10000.0) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def guidance_layer(width: int, config: UNetConfig) -> nn.Linear | None:
+    """What the second half of the embedding, which is 0 at guidance scale 1, changes in a block; at first nothing.
+
+    Small layers beside frozen blocks are enough to learn guidance: https://arxiv.org/abs/2503.07274.
+    """
+    if config.guidance_range is None:
+        return None
+    layer = nn.Linear(config.embed_width, width, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 class AdaptiveResBlock(nn.Module):
     """Residual block whose second norm is scaled and shifted by the embedding. x [B, a, H, W], embedding [B, E]."""
 
@@ -94,10 +115,14 @@ class AdaptiveResBlock(nn.Module):
         self.skip = nn.Identity() if a == b else nn.Conv2d(a, b, 1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+        self.guidance = guidance_layer(2 * b, config)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        modulation = self.modulation(embedding[:, : self.modulation.in_features])
+        if self.guidance is not None:
+            modulation = modulation + self.guidance(embedding[:, -self.guidance.in_features :])
+        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), scale + 1)
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
@@ -142,12 +167,16 @@ class TransformerBlock(nn.Module):
         self.feed = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
         nn.init.zeros_(self.feed[2].weight)
         nn.init.zeros_(self.feed[2].bias)
+        self.guidance = guidance_layer(width, config)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         batch, width, height, columns = x.shape
         h = x.permute(0, 2, 3, 1).reshape(batch, height * columns, width)  # free for channels-last tensors
         h = self.self_attention(h)
-        h = self.cross_attention(h, tokens, mask)
+        heard = self.cross_attention(h, tokens, mask)
+        if self.guidance is not None:  # hears the text louder
+            heard = heard + self.guidance(embedding[:, -self.guidance.in_features :])[:, None] * (heard - h)
+        h = heard
         h = h + self.feed(self.norm(h))
         return h.view(batch, height, columns, width).permute(0, 3, 1, 2)
 
@@ -163,7 +192,7 @@ class Level(nn.Module):
     def step(self, index: int, x: Tensor, embedding: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Run block ``index``: [B, a, H, W] -> [B, width, H, W]."""
         x = self.res[index](x, embedding)
-        return x if self.attention is None else self.attention[index](x, tokens, mask)
+        return x if self.attention is None else self.attention[index](x, embedding, tokens, mask)
 
 
 class ConditionalUNet(nn.Module):
@@ -179,6 +208,8 @@ class ConditionalUNet(nn.Module):
         self.px_embed = nn.Linear(32, width)
         self.pooled_embed = nn.Sequential(nn.LayerNorm(config.text_width), nn.Linear(config.text_width, width))
         self.embed = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        if config.guidance_range is not None:
+            self.guidance_embed = nn.Sequential(nn.Linear(128 + 32 + config.text_width, width), nn.SiLU())
 
         self.door = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -200,7 +231,12 @@ class ConditionalUNet(nn.Module):
     def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         tokens, mask, pooled = self.text(condition)
         px = sinusoid(torch.log2(condition.px.float() / 128.0) * 100.0, 32, longest=100.0)
-        embedding = self.embed(self.time_embed(sinusoid(timestep, 128)) + self.px_embed(px) + self.pooled_embed(pooled))
+        told = self.time_embed(sinusoid(timestep, 128)) + self.px_embed(px) + self.pooled_embed(pooled)
+        embedding = self.embed(told)
+        if self.guidance_range is not None:
+            w = condition.guidance - 1.0  # guidance is linear in this, and so is the start: at scale 1 exactly nothing
+            codes = [sinusoid(timestep, 128), sinusoid(w, 32, longest=100.0), self.pooled_embed[0](pooled)]
+            embedding = torch.cat([embedding, 0.2 * w[:, None] * self.guidance_embed(torch.cat(codes, dim=1))], dim=1)
 
         h = self.door(x.contiguous(memory_format=torch.channels_last))  # [B, c0, 16, 16]
         skips = []
@@ -217,6 +253,11 @@ class ConditionalUNet(nn.Module):
             if i < len(self.grow):
                 h = F.pixel_shuffle(self.grow[i](h), 2).contiguous(memory_format=torch.channels_last)
         return self.head(F.silu(self.norm(h))).float()
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """The guidance scales that one pass answers; None before distillation."""
+        return self.config.guidance_range
 
     def text(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, mask and pooled embedding with the learned null where ``condition.null`` says so."""
@@ -241,8 +282,22 @@ def load_unet(folder: str | Path, device: torch.device | str = "cpu", vae: VAE |
     if wrong:
         raise ModelFolderError(f"the UNet in {folder} was trained with another {' and '.join(wrong)}; run "
                          "`python conditional_ldm.py --train` again or restore the folder")
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
-    model = build(lambda: ConditionalUNet(UNetConfig(**fields)), state, "the UNet")
+    return frozen(build(lambda: ConditionalUNet(read_config(config)), state, "the UNet"), device)
+
+
+def read_config(config: Mapping[str, Any]) -> UNetConfig:
+    """The network of a component's ``config.json``."""
+    return UNetConfig(**{key: tuple(value) if isinstance(value, list) else value
+                         for key, value in config["network"].items()})
+
+
+def write_config(config: UNetConfig) -> dict[str, Any]:
+    """The same as JSON has it; what a network does not have is not mentioned."""
+    return {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if value is not None}
+
+
+def frozen(model: ConditionalUNet, device: torch.device | str) -> ConditionalUNet:
+    """For use: no dropout, no gradients, the layout that is fast."""
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
@@ -256,70 +311,79 @@ def encode_prompts(clip: Any, tokenizer: Any, prompts: Sequence[str], px: float 
                      torch.full((len(ids),), float(px), device=device), null)
 
 
-# ------------------------------------------------------------------------------------------------------ cached latents
-
-
-@dataclass
-class LatentCache:
-    """Posterior mean and standard deviation of every training image and of its mirror image, whitened, fp16.
-
-    Shapes: mean, std [2, N, C, h, w]; index 0 = as it is, 1 = mirrored.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def draw(self, rows: Tensor, mirrored: Tensor, eps: Tensor) -> Tensor:
-        """Whitened posterior samples [B, C, h, w] for image rows [B], mirror choices [B] in {0, 1} and eps."""
-        return self.mean[mirrored, rows].float() + self.std[mirrored, rows].float() * eps
-
-
-@torch.inference_mode()
-def build_latent_cache(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accelerator: Any,
-                       batch_size: int = 64) -> LatentCache:
-    """Encode the chosen images once; a cache of another encoder or another selection is rebuilt."""
-    import hashlib
-
-    from tqdm import tqdm
-
-    from vae import encoder_hash, to_images
-
-    names = "\n".join(store.image_id[indices]).encode()
-    key = {"encoder": encoder_hash(vae), "images": hashlib.sha256(names).hexdigest()}
-    side = 128 // 8
-    shape = (2, len(indices), vae.config.latent_channels, side, side)
-    facts = folder / "cache.json"
-    if not (facts.exists() and json.loads(facts.read_text()) == key) and accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        facts.unlink(missing_ok=True)
-        arrays = [np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape)
-                  for name in ("mean", "std")]
-        scale = vae.latent_std[:, None, None]
-        for start in tqdm(range(0, len(indices), batch_size), desc="latents", mininterval=2.0):
-            rows = slice(start, min(start + batch_size, len(indices)))
-            images = to_images(torch.from_numpy(store.images[indices[rows]]).to(accelerator.device))
-            for mirrored, view in enumerate((images, images.flip(-1))):
-                with accelerator.autocast():
-                    posterior = vae.encode(view.contiguous(memory_format=torch.channels_last))
-                arrays[0][mirrored, rows] = vae.whiten(posterior.mean).half().cpu().numpy()
-                arrays[1][mirrored, rows] = (posterior.std / scale).half().cpu().numpy()
-        for array in arrays:
-            array.flush()
-        facts.write_text(json.dumps(key))
-    accelerator.wait_for_everyone()
-    mean, std = (torch.from_numpy(np.load(folder / f"{name}.npy")).to(accelerator.device) for name in ("mean", "std"))
-    return LatentCache(mean, std)
-
-
 # ------------------------------------------------------------------------------------------------------------ training
 
 BUCKETS = 5  # the loss is logged for this many equal slices of the noise levels
 
 
+class Faces:
+    """Everything around the UNet that a training run needs, from one place: data, VAE and text encoder."""
+
+    def __init__(self, args: argparse.Namespace, accelerator: Any, schedule: NoiseSchedule) -> None:
+        from core.latents import Lessons
+        from dataset import FaceStore
+        from train_clip import CaptionBank, build_caption_bank, load_clip
+        from vae import load_vae
+
+        device = accelerator.device
+        self.store = FaceStore.open(args.data)
+        indices = self.store.select(split="train", px=None)
+        self.vae = load_vae(args.model, device)
+        self.clip, self.tokenizer = load_clip(args.model, device)
+        cache = encoded(self.vae, self.store, indices, Path(args.cache), accelerator)
+        bank = build_caption_bank(self.store, indices, self.tokenizer, captions_per_image=args.captions_per_image,
+                                  seed=args.seed, empty_share=0.0)
+        self.lessons = Lessons(
+            cache, CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device)),
+            self.clip.encode_text, torch.from_numpy(self.store.px[indices].astype(np.float32)).to(device),
+            favoured_rows(self.store.attributes[indices], args.favour, args.favour_times), schedule, args.seed,
+            args.batch_size, args.caption_dropout, args.accumulate,
+            share_off={None: None, "guidance": 0.0, "consistency": SHARE_OFF}[args.distill])
+
+    def held_out(self, schedule: NoiseSchedule, accelerator: Any, limit: int = 1024) -> list[Any]:
+        """Batches of held-out sharp faces, the same for every checkpoint."""
+        from core.latents import held_out
+        from train_clip import build_caption_bank
+        from vae import to_images
+
+        rows = self.store.select(split="val", px=128)[:limit]
+        bank = build_caption_bank(self.store, rows, self.tokenizer, captions_per_image=1, seed=99, empty_share=0.0)
+
+        def encode(some: slice) -> Tensor:
+            images = to_images(torch.from_numpy(self.store.images[rows[some]]).to(accelerator.device))
+            return self.vae.whiten(self.vae.encode(images).mean)
+
+        return list(held_out(encode, bank, self.clip.encode_text, schedule, accelerator))
+
+
+def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accelerator: Any) -> LatentCache:
+    """The latents of the chosen images, made anew where ``folder`` has those of another encoder or of other images."""
+    import hashlib
+
+    from core.latents import cached_latents
+    from vae import encoder_hash, to_images
+
+    scale = vae.latent_std[:, None, None]
+
+    @torch.inference_mode()
+    def encode(rows: slice) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        images = to_images(torch.from_numpy(store.images[indices[rows]]).to(accelerator.device))
+        found = []
+        for view in (images, images.flip(-1)):
+            with accelerator.autocast():
+                posterior = vae.encode(view.contiguous(memory_format=torch.channels_last))
+            found.append((vae.whiten(posterior.mean), posterior.std / scale))
+        return found[0], found[1]
+
+    names = "\n".join(store.image_id[indices]).encode()
+    key = {"encoder": encoder_hash(vae), "images": hashlib.sha256(names).hexdigest()}
+    return cached_latents(folder, key, (len(indices), vae.config.latent_channels, 16, 16), encode, accelerator)
+
+
 def train(args: argparse.Namespace) -> None:
-    """The training loop of the UNet; the same command resumes. Ends by releasing both EMA lengths' better one."""
+    """The training loop of the UNet, and of what is distilled from it; the same command resumes. Ends by releasing the
+    better of both EMA lengths."""
     from core.training import (
-        EpochSampler,
         PowerEMA,
         RunFolder,
         StepGuard,
@@ -330,40 +394,44 @@ def train(args: argparse.Namespace) -> None:
         mix_seed,
         process_slice,
         run_steps,
-        step_generator,
     )
-    from dataset import FaceStore
-    from train_clip import CaptionBank, build_caption_bank, load_clip
-    from vae import encoder_hash, load_vae
+    from vae import encoder_hash
 
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
-    store = FaceStore.open(args.data)
-    indices = store.select(split="train", px=None)
-    vae = load_vae(args.model, device)
-    clip, tokenizer = load_clip(args.model, device)
-    cache = build_latent_cache(vae, store, indices, Path(args.cache), accelerator)
-    bank = build_caption_bank(store, indices, tokenizer, captions_per_image=args.captions_per_image, seed=args.seed,
-                              empty_share=0.0)
-    bank = CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device))
-    px = torch.from_numpy(store.px[indices].astype(np.float32)).to(device)
-
     schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight)
+    teacher, turbo = find_teacher(args, accelerator) if args.distill else None, args.distill == "consistency"
+    if teacher is not None:
+        schedule = read_schedule(args.model)
+    faces = Faces(args, accelerator, schedule)
     torch.manual_seed(args.seed)
-    model = ConditionalUNet(PRESETS[args.preset]).to(device, memory_format=torch.channels_last)
+    model = ConditionalUNet(PRESETS[args.preset]) if teacher is None else student_of(teacher)
+    model = model.to(device, memory_format=torch.channels_last)
     if args.init:
-        load_strictly(model, load_component(args.init, "unet")[1], "the UNet to start from")
-    compiled = torch.compile(model) if args.compile else model
-    parameters = list(model.parameters())
+        start = load_component(args.init, "unet")[1]  # of a distilled one without what it learned by that
+        load_strictly(model, {name: value for name, value in start.items() if "guidance" not in name},
+                      "the UNet to start from")
+    if args.distill == "guidance":  # the rest stays what it is, and with it all that is said without guidance
+        for name, weight in model.named_parameters():
+            weight.requires_grad_("guidance" in name)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     emas = {"ema_long": PowerEMA(model, relative_std=0.10), "ema_short": PowerEMA(model, relative_std=0.05)}
-    seen = favoured_rows(store.attributes[indices], args.favour, args.favour_times)
-    sampler = EpochSampler(len(seen), args.batch_size, args.seed)
+    target = None
+    if turbo:  # what neighbouring points are compared with: an average that follows closely, used where it stands
+        emas["target"] = PowerEMA(model, relative_std=0.005)
+        target = ConditionalUNet(model.config)
+        target.load_state_dict(emas["target"].state, assign=True)
+        target.eval().requires_grad_(False)
+    student = torch.compile(model) if args.compile else model
+    lesson = make_lesson(student, schedule, teacher, target)
     settings = {"component": "unet", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
                 "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
-                "favour_times": args.favour_times, "encoder": encoder_hash(vae),
-                "clip": component_hash(args.model, "clip"), "network": json.loads(json.dumps(asdict(model.config)))}
+                "favour_times": args.favour_times, "encoder": encoder_hash(faces.vae),
+                "clip": component_hash(args.model, "clip"), "network": write_config(model.config)}
+    if teacher is not None:
+        settings |= {"preset": None, "distill": args.distill, "teacher": teacher.source, "schedule": schedule.kind}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, **emas})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
@@ -375,28 +443,15 @@ def train(args: argparse.Namespace) -> None:
                              decay_share=args.decay_share)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        generator = step_generator(args.seed, step)
-        noise_generator = step_generator(args.seed, step, stream=1, device=device)
         torch.manual_seed(mix_seed(args.seed, step, 2 + accelerator.process_index))  # dropout takes no generator
-        rows = seen[sampler.batch(step)].to(device)
-        mirrored = torch.randint(2, (args.batch_size,), generator=generator).to(device)
-        timestep = schedule.sample_timesteps(args.batch_size, generator).to(device)
-        null = (torch.rand(args.batch_size, generator=generator) < args.caption_dropout).to(device)
-        ids, mask, _, empty = bank.draw(rows, generator)
-        eps = torch.randn(2, args.batch_size, *cache.mean.shape[2:], generator=noise_generator, device=device)
         total = torch.zeros((), device=device)
-        for part in torch.arange(args.batch_size, device=device)[mine].chunk(args.accumulate):
-            z, t, noise = cache.draw(rows[part], mirrored[part], eps[0, part]), timestep[part], eps[1, part]
-            with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
-                text = clip.encode_text(ids[part], mask[part])
-            condition = Condition(text.tokens, text.mask, text.pooled, px[rows[part]], (null | empty)[part])
+        for batch in faces.lessons.batch(step, mine, accelerator):
             with accelerator.autocast(), attention_kernel(device):
-                prediction = compiled(schedule.add_noise(z, noise, t), t, condition)
-            error = (prediction - schedule.target(z, noise, t)).square().mean((1, 2, 3))
-            loss = (error * schedule.loss_weight(t)).sum() / (mine.stop - mine.start)
+                error, weight = lesson(batch)
+            loss = (error * weight).sum() / (mine.stop - mine.start)
             loss.backward()
             total += loss.detach()
-            bucket = (t * (BUCKETS / 1000)).long()
+            bucket = (batch.timestep * (BUCKETS / 1000)).long()
             sums.index_add_(0, bucket, error.detach())
             counts.index_add_(0, bucket, torch.ones_like(error))
         average_gradients(accelerator, parameters)
@@ -417,20 +472,56 @@ def train(args: argparse.Namespace) -> None:
             run.save(step + 1, {"skipped": guard.skipped})
         if run.main and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
             picture = averaged(model, emas["ema_long"], device)
-            grid = draw_grid(picture, vae, clip, tokenizer, schedule, accelerator)
+            few: dict[str, Any] = {"sampler": TURBO, "steps": TURBO_STEPS} if turbo else {}
+            grid = draw_grid(picture, faces.vae, faces.clip, faces.tokenizer, schedule, accelerator, **few)
             run.picture(f"step-{step + 1:07d}", grid, columns=8)
     run.finish()
     if run.main and (args.stop_at is None or args.stop_at >= args.steps):
         finished = {name: averaged(model, ema, device) for name, ema in emas.items()}
-        losses = {name: validation_loss(network, vae, clip, tokenizer, store, schedule, accelerator)
+        held_out = faces.held_out(schedule, accelerator, limit=256 if turbo else 1024)
+        losses = {name: validation_loss(make_lesson(network, schedule, teacher, None, turbo), held_out, accelerator)
                   for name, network in finished.items()}
         best = min(losses, key=losses.__getitem__)
         print("validation loss: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
-        release(finished[best], Path(args.model), schedule, {"vae": settings["encoder"], "clip": settings["clip"]},
-                settings | {"steps": args.steps, "images_seen": args.steps * args.batch_size, "ema": best,
-                            "loss_weight": args.loss_weight, "validation_loss": losses},
-                2.0 if args.guidance_scale is None else args.guidance_scale)
-        print(f"released to {args.model}/unet")
+        facts = settings | {"steps": args.steps, "images_seen": args.steps * args.batch_size, "ema": best,
+                            "validation_loss": losses}
+        parents = {"vae": settings["encoder"], "clip": settings["clip"]}
+        suggested = 2.0 if args.guidance_scale is None else args.guidance_scale
+        if teacher is None:
+            facts |= {"loss_weight": args.loss_weight}
+            release(finished[best], Path(args.model), schedule, parents, facts, suggested)
+        elif turbo:
+            release_turbo(finished[best], teacher, Path(args.model), facts)
+        else:
+            from core.distillation import relative_errors
+
+            errors = relative_errors(finished[best], teacher.network, schedule, held_out, accelerator)
+            for scale, (one, plain) in errors.items():
+                print(f"scale {scale}: one pass differs from two by {one:.3f}; if it knew no scale, by {plain:.3f}")
+            if args.guidance_scale is None:
+                suggested = read_index(args.model)["defaults"]["guidance_scale"]
+            release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
+                    facts | {"errors": errors})
+        print(f"released to {args.model}/{'turbo' if turbo else 'unet'}")
+
+
+def find_teacher(args: argparse.Namespace, accelerator: Any) -> Teacher:
+    """The UNet of ``args.model``, or what it was when this run began."""
+    from core.training import keep_teacher
+
+    load_unet(args.model)  # refuses one whose VAE or CLIP is another
+    config, state, source = keep_teacher(Path(args.run), Path(args.model), "unet", accelerator.is_main_process)
+    network = ConditionalUNet(read_config(config))
+    load_strictly(network, state, "the teacher")
+    return Teacher(frozen(network, accelerator.device), config, source, network.guidance_range)
+
+
+def student_of(teacher: Teacher) -> ConditionalUNet:
+    """The same network, which is to know the scale too: until it has learned, it is deaf to it. No dropout."""
+    student = ConditionalUNet(replace(read_config(teacher.config), guidance_range=teacher.known or GUIDANCE_RANGE))
+    missing, unexpected = student.load_state_dict(teacher.network.state_dict(), strict=False)
+    assert all("guidance" in name for name in missing) and not unexpected
+    return student.eval()
 
 
 def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int) -> Tensor:
@@ -451,20 +542,45 @@ def averaged(model: ConditionalUNet, ema: Any, device: torch.device) -> Conditio
     """A copy of the network that carries averaged weights."""
     copy = ConditionalUNet(model.config)
     copy.load_state_dict(ema.state, strict=True)
-    return copy.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    return frozen(copy, device)
 
 
 def release(model: ConditionalUNet, folder: Path, schedule: NoiseSchedule, parents: dict[str, str],
-            training: dict[str, Any], guidance_scale: float) -> None:
+            training: dict[str, Any], guidance_scale: float, distilled: dict[str, Any] | None = None) -> None:
     """Write UNet and schedule into a model folder with the hashes of the VAE encoder and CLIP they belong to."""
-    save_component(folder, "unet", model.state_dict(),
-                   {"network": asdict(model.config), "parents": parents, "training": training},
-                   extra={"commit": git_commit(Path(__file__).parent)})
+    config = {"network": write_config(model.config), "parents": parents, "training": training}
+    config |= {} if distilled is None else {"distilled": distilled}
+    digest = save_component(folder, "unet", model.state_dict(), config,
+                            extra={"commit": git_commit(Path(__file__).parent)})
     write_json(folder / "scheduler" / "config.json", scheduler_config(schedule))
-    config = scheduler_config(schedule)
+    if "turbo" in read_index(folder)["components"] and load_component(folder, "turbo")[0]["parents"]["unet"] != digest:
+        drop_component(folder, "turbo")
+    defaults = scheduler_config(schedule)
     update_index(folder, name=folder.name, image_size=128, latent_shape=[model.config.latent_channels, 16, 16],
-                 defaults={"guidance_scale": guidance_scale, "sampler": config["default_sampler"],
-                           "long_sampler": config["long_sampler"]})
+                 defaults={"guidance_scale": guidance_scale, "sampler": defaults["default_sampler"],
+                           "long_sampler": defaults["long_sampler"]})
+
+
+def release_turbo(model: ConditionalUNet, teacher: Teacher, folder: Path, facts: dict[str, Any]) -> None:
+    """Write a network that draws in a few steps beside the UNet that taught it, as what it adds to that."""
+    if component_hash(folder, "unet") != teacher.source:
+        raise ModelFolderError(f"the UNet in {folder} is not the one that taught this run; restore the folder")
+    save_difference(folder, "turbo", model.state_dict(), teacher.network.state_dict(),
+                    {"network": write_config(model.config), "parents": {"unet": teacher.source}, "distilled": facts},
+                    extra={"commit": git_commit(Path(__file__).parent)})
+
+
+def load_turbo(folder: str | Path, device: torch.device | str = "cpu") -> ConditionalUNet | None:
+    """The network of a model folder that draws in two to four steps; None where it has none. Refused beside another
+    UNet than the one that taught it."""
+    if "turbo" not in read_index(folder)["components"]:
+        return None
+    config, added = load_component(folder, "turbo")
+    if config["parents"]["unet"] != component_hash(folder, "unet"):
+        raise ModelFolderError(f"turbo/ in {folder} was trained from another UNet; run `python conditional_ldm.py "
+                               "--distill consistency` again or restore the folder")
+    state = load_difference(added, load_component(folder, "unet")[1])
+    return frozen(build(lambda: ConditionalUNet(read_config(config)), state, "turbo"), device)
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
@@ -493,7 +609,7 @@ def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, sched
             from core.diffusion import make_scheduler
 
             z = sample(model, condition, make_scheduler(sampler or config["default_sampler"], config), noise, steps,
-                       guidance_scale, schedule=schedule, generators=generators)
+                       guidance_scale, schedule=schedule, generators=generators, known=model.guidance_range)
         except ModuleNotFoundError as error:  # a training machine without diffusers still shows its progress
             if error.name != "diffusers":
                 raise
@@ -505,44 +621,30 @@ def plain_ddim(model: ConditionalUNet, condition: Condition, noise: Tensor, step
                schedule: NoiseSchedule) -> Tensor:
     """DDIM (https://arxiv.org/abs/2010.02502, eq. 12, eta = 0) in a few lines, for progress pictures only."""
     from core.diffusion import guided
+    from core.distillation import step_down
 
-    x = noise
-    times = torch.linspace(999, 0, steps + 1)
-    for now, after in zip(times[:-1], times[1:], strict=True):
-        t, following = now.expand(len(x)).to(x.device), after.expand(len(x)).to(x.device)
-        z = schedule.denoised(x, guided(model, x, t, condition, guidance_scale), t)
-        alpha, sigma = (c.view(-1, 1, 1, 1) for c in schedule.coefficients(t))
-        x = schedule.add_noise(z, (x - alpha * z) / sigma, following)
-    return z
+    x, levels = noise, [float(t) for t in torch.linspace(999, 0, steps + 1)]
+    for now, after in zip(levels[:-1], [*levels[1:-1], -1.0], strict=True):  # the last step goes to the data
+        t = torch.full((len(x),), now, device=x.device)
+        prediction = guided(model, x, t, condition, guidance_scale, known=model.guidance_range)
+        x = step_down(schedule, x, prediction, t, torch.full_like(t, after))
+    return x
 
 
 @torch.inference_mode()
-def validation_loss(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, store: FaceStore,
-                    schedule: NoiseSchedule, accelerator: Any, limit: int = 1024, seed: int = 99) -> float:
-    """Weighted loss on held-out sharp faces with fixed noise, levels and captions: comparable between checkpoints."""
-    from train_clip import build_caption_bank
-    from vae import to_images
-
-    device = next(model.parameters()).device
-    indices = store.select(split="val", px=128)[:limit]
-    bank = build_caption_bank(store, indices, tokenizer, captions_per_image=1, seed=seed, empty_share=0.0)
-    total = 0.0
-    for start in range(0, len(indices), 64):
-        rows = torch.arange(start, min(start + 64, len(indices)))
-        generator = torch.Generator().manual_seed(seed + start)
-        images = to_images(torch.from_numpy(store.images[indices[rows.numpy()]]).to(device))
-        ids, mask, _, empty = (t.to(device) for t in bank.draw(rows, generator))
-        t = schedule.sample_timesteps(len(rows), generator).to(device)
+def validation_loss(lesson: Lesson, batches: Sequence[Any], accelerator: Any) -> float:
+    """The mean of what is learned from, on held-out faces: comparable between checkpoints."""
+    total, count = 0.0, 0
+    for batch in batches:
         with accelerator.autocast():
-            z = vae.whiten(vae.encode(images).mean)
-            eps = torch.randn(z.shape, generator=generator).to(device)
-            text = clip.encode_text(ids, mask)
-            px = torch.full((len(rows),), 128.0, device=device)
-            condition = Condition(text.tokens, text.mask, text.pooled, px, empty)
-            prediction = model(schedule.add_noise(z, eps, t), t, condition)
-        error = (prediction - schedule.target(z, eps, t)).square().mean((1, 2, 3))
-        total += float((error * schedule.loss_weight(t)).sum())
-    return total / len(indices)
+            error, weight = lesson(batch)
+        total, count = total + float((error * weight).sum()), count + len(error)
+    return total / count
+
+
+def read_schedule(folder: str | Path) -> NoiseSchedule:
+    """The noise schedule of a model folder."""
+    return schedule_from_config(json.loads((Path(folder) / "scheduler" / "config.json").read_text()))
 
 
 GALLERY_PROMPTS = (  # everything that anybody can see in a 128 px face, rare things too, asserted and denied
@@ -566,8 +668,11 @@ def evaluate(args: argparse.Namespace) -> Path:
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     clip, tokenizer = load_clip(args.model, device)
-    schedule = schedule_from_config(json.loads((Path(args.model) / "scheduler" / "config.json").read_text()))
-    unet, vae = load_unet(args.model, device), load_vae(args.model, device)
+    schedule = read_schedule(args.model)
+    unet = load_turbo(args.model, device) if args.sampler == TURBO else load_unet(args.model, device)
+    if unet is None:
+        raise ModelFolderError(f"{args.model} has no turbo/; train it with `--distill consistency` or draw otherwise")
+    vae = load_vae(args.model, device)
     own = read_index(args.model)["defaults"]["guidance_scale"]
 
     def draw(prompts: Sequence[str]) -> Tensor:
@@ -595,6 +700,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
+    mode.add_argument("--distill", choices=("guidance", "consistency"), help="train the released UNet further: "
+                      "'guidance' answers at a guidance scale in one pass, 'consistency' makes turbo/ of it, which "
+                      "draws in two to four")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--prompt", action="append", help="--eval: what to draw; may be given several times")
     parser.add_argument("--gallery", metavar="FOLDER", help="--eval: a sheet for each of twenty prompts and one of "
@@ -635,7 +743,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
-    if args.train:
+    if args.distill and args.init:
+        parser.error("--distill starts from the UNet in --model; it takes no --init")
+    if args.train or args.distill:
         train(args)
     else:
         evaluate(args)

@@ -77,20 +77,24 @@ def generate_images(
     from tqdm import tqdm
 
     from conditional_ldm import encode_prompts
-    from core.diffusion import make_scheduler, sample, schedule_from_config
+    from core.diffusion import TURBO, make_scheduler, sample, schedule_from_config
     from core.engine import usual_sampler
     from generator import FaceGenerator
 
     engine = FaceGenerator.load(folder, device)
     sampler = sampler or usual_sampler(engine.info, steps)
     config, schedule = engine.scheduler_config, schedule_from_config(engine.scheduler_config)
-    done = []
+    done, turbo = [], sampler == TURBO
+    if turbo and engine.turbo is None:
+        raise ValueError(f"sampler {sampler!r}: {folder} has no turbo/")
+    fast = engine.denoise_fast if turbo else None
 
     def denoise(x: Tensor, timestep: Tensor, condition: Any) -> Tensor:
         if precision == "fp32":
-            return engine.denoise(x, timestep, condition)
+            return fast(x, timestep, condition) if fast is not None else engine.denoise(x, timestep, condition)
         with torch.autocast(engine.device.type, torch.bfloat16):
-            return engine.unet(x, timestep, condition).float()  # the solver's sums stay in fp32
+            network = engine.turbo if fast is not None else engine.unet
+            return network(x, timestep, condition).float()  # the solver's sums stay in fp32
 
     for start in tqdm(range(0, len(prompts), batch), desc=f"{steps} steps", unit="batch"):
         condition = encode_prompts(engine.clip, engine.tokenizer, prompts[start : start + batch], px=float(px))
@@ -98,7 +102,7 @@ def generate_images(
         noise = torch.stack([torch.randn(engine.info.latent_shape, generator=g) for g in generators])
         latents = sample(
             denoise, condition, make_scheduler(sampler, config), noise.to(engine.device),
-            steps, guidance, schedule=schedule, generators=generators,
+            steps, guidance, schedule=schedule, generators=generators, known=engine.known(turbo),
         )  # fmt: skip
         done.append(metrics.to_pictures(engine.draw(latents)))
     return np.concatenate(done)

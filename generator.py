@@ -49,11 +49,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conditional_ldm import encode_prompts, load_unet
+from conditional_ldm import encode_prompts, load_turbo, load_unet
 from core.checkpoint import folder_hash, read_index
 from core.compiled import CompileError, Compiler, Composed, Flat
 from core.devices import is_out_of_memory, pick_device, pick_dtype
 from core.diffusion import (
+    TURBO,
+    TURBO_STEPS,
     Condition,
     Denoising,
     Guidance,
@@ -106,6 +108,7 @@ class ModelInfo:
     default_guidance_scale: float
     engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
     sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
+    few_steps: Mapping[str, int] = field(default_factory=dict)  # samplers made for few steps -> how many
     step_curve: tuple[Mapping[str, Any], ...] = ()  # what more steps buy, if that was measured
 
 
@@ -144,6 +147,7 @@ class Run:
     steer_from: int
     denoising: Denoising
     redraw: Redraw | None
+    turbo: bool  # drawn by the network of few steps
     watermark: bool
     evaluations: list[int]  # of the network, for each picture
     error: JobError | None = None
@@ -209,15 +213,22 @@ class FaceGenerator:
         preview: PreviewDecoder | None = None,
         judge: Judge | None = None,
         index: Index | None = None,
+        turbo: nn.Module | None = None,
     ) -> None:
         self.clip, self.tokenizer, self.vae, self.unet, self.preview = clip, tokenizer, vae, unet, preview
         self.judge, self.index = judge, index
         self.scheduler_config, self.info = scheduler_config, info
         self.device, self.dtype = torch.device(info.device), dtype
+        self.turbo = turbo  # the network of the sampler "Turbo", if the folder has one
         # what computes: noisy latents, levels and conditions -> predictions; whitened latents -> images
-        self.denoise: Callable[[Tensor, Tensor, Condition], Tensor] = self._denoise_by_torch
+        self.denoise: Callable[[Tensor, Tensor, Condition], Tensor] = self._by_torch(unet)
+        self.denoise_fast: Callable[[Tensor, Tensor, Condition], Tensor] | None = turbo and self._by_torch(turbo)
         self.draw: Callable[[Tensor], Tensor] = self._draw_by_torch
-        self._company: Company | None = None
+        self._companies: dict[bool, Company] = {}  # of runs that are drawn by turbo, and of those that are not
+
+    def known(self, turbo: bool = False) -> tuple[float, float] | None:
+        """The guidance scales that one pass of a network answers, from the first to the last; None: it knows none."""
+        return getattr(self.turbo if turbo else self.unet, "guidance_range", None)
 
     @classmethod
     def load(
@@ -242,7 +253,7 @@ class FaceGenerator:
             raise ValueError(f"engine must be auto, torch, or openvino on the CPU; got {engine!r} on {chosen}")
         if threads is not None:
             torch.set_num_threads(threads)
-        index = read_index(folder)
+        index, turbo = read_index(folder), load_turbo(folder, "cpu")
         clip, tokenizer = load_clip(folder, "cpu")  # on the CPU first: no device ever reads a file
         vae = load_vae(folder, "cpu")
         unet = load_unet(folder, "cpu", vae)
@@ -256,20 +267,21 @@ class FaceGenerator:
             device=str(chosen),
             image_size=index["image_size"],
             latent_shape=tuple(index["latent_shape"]),
-            samplers=tuple(scheduler_config["samplers"]),
+            samplers=(*scheduler_config["samplers"], *([] if turbo is None else [TURBO])),
             default_sampler=index["defaults"]["sampler"],
             long_sampler=index["defaults"].get("long_sampler", index["defaults"]["sampler"]),
             default_guidance_scale=float(index["defaults"]["guidance_scale"]),
             engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
             sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
+            few_steps={} if turbo is None else {TURBO: TURBO_STEPS},
             step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
         )
         make_scheduler(info.default_sampler, scheduler_config)  # what it imports is imported now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)
         judge = find_judge(folder.parent / "judge", chosen)
-        vae, unet = vae.to(chosen), unet.to(chosen)
+        vae, unet, turbo = vae.to(chosen), unet.to(chosen), turbo and turbo.to(chosen)
         known = find_index(folder)
-        faces = cls(clip.to(chosen), tokenizer, vae, unet, scheduler_config, info, dtype, preview, judge, known)
+        faces = cls(clip.to(chosen), tokenizer, vae, unet, scheduler_config, info, dtype, preview, judge, known, turbo)
         if engine == "openvino" or (engine == "auto" and chosen.type == "cpu"):
             try:
                 faces.compile(None if cache is None else Path(cache))
@@ -290,6 +302,8 @@ class FaceGenerator:
         unet = compiler.compile("unet", Flat(self.unet), example, self.info.model_hash)
         decoder = Composed(self.vae, self.vae.unwhiten, self.vae.decode)
         self.draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
+        if self.turbo is not None:
+            self.denoise_fast = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash).denoise
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
 
     def warm_up(self) -> None:
@@ -320,6 +334,8 @@ class FaceGenerator:
             raise ValueError(f"start = {start} needs latents to start from")
         scale = self.info.default_guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
         sampler = usual_sampler(self.info, steps) if request.sampler is None else request.sampler
+        if sampler == TURBO and self.turbo is None:
+            raise ValueError(f"sampler {TURBO!r} is not there: the model has no turbo/")
         scheduler = make_scheduler(sampler, self.scheduler_config)
         shape = [count, *self.info.latent_shape]
         z = None if request.latents is None else torch.as_tensor(np.array(request.latents), dtype=torch.float32)
@@ -362,12 +378,12 @@ class FaceGenerator:
         target, negative = request.interpolate_to, request.negative_prompt
         goal = None if target is None or target.prompt is None else encode([target.prompt] * count)
         plain = Guidance(encode(prompts), scale, encode([negative] * count) if negative.strip() else None,
-                         goal, noise.weights if goal is not None else ())
+                         goal, noise.weights if goal is not None else (), known=self.known(sampler == TURBO))
         sliders = moved(request.attributes)
         steered = replace(plain, pushes=pushes(prompts, sliders, encode)) if sliders else plain
         asked = receipts(replace(request, attributes=sliders), prompts, noise.seeds, noise.weights, sampler, scale)
         return Run(noise.seeds, kept, request.balance, asked, plain, steered, int(START * denoising.total), denoising,
-                   redraw, request.watermark, [0] * count)
+                   redraw, sampler == TURBO, request.watermark, [0] * count)
 
     def _read(self, text: str) -> Condition:
         """One row; px asks for pictures as sharp as the best photographs. Raises JobError (`out_of_memory`)."""
@@ -376,24 +392,28 @@ class FaceGenerator:
 
     @torch.inference_mode()
     def step(self, runs: Sequence[Run]) -> None:
-        """Take every unfinished run one step further, with one call of the network for the images of all of them.
+        """Take every unfinished run one step further, with one call of the network for the images of all of them (one
+        of each network, where some are drawn by turbo).
 
         A run that fails (`not_finite`, `out_of_memory`) gets its `error` and is finished; the others do not notice.
         Where memory is short the call is made in halves, down to single rows.
         """
-        active = [run for run in runs if not run.finished]
-        if not active:
-            return
+        for turbo in (False, True):
+            active = [run for run in runs if not run.finished and run.turbo == turbo]
+            if active:
+                self._step(active, turbo)
+
+    def _step(self, active: Sequence[Run], turbo: bool) -> None:
         guidances = [run.guidance for run in active]  # a run's own, so that the same ones are those of the same runs
-        if self._company is None or not same(self._company.guidances, guidances):
+        company = self._companies.get(turbo)
+        if company is None or not same(company.guidances, guidances):
             batch = GuidedBatch(guidances)
-            self._company = Company(guidances, batch, len(batch.pictures))
-        company, batch = self._company, self._company.batch
+            company = self._companies[turbo] = Company(guidances, batch, len(batch.pictures))
         inputs = [run.denoising.model_input() for run in active]
         levels = [level for run, (_, level) in zip(active, inputs, strict=True) for _ in run.seeds]
         x = torch.cat([latents for latents, _ in inputs]).to(self.device)
-        prediction, lost = self._predict(company, x, torch.tensor(levels, device=self.device))
-        parts = batch.combine(prediction).cpu().split([run.num_images for run in active])
+        prediction, lost = self._predict(company, x, torch.tensor(levels, device=self.device), turbo)
+        parts = company.batch.combine(prediction).cpu().split([run.num_images for run in active])
         first = 0
         for run, part in zip(active, parts, strict=True):
             if lost and not lost.isdisjoint(range(first, first + run.num_images)):
@@ -402,14 +422,17 @@ class FaceGenerator:
                 self._advance(run, part)
             first += run.num_images
         if any(run.finished for run in active):
-            self._company = None
+            del self._companies[turbo]
 
-    def _predict(self, company: Company, latents: Tensor, levels: Tensor) -> tuple[Tensor, set[int]]:
+    def _predict(
+        self, company: Company, latents: Tensor, levels: Tensor, turbo: bool = False
+    ) -> tuple[Tensor, set[int]]:
         """The network's answer to every row, and the pictures that got none because memory was short."""
         x, timestep, condition = company.batch.inputs(latents, levels)
+        denoise = self.denoise_fast if turbo and self.denoise_fast is not None else self.denoise
 
         def network(rows: slice) -> Tensor:
-            return self.denoise(x[rows], timestep[rows], condition[rows])
+            return denoise(x[rows], timestep[rows], condition[rows])
 
         answers, lost = [], set()
         for rows, answer in self._in_pieces(network, len(x), company.rows_at_once):
@@ -529,9 +552,12 @@ class FaceGenerator:
 
         return np.concatenate(self._fit(lambda rows: to_pixels(self.draw(z[rows].to(self.device))), len(z)))
 
-    def _denoise_by_torch(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        with self.autocast():  # around the network alone: the sampler's arithmetic stays in fp32
-            return self.unet(x, timestep, condition)
+    def _by_torch(self, network: nn.Module) -> Callable[[Tensor, Tensor, Condition], Tensor]:
+        def denoise(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+            with self.autocast():  # around the network alone: the sampler's arithmetic stays in fp32
+                return network(x, timestep, condition)
+
+        return denoise
 
     def _draw_by_torch(self, x: Tensor) -> Tensor:
         with self.autocast():
@@ -628,7 +654,8 @@ class FaceGenerator:
 
 def model_hash(folder: str | Path) -> str:
     """The hash of all the weights that decide what a seed looks like."""
-    return folder_hash(folder, ("clip", "vae", "unet"))
+    parts = ("clip", "vae", "unet", "turbo")
+    return folder_hash(folder, [part for part in parts if part != "turbo" or part in read_index(folder)["components"]])
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

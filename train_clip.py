@@ -297,10 +297,14 @@ class CaptionBank:
     facts: Tensor
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For image rows [B]: ids [B, L], mask [B, L], facts [B, A] float, empty [B] bool; L is the batch's longest."""
+        """For image rows [B]: ids [B, L], mask [B, L], facts [B, A] float, empty [B] bool.
+
+        L is the batch's longest on a CPU, where padding costs time, and the bank's longest on an accelerator, which
+        would wait for the host to learn another number (and be compiled for each).
+        """
         pick = torch.randint(self.ids.shape[1], (len(rows),), generator=generator).to(rows.device)
         lengths = self.lengths[rows, pick].long()
-        longest = int(lengths.max())
+        longest = int(lengths.max()) if rows.device.type == "cpu" else self.ids.shape[2]
         mask = torch.arange(longest, device=rows.device)[None] < lengths[:, None]
         return self.ids[rows, pick, :longest].long(), mask, self.facts[rows, pick].float(), lengths <= 2
 

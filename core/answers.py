@@ -490,6 +490,7 @@ class OptionsAnswer(TypedDict):
     fields: dict[str, FieldOptions]
     aliases: Annotated[dict[str, str], Field(description="other name -> field")]
     samplers: list[str]
+    few_steps: Annotated[dict[str, int], Field(description="samplers made for few steps -> how many, if not asked for")]
     models: list[ModelOptions]
     quality: list[QualityOptions]
     step_curve: Annotated[list[StepQuality], Field(description="what more steps buy; empty where it was not measured")]

@@ -126,7 +126,7 @@ def against_diffusers(load: Load, steps: int, repeats: int) -> Section:
     return Section("against-diffusers", rows, [
         f"Ours: {count_parameters(faces.unet) / 1e6:.1f} M parameters, {flops[0]:.2f} GFLOP a row and evaluation, "
         f"{faces.info.engine}. Theirs: {count_parameters(unet) / 1e6:.1f} M, {flops[1]:.2f} GFLOP, eager float32, "
-        "random weights; two rows a picture in both.",
+        f"random weights; two rows a picture in {'theirs, one in ours' if faces.known() else 'both'}.",
         f"Evaluations: 4 images were measured with {steps}; each is a true evaluation of the network.",
     ])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,41 @@ def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], 
     except (SafetensorError, ValueError) as error:
         raise ModelFolderError(f"{folder / component} cannot be read ({error}); restore the folder") from error
     return settings, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def save_difference(folder: str | Path, component: str, state: Mapping[str, Tensor], base: Mapping[str, Tensor],
+                    config: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> str:
+    """Write a component that was trained on from another as what it adds to the weights of that, in 8 bits a weight.
+
+    A tensor's first axis has a scale for each of its rows; what ``base`` lacks counts as 0. Half the size of fp16, and
+    more exact where little has changed. Returns the hash of what is written.
+    """
+    tensors = {}
+    for name, value in state.items():
+        added = value.detach().cpu().float() - base.get(name, torch.zeros(())).float()
+        rows = added.reshape(len(added), -1) if added.ndim else added.reshape(1, 1)
+        scale = rows.abs().amax(1).clamp_min(1e-30) / 127.0
+        tensors[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(added.shape)
+        tensors[f"{name}.scale"] = scale
+    return save_component(folder, component, tensors, config, half=False, extra=extra)
+
+
+def load_difference(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that `save_difference` was given, from the tensors of the component and those it was trained from."""
+    state = {}
+    for name, value in tensors.items():
+        if not name.endswith(".scale"):
+            scale = tensors[f"{name}.scale"].view(value.shape[:1] + (1,) * (value.ndim - 1))
+            state[name] = base.get(name, torch.zeros(())).float() + value.float() * scale
+    return state
+
+
+def drop_component(folder: str | Path, component: str) -> None:
+    """Remove a component that does not fit the others any more, if it is there; first from the index."""
+    components = dict(read_index(folder)["components"])
+    if components.pop(component, None) is not None:
+        update_index(folder, components=components)
+        shutil.rmtree(Path(folder) / component, ignore_errors=True)
 
 
 def component_hash(folder: str | Path, component: str) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -41,8 +41,11 @@ class NotFiniteError(FloatingPointError):
 class Condition:
     """What a batch of pictures is asked to be. ``null`` marks rows that use the learned null instead of their text.
 
+    ``guidance`` is a scale that a distilled network answers at, in one pass; 1, as when it is not said, is none, which
+    is all that other networks know.
+
     Shapes: tokens [B, L, E], mask [B, L] bool (True = a real token), pooled [B, E], px [B] source resolution in pixels,
-    null [B] bool.
+    null [B] bool, guidance [B].
     """
 
     tokens: Tensor
@@ -50,6 +53,11 @@ class Condition:
     pooled: Tensor
     px: Tensor
     null: Tensor
+    guidance: Tensor = None  # type: ignore[assignment]  # never None once made
+
+    def __post_init__(self) -> None:
+        if self.guidance is None:
+            object.__setattr__(self, "guidance", torch.ones_like(self.px))
 
     def __len__(self) -> int:
         return len(self.px)
@@ -58,8 +66,12 @@ class Condition:
         return Condition(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def nulled(self) -> Condition:
-        """The same batch without its text (unconditional; px stays)."""
+        """The same batch without its text and guidance (unconditional; px stays)."""
         return Condition(self.tokens, self.mask, self.pooled, self.px, torch.ones_like(self.null))
+
+    def at_scale(self, scale: float | Tensor) -> Condition:
+        """The same batch, to be answered in one pass at these guidance scales; without text there is none (1)."""
+        return replace(self, guidance=torch.where(self.null, 1.0, torch.ones_like(self.px) * scale))
 
     def to(self, device: torch.device | str) -> Condition:
         """Every tensor on ``device``."""
@@ -77,7 +89,7 @@ def join_conditions(parts: Sequence[Condition]) -> Condition:
     def padded(part: Condition) -> Condition:
         missing = longest - part.tokens.shape[1]
         tokens = torch.nn.functional.pad(part.tokens, (0, 0, 0, missing))
-        return Condition(tokens, torch.nn.functional.pad(part.mask, (0, missing)), part.pooled, part.px, part.null)
+        return replace(part, tokens=tokens, mask=torch.nn.functional.pad(part.mask, (0, missing)))
 
     whole = [padded(part) for part in parts]
     return Condition(*(torch.cat([getattr(part, f.name) for part in whole]) for f in fields(Condition)))
@@ -165,6 +177,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------------ sampling
 
+TURBO, TURBO_STEPS = "Turbo", 4  # needs the consistency network of a model folder (`turbo/`), which the others do not
 SAMPLERS: tuple[str, ...] = ("DPM++ 2M", "DPM++ 2M SDE", "UniPC", "DDIM", "DDPM", "Euler", "Euler a")
 
 
@@ -194,6 +207,10 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     Raises ValueError for a name that does not fit the schedule in ``config``.
     """
     schedule = schedule_from_config(config)
+    if name == TURBO:
+        from core.distillation import ConsistencySteps
+
+        return ConsistencySteps(schedule)
     if name not in samplers_for(schedule):
         raise ValueError(f"sampler {name!r} is not one of {', '.join(samplers_for(schedule))}")
     if name in ("DPM++ 2M", "DPM++ 2M SDE"):
@@ -251,6 +268,9 @@ class Guidance:
     A push is a weight and a condition whose answer, so weighed, is added to the guided prediction. The weights of all
     pushes sum to 0, or the level of noise would drift; pairs of +s and -s push from one text towards another (semantic
     guidance, https://arxiv.org/abs/2301.12247). All conditions have one row a picture.
+
+    ``known`` are the scales that the network answers in one pass, from the first to the last, where it was distilled
+    (core/distillation.py): nothing but a negative needs a second one then.
     """
 
     condition: Condition
@@ -259,13 +279,22 @@ class Guidance:
     target: Condition | None = None
     weights: Sequence[float] = ()
     pushes: tuple[tuple[float, Condition], ...] = ()
+    known: tuple[float, float] | None = None
+
+    @property
+    def at_once(self) -> bool:
+        """Does one pass of the network give the guided prediction?"""
+        inside = self.known is not None and self.known[0] <= self.scale <= self.known[1]
+        return inside and self.scale != 1.0 and self.negative is None
 
     def passes(self) -> list[Condition]:
-        """The conditions to run: the wanted alone (w = 1: off), the unwanted alone (w = 0), else both in this order."""
+        """The conditions to run: the wanted alone (w = 1: off, or w known), the unwanted alone (w = 0), else both."""
         wanted = self.condition
         if self.target is not None:
             ends = [(wanted, self.target)[weight == 1.0][i : i + 1] for i, weight in enumerate(self.weights)]
             wanted = join_conditions(ends)
+        if self.at_once:
+            return [wanted.at_scale(self.scale)]
         if self.scale == 1.0:
             return [wanted]
         unwanted = self.condition.nulled() if self.negative is None else self.negative
@@ -286,15 +315,16 @@ class GuidedBatch:
     """Classifier-free guidance and pushes, u + w (c - u) + sum s_k p_k, for several jobs in one call of the network.
 
     Its rows are one for every picture, in the order of the jobs, after them a second one for each picture whose job
-    compares (w other than 0 and 1), one for each picture between two conditions, and then, push by push, one for each
+    compares (two passes), one for each picture between two conditions, and then, push by push, one for each
     picture whose job has so many. A job without pushes gets exactly what it gets without its neighbours'. It holds
     while the jobs stay the same: build it once, not once a step.
     """
 
     def __init__(self, jobs: Sequence[Guidance]) -> None:
         passes = [job.passes() for job in jobs]
-        targets = [job.target[torch.tensor(rows, device=job.target.px.device)]
-                   for job in jobs if (rows := job.between()) and job.target is not None]
+        ends = [(job, job.target[torch.tensor(rows, device=job.target.px.device)])
+                for job in jobs if (rows := job.between()) and job.target is not None]
+        targets = [end.at_scale(job.scale) if job.at_once else end for job, end in ends]
         layers = [[job for job in jobs if len(job.pushes) > k] for k in range(max(len(job.pushes) for job in jobs))]
         self.condition = join_conditions(
             [one[0] for one in passes] + [one[1] for one in passes if len(one) == 2] + targets
@@ -359,12 +389,13 @@ def guided(
     condition: Condition,
     guidance_scale: float,
     negative: Condition | None = None,
+    known: tuple[float, float] | None = None,
 ) -> Tensor:
     """The guided prediction of one job at one noise level: ``GuidedBatch`` of this job alone.
 
     Shapes: x [B, C, h, w], timestep [B], result [B, C, h, w].
     """
-    batch = GuidedBatch([Guidance(condition, guidance_scale, negative)])
+    batch = GuidedBatch([Guidance(condition, guidance_scale, negative, known=known)])
     return batch.combine(model(*batch.inputs(x, timestep)))
 
 
@@ -457,18 +488,20 @@ def sample(
     *,
     schedule: NoiseSchedule | None = None,
     negative: Condition | None = None,
+    known: tuple[float, float] | None = None,
     generators: Sequence[torch.Generator] | None = None,
     start: float = 0.0,
     z: Tensor | None = None,
     on_step: Callable[[int, int, Tensor], bool | None] | None = None,
 ) -> Tensor:
-    """Run the whole of one job; returns whitened clean latents [B, C, h, w]. The arguments are those of ``Denoising``.
+    """Run the whole of one job; returns whitened clean latents [B, C, h, w]. The arguments are those of ``Denoising``
+    and of ``Guidance``.
 
     ``on_step(done, total, denoised)`` sees the predicted clean latent after every step and stops the loop by returning
     True. Raises NotFiniteError on NaN/inf.
     """
     job = Denoising(scheduler, noise, num_inference_steps, schedule=schedule, generators=generators, start=start, z=z)
-    batch = GuidedBatch([Guidance(condition, guidance_scale, negative)])
+    batch = GuidedBatch([Guidance(condition, guidance_scale, negative, known=known)])
     while not job.finished:
         x, level = job.model_input()
         job.advance(batch.combine(model(*batch.inputs(x, torch.full((len(x),), level, device=x.device)))))

@@ -65,6 +65,8 @@ class EngineInfo(Protocol):
     @property
     def sliders(self) -> Mapping[str, Any]: ...  # name -> what it was measured to do (core.answers.SliderResponse)
     @property
+    def few_steps(self) -> Mapping[str, int]: ...  # samplers made for few steps -> how many
+    @property
     def step_curve(self) -> Sequence[Mapping[str, Any]]: ...  # what steps buy (core.answers.StepQuality), by steps
 
 

@@ -335,7 +335,9 @@ class TextToImage(Body):
         """What clients are told: every default filled in, what is random drawn; edits only where there are some."""
         edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to",
                  "attributes", "candidates", "balance"}
+        usual_steps = {} if "n_inf_steps" in self.model_fields_set else info.few_steps
         found = self.model_dump(exclude=edits) | {
+            "n_inf_steps": usual_steps.get(self.sampler or "", self.n_inf_steps),
             "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,  # drawn here and reported
             "guidance_scale": info.default_guidance_scale if self.guidance_scale is None else self.guidance_scale,
             "sampler": self.sampler or usual_sampler(info, self.n_inf_steps),
@@ -533,6 +535,7 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "fields": fields,
         "aliases": ALIASES,
         "samplers": list(info.samplers) if info else [],
+        "few_steps": dict(info.few_steps) if info else {},
         "models": models,
         "quality": [{"name": name, "steps": steps} for name, steps in QUALITY],
         "step_curve": [dict(point) for point in info.step_curve] if info else [],

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from core.checkpoint import write_json
+from core.checkpoint import INDEX, component_hash, load_component, read_index, save_component, write_json
 from core.devices import has_bf16
 
 MASK_63 = (1 << 63) - 1
@@ -242,6 +242,23 @@ def process_slice(accelerator: Any, count: int) -> slice:
 
 
 # ---------------------------------------------------------------------------------------------------------- run folder
+
+
+def keep_teacher(run: Path, model: Path, component: str, main: bool) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Configuration and weights of the component that a run learns from, and the hash they had in the model folder.
+
+    The run keeps a copy, so that it still learns from the same when what it made has been released in the same place
+    (which then says so: ``distilled``). Where another has come there, its hash is another setting of the run.
+    """
+    config, state = load_component(model, component)
+    source, kept = component_hash(model, component), run / "teacher"
+    if (kept / INDEX).exists():
+        first = str(read_index(kept)["components"][component]["source"])
+        if config.get("distilled", {}).get("teacher") == first:
+            return *load_component(kept, component), first
+    elif main:
+        save_component(kept, component, state, config, extra={"source": source})
+    return config, state, source
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

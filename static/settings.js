@@ -89,6 +89,7 @@ export function fillForm(options) {
   fields = options.fields;
   quality = options.quality;
   curve = options.step_curve;
+  fields.few = options.few_steps;
   if (!first) return;
   const { minimum, maximum } = fields.n_images;
   const counts = Array.from({ length: maximum - minimum + 1 }, (_, number) => minimum + number);
@@ -223,7 +224,9 @@ export function showErrors(errors) {
 }
 
 form.addEventListener("input", (event) => {
-  if (event.target.name === "quality") $("n_inf_steps").value = event.target.value;
+  const { name, value } = event.target;
+  const steps = name === "quality" ? value : name === "sampler" && fields.few[value];
+  if (steps) $("n_inf_steps").value = steps;
   if (event.target.matches("[aria-invalid]")) clearErrors();
   refresh();
 });

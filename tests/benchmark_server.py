@@ -126,6 +126,7 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
             info.default_guidance_scale,
             schedule=schedule_from_config(faces.scheduler_config),
             generators=generators,
+            known=faces.known(),
         )
         pixels = to_pixels(faces.draw(z))
     return [encode_png(mark(one), {**asked, "seed": body["seed"] + i}, info, VERSION) for i, one in enumerate(pixels)]

@@ -37,12 +37,13 @@ class DrawingInfo:
     device: str = "paper"
     image_size: int = 32
     latent_shape: tuple[int, int, int] = LATENT_SHAPE
-    samplers: tuple[str, ...] = ("Pencil", "DPM++ 2M")
+    samplers: tuple[str, ...] = ("Pencil", "DPM++ 2M", "Sketch")
     default_sampler: str = "Pencil"
     long_sampler: str = "Pencil"
     default_guidance_scale: float = 3.0
     engine: str = "pencil"
     sliders: Mapping[str, Any] = field(default_factory=lambda: {"Wearing_Hat": HAT})
+    few_steps: Mapping[str, int] = field(default_factory=lambda: {"Sketch": 4})
     step_curve: tuple[Mapping[str, Any], ...] = STEP_CURVE
 
 

@@ -87,6 +87,13 @@ def test_the_defaults_are_the_promised_ones(client: FlaskClient) -> None:
     assert 0 <= parameters["seed"] < 2**53
 
 
+def test_samplers_of_few_steps_take_few_unless_told(client: FlaskClient) -> None:
+    few, told, usual = {"sampler": "Sketch"}, {"sampler": "Sketch", "steps": 9}, {"sampler": "Pencil"}
+    for asked, steps in ((few, 4), (told, 9), (usual, 500)):
+        parameters = client.post("/text_to_image", json={"prompt": "", **asked}).get_json()["parameters"]
+        assert parameters["n_inf_steps"] == steps
+
+
 def test_a_finished_job_reads_exactly_like_this(app: Flask, client: FlaskClient) -> None:
     job_id = run(app, n_images=2, seed=7, n_inf_steps=4)
     answer = client.get(f"/jobs/{job_id}/")
@@ -441,7 +448,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"cfg_scale": 1e308}, "cfg_scale", "must be a number from 0 to 20"),
     ({"negative_prompt": "x" * 501}, "negative_prompt", "must be a string of 0 to 500 characters"),
     ({"negative_prompt": None}, "negative_prompt", "must be a string of 0 to 500 characters; got null"),
-    ({"sampler": "Brush"}, "sampler", 'must be one of Pencil, DPM++ 2M; got "Brush"'),
+    ({"sampler": "Brush"}, "sampler", 'must be one of Pencil, DPM++ 2M, Sketch; got "Brush"'),
     ({"sampler": ""}, "sampler", "must be one of"),
     ({"sampler": "__import__('os')"}, "sampler", "must be one of"),
     ({"sampler": 1}, "sampler", "must be a string; got 1"),

@@ -23,6 +23,7 @@ import vae
 from conditional_ldm import ConditionalUNet, encode_prompts, favoured_rows, load_unet
 from core.captions import ATTRIBUTES
 from core.diffusion import Condition, join_conditions
+from core.latents import LatentCache
 from dataset import FaceStore, synthetic_store
 from train_clip import CLIP, CaptionBank, Tokenizer, load_clip
 from vae import VAE, Posterior, load_vae
@@ -500,7 +501,7 @@ def test_sinusoids_tell_all_levels_apart() -> None:
 
 def test_cached_latents_are_whitened_posterior_samples_of_either_view(tiny_folder: Path) -> None:
     mean, std = seeded(2, 5, 4, 16, 16).half(), seeded(2, 5, 4, 16, 16, seed=1).abs().half()
-    cache = conditional_ldm.LatentCache(mean, std)
+    cache = LatentCache(mean, std)
     rows, mirrored, eps = torch.tensor([4, 0, 4]), torch.tensor([0, 1, 1]), seeded(3, 4, 16, 16, seed=2)
     z = cache.draw(rows, mirrored, eps)
     for i, (row, view) in enumerate(zip(rows.tolist(), mirrored.tolist(), strict=True)):

@@ -91,7 +91,7 @@ def test_it_says_the_ranges_that_are_checked() -> None:
     assert (fields["n_images"]["minimum"], fields["n_images"]["maximum"], fields["n_images"]["default"]) == (1, 8, 4)
     assert fields["prompt"]["maxLength"] == fields["negative_prompt"]["maxLength"] == 500
     assert fields["seed"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}
-    assert fields["sampler"]["anyOf"][0]["enum"] == ["Pencil", "DPM++ 2M"]
+    assert fields["sampler"]["anyOf"][0]["enum"] == ["Pencil", "DPM++ 2M", "Sketch"]
     assert fields["latent"]["anyOf"][0]["minLength"] == fields["latent"]["anyOf"][0]["maxLength"] == len(LATENT)
     assert "enum" not in schema("TextToImage", loaded=False)["properties"]["sampler"]["anyOf"][0]
     assert all(f"`{alias}`" in asked["description"] for alias in ALIASES)
@@ -203,11 +203,12 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
                       "response": HAT}
     assert all(one["response"] is None for one in found["attributes"] if one is not slider)
     assert found["fields"]["prompt"]["max_length"] == found["fields"]["negative_prompt"]["max_length"] == 500
-    assert found["fields"]["sampler"]["choices"] == found["samplers"] == ["Pencil", "DPM++ 2M"]
+    assert found["fields"]["sampler"]["choices"] == found["samplers"] == ["Pencil", "DPM++ 2M", "Sketch"]
     assert found["fields"]["guidance_scale"]["default"] == 3.0
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
     assert {one["name"]: one["steps"] for one in found["quality"]} == {
         "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
+    assert found["few_steps"] == {"Sketch": 4}
     assert found["step_curve"] == list(STEP_CURVE)
     for example in found["examples"]:
         words = client.post("/prompt/analyze", json={"prompt": example}).get_json()

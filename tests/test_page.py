@@ -320,7 +320,7 @@ def test_what_the_server_refuses_is_said_beside_its_field(page: Page, site: Site
 def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine: DrawingEngine, gate: Gate) -> None:
     visit(page, site.address)
     page.get_by_text("More settings").click()
-    assert page.locator("#sampler option").all_text_contents() == ["Automatic", "Pencil", "DPM++ 2M"]
+    assert page.locator("#sampler option").all_text_contents() == ["Automatic", "Pencil", "DPM++ 2M", "Sketch"]
     assert page.locator("#counts input").evaluate_all("all => all.map(one => one.value)") == list("12345678")
     for name, (low, high) in {"n_inf_steps": ("1", "1000"), "guidance_scale": ("0", "20")}.items():
         expect(page.locator(f"#{name}")).to_have_attribute("min", low)
@@ -330,6 +330,8 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
     assert page.get_by_label("Steps", exact=True).input_value() == "500"
     page.get_by_label("Steps", exact=True).fill("50")
     expect(page.get_by_role("radio", name="Fast")).to_be_checked()
+    page.get_by_label("Sampler").select_option("Sketch")  # made for few steps
+    assert page.get_by_label("Steps", exact=True).input_value() == "4"
     page.get_by_label("Steps", exact=True).fill("7")
     expect(page.get_by_role("radio", name="Fast")).not_to_be_checked()
     page.locator("#counts").get_by_text("3", exact=True).click()
