@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import benchmark_baseline
 import pytest
 import torch
+from training import make_workplace
 
 from core import bench
+from core.diffusion import NoiseSchedule
 from core.figures import Row, Section, record
 from generator import FaceGenerator
 
@@ -72,3 +77,23 @@ def test_the_client_meets_a_real_server(tiny_folder: Path) -> None:
             client.draw(n_images=99)
     with pytest.raises(RuntimeError, match="did not say where it is"), bench.served([sys.executable, "-c", "pass"]):
         pass
+
+
+def test_the_baseline_learns_from_the_same_lessons(tmp_path: Path) -> None:
+    """A step, stopped and resumed; its noise prediction means the same as ours of v."""
+    place = make_workplace(tmp_path, count=12)
+    command = ["train", "--model", str(place.model), "--data", str(place.store), "--run", str(tmp_path / "run"),
+               "--cache", str(tmp_path / "latents"), "--steps", "2", "--batch-size", "2", "--log-every", "1",
+               "--device", "cpu", "--precision", "no"]
+    assert benchmark_baseline.main([*command, "--stop-at", "1"]) == 0 and benchmark_baseline.main(command) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_seen"] for line in lines] == [2, 4] and all(0.5 < line["loss"] < 2 for line in lines)
+    schedule, z, noise = NoiseSchedule(), torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
+    t = torch.tensor([100.0, 700.0])
+
+    class Knowing(benchmark_baseline.Baseline):
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> torch.Tensor:
+            return noise
+
+    predict = Knowing(4, 32).velocity(schedule)
+    assert torch.allclose(predict(schedule.add_noise(z, noise, t), t, None), schedule.target(z, noise, t), atol=1e-4)
