@@ -111,7 +111,7 @@ def encode_png(
         texts.add_itxt("parameters", parameters_text(request, info))
         texts.add_itxt(REQUEST_CHUNK, text, zip=True)
         texts.add_itxt(XMP_CHUNK, XMP)
-    return write_png(pixels, texts, compress_level=6 if request else 1)
+    return write_png(pixels, texts, compress_level=3 if request else 1)  # 6: four times as long, 7 % smaller
 
 
 def write_png(pixels: np.ndarray, texts: PngImagePlugin.PngInfo | None = None, *, compress_level: int = 6) -> bytes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,23 @@ class Index:
 
         Shapes: views of [B, F] -> float [B], int [B].
         """
+        ours, length = self._expanded
+        count = len(views[0])
+        theirs = self.reduce(np.concatenate(views)).astype(np.float32)  # [V * B, D]
+        apart = length - 2.0 * theirs @ ours.T + np.square(theirs).sum(1)[:, None]  # [V * B, N]
+        index = apart.argmin(1)
+        found = np.sqrt(np.maximum(apart[np.arange(len(theirs)), index], 0.0)).reshape(-1, count) / LEVELS
+        view = found.argmin(0)
+        return found.min(0), index.reshape(-1, count)[view, np.arange(count)]
+
+    @cached_property
+    def _expanded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The codes as numbers that can be multiplied, and their squared lengths: 13 MB, and half of the search's time.
+
+        Exact: sums of squares of small whole numbers.
+        """
         ours = self.codes.astype(np.float32)
-        length = np.square(ours).sum(1)  # exact: sums of squares of small whole numbers
-        best: np.ndarray = np.full(len(views[0]), np.inf)
-        index: np.ndarray = np.zeros(len(views[0]), int)
-        for view in views:
-            theirs = self.reduce(view).astype(np.float32)  # [B, D]
-            apart = length - 2.0 * theirs @ ours.T + np.square(theirs).sum(1)[:, None]  # [B, N]
-            nearest = apart.argmin(1)
-            found = np.sqrt(np.maximum(apart[np.arange(len(theirs)), nearest], 0.0)) / LEVELS
-            index = np.where(found < best, nearest, index)
-            best = np.minimum(best, found)
-        return best, index
+        return ours, np.square(ours).sum(1)
 
     def nearest(self, pixels: np.ndarray) -> list[Nearness]:
         """How each picture stands. Shapes: uint8 [B, S, S, 3]."""
