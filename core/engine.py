@@ -361,10 +361,10 @@ class EngineBatch:
             return False
         if not run.finished:
             if run.done % job.request["stream_freq"] == 0:
-                for picture in self._engine.previews(run):
-                    job.keep(picture_name(picture.index, run.done), picture.png)
-                    job.keep(latent_name(picture.index, run.done), picture.latent)
-                    job.emit("preview", update(run, picture))
+                previews = self._engine.previews(run)
+                files = {picture_name(picture.index, run.done): picture.png for picture in previews}
+                files |= {latent_name(picture.index, run.done): picture.latent for picture in previews}
+                job.keep(files, [("preview", update(run, picture)) for picture in previews])
             return False
         pictures = self._engine.pictures(run)
         files = {picture_name(picture.index): picture.png for picture in pictures}

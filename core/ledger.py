@@ -94,19 +94,19 @@ class Job(Record):
             lasting = [StoredFile(name, len(content)) for name, content in (files or {}).items()]
             self.ledger.write([News(self, events=[(kind, data)], files=lasting)])
 
-    def keep(self, name: str, content: bytes) -> None:
-        """Keep a file that may be dropped, such as the preview of one step.
+    def keep(self, files: Mapping[str, bytes], events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> None:
+        """Keep files that may be dropped, such as the previews of one step, and append events that tell of them.
 
         Above `PREVIEW_BUDGET` bytes some are dropped, so that those which remain are spread over the whole job, with
         its first and its newest step among them. Raises: as `emit`.
         """
         self._assert_open()
         with _disk_troubles():
-            self.ledger.store.write_files(self.id, {name: content}, durable=False)
-            file = StoredFile(name, len(content), self.done)
-            others = [other for other in self.stored.values() if other.name != name]
-            dropped = superfluous([*others, file], PREVIEW_BUDGET)
-            self.ledger.write([News(self, files=[file], dropped=dropped)])
+            self.ledger.store.write_files(self.id, files, durable=False)
+            made = [StoredFile(name, len(content), self.done) for name, content in files.items()]
+            others = [other for other in self.stored.values() if other.name not in files]
+            dropped = superfluous([*others, *made], PREVIEW_BUDGET)
+            self.ledger.write([News(self, events=events, files=made, dropped=dropped)])  # one commit for all of it
             self.ledger.store.remove_files(self.id, dropped)
 
     def progress(self, done: int, total: int) -> None:

@@ -49,7 +49,7 @@ class Counting:
                 del self.states[job]
                 yield job, JobError("out_of_memory", "No room.", "Ask for less.")
             elif done < total:
-                job.keep(f"0-{done}.png", self.states[job] * 10)
+                job.keep({f"0-{done}.png": self.states[job] * 10})
                 job.emit("preview", {"index": 0, "t": done, "file": f"0-{done}.png"})
             else:
                 job.emit("image", {"index": 0, "t": done, "file": "0.png"}, {"0.png": self.states.pop(job) * 100})

@@ -472,7 +472,7 @@ def test_a_file_that_is_written_again_counts_once(
     queue: JobQueue, batch: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core.ledger, "PREVIEW_BUDGET", 1000)
-    batch.before_step = lambda job: [job.keep("latest.png", bytes(400)) for _ in range(5)] and None
+    batch.before_step = lambda job: [job.keep({"latest.png": bytes(400)}) for _ in range(5)] and None
     job = submit(queue, steps=1)
     queue.run_next(batch)
     assert job.file_names() == ("latest.png", "0.png")
