@@ -28,6 +28,7 @@ from torch import Tensor
 
 from core import endurance, metrics, response
 from core import report as reporting
+from core.bench import SECTIONS
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import read_index, update_index
 from core.devices import has_bf16, pick_device, pick_dtype
@@ -568,7 +569,7 @@ def kept_figures(report: Mapping[str, Any], before: Mapping[str, Any]) -> dict[s
     return found
 
 
-def measure_speed(settings: Settings, steps: int, repeats: int, record: bool) -> int:
+def measure_speed(settings: Settings, only: str, steps: int, repeats: int, record: bool) -> int:
     """How fast is it beside diffusers' own parts, as a server, and by each engine? 1 when a promise is not kept."""
     import sys
 
@@ -579,11 +580,12 @@ def measure_speed(settings: Settings, steps: int, repeats: int, record: bool) ->
     serve = [sys.executable, str(root / "api.py"), "--device", "cpu", "--model", str(Path(settings.model).resolve())]
     waiting = f", OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}" if "OMP_WAIT_POLICY" in os.environ else ""
     circumstances = figures.machine(f"torch {torch.__version__}, {torch.get_num_threads()} threads{waiting}")
-    command = f"python evaluate.py --bench --bench-steps {steps} --repeats {repeats} --record"
+    section_asked = "" if only == "all" else f" {only}"
+    command = f"python evaluate.py --bench{section_asked} --bench-steps {steps} --repeats {repeats} --record"
     kept = True
     for section in bench.run(
         lambda engine, precision: FaceGenerator.load(settings.model, "cpu", precision=precision, engine=engine),
-        serve, steps, repeats,
+        serve, steps, repeats, only,
     ):  # fmt: skip
         print(f"\n## {section.name}\n\n{section.text()}", flush=True)
         kept = kept and section.kept
@@ -619,7 +621,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compare", help="an earlier report.json: print what changed")
     parser.add_argument("--record", action="store_true", help="keep the figures in the model folder's index")
     parser.add_argument("--watermark", action="store_true", help="measure the invisible watermark, then stop")
-    parser.add_argument("--bench", action="store_true", help="measure speed beside diffusers' own parts, then stop")
+    parser.add_argument("--bench", nargs="?", const="all", choices=("all", *SECTIONS), metavar="SECTION",
+                        help=f"measure speed, or one of {', '.join(SECTIONS)}, then stop")
     parser.add_argument("--bench-steps", type=int, default=500, help="of the long comparison (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each comparison of --bench (default %(default)s)")
     parser.add_argument("--build-nearest", action="store_true", help="index the training pictures, then stop")
@@ -658,7 +661,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"--precision bf16: this {device.type} has no bfloat16 and only imitates it, many times slower than fp32",
               file=sys.stderr)
     if options.bench:
-        return measure_speed(settings, max(2, options.bench_steps), max(1, options.repeats), options.record)
+        steps, repeats = max(2, options.bench_steps), max(1, options.repeats)
+        return measure_speed(settings, options.bench, steps, repeats, options.record)
     if options.sliders:
         measure_sliders(settings, names, record=options.record)
         return 0

@@ -38,6 +38,7 @@ from core.figures import Row, Section, timed, told
 
 PROMPT = "a smiling young woman with wavy blond hair"
 ROWS = (1, 2, 8, 16)  # of one call of the network: a picture with guidance is two
+SECTIONS = ("engines", "against-diffusers", "speed")
 Load = Callable[[str, str], Any]  # (engine, precision) -> a FaceGenerator
 
 
@@ -336,8 +337,12 @@ def as_a_client(serve: Sequence[str], repeats: int) -> Section:
     ])
 
 
-def run(load: Load, serve: Sequence[str], steps: int, repeats: int) -> list[Section]:
-    """All sections, one after the other."""
+def run(load: Load, serve: Sequence[str], steps: int, repeats: int, only: str = "all") -> list[Section]:
+    """All sections, one after the other, or the one of `SECTIONS` that is asked for."""
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         told("This machine is busy with something else: read the ratios, not the seconds.")
-    return [compare_engines(load, 4 * repeats), against_diffusers(load, steps, repeats), as_a_client(serve, repeats)]
+    ways: list[Callable[[], Section]] = [
+        lambda: compare_engines(load, 4 * repeats), lambda: against_diffusers(load, steps, repeats),
+        lambda: as_a_client(serve, repeats),
+    ]  # fmt: skip
+    return [measure() for name, measure in zip(SECTIONS, ways, strict=True) if only in ("all", name)]
