@@ -126,7 +126,7 @@ FIELDS: list[tuple[str, Any, str]] = [  # one wrong field, and what is said abou
     ("negative_prompt", "x" * 501, PROMPT),
     ("negative_prompt", None, PROMPT + "null"),
     ("negative_prompt", "\x07", "must not contain control characters"),
-    ("sampler", "Brush", 'must be one of Pencil, DPM++ 2M; got "Brush"'),
+    ("sampler", "Brush", 'must be one of Pencil, DPM++ 2M, Sketch; got "Brush"'),
     ("sampler", "", "must be one of Pencil, DPM++ 2M"),
     ("sampler", "__import__('os').system('id')", "must be one of Pencil, DPM++ 2M"),
     ("sampler", 1, "must be a string; got 1"),
