@@ -75,7 +75,7 @@ from core.metadata import encode_png
 from core.nearest import Index
 from core.population import balanced
 from core.preview import PreviewDecoder, load_preview
-from core.receipts import findings, receipts
+from core.receipts import findings, receipts, wanted
 from core.sliders import moved
 from core.steering import START, pushes
 from core.watermark import VERSION, mark
@@ -481,7 +481,7 @@ class FaceGenerator:
             raise not_finite(NotFiniteError("the finished latents hold NaN or infinity"))
         pixels = self._decode(z)
         pixels = pixels if run.redraw is None else run.redraw.composite(pixels)
-        found = hear(self.judge, pixels, [row["prompt"] for row in run.asked])
+        found = hear(self.judge, pixels, [wanted(row) for row in run.asked])
         kept = best(found, run.kept, places=run.kept if run.balanced else 1)
         near = compare(self.index, pixels[kept])
         version, region = VERSION if run.watermark else None, None if run.redraw is None else run.redraw.mask

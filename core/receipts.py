@@ -59,6 +59,12 @@ def receipts(
     return found
 
 
+def wanted(receipt: Mapping[str, Any]) -> str:
+    """The prompt that a picture is judged by: on the way between two, that of the nearer end."""
+    target = receipt.get("interpolate_to", {})
+    return str(target["prompt"] if "prompt" in target and target["weight"] > 0.5 else receipt["prompt"])
+
+
 class Near(Protocol):
     """How a picture stands to the nearest training picture."""
 

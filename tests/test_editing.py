@@ -17,6 +17,7 @@ from core.diffusion import SAMPLERS, Denoising, NoiseSchedule, make_scheduler, s
 from core.editing import FEATHER, Inversion, Redraw, feather, latent_mask, membrane, slerp, starting_noise
 from core.engine import DrawRequest, Interpolation, draw_request
 from core.metadata import read_request
+from core.prompts import read
 from core.schemas import TextToImage
 from core.watermark import mark
 from generator import FaceGenerator, Picture, Run
@@ -271,6 +272,14 @@ def test_an_interpolation_ends_where_it_should(faces: FaceGenerator, scale: floa
     assert [one.seed for one in row] == [3] * 4
     between = draw(faces, guidance_scale=scale, interpolate_to=Interpolation(OTHER, 8, weight=1 / 3))
     assert np.abs(between[0].pixels.astype(int) - row[1].pixels).max() <= 1
+
+
+def test_between_two_prompts_a_picture_is_judged_by_the_nearer_one(bundled: FaceGenerator) -> None:
+    row = draw(bundled, num_images=4, num_inference_steps=3, interpolate_to=Interpolation(OTHER))
+    stated = [set(one.about["agreement"]) for one in row]
+    assert stated == [set(dict(read(prompt, {}).attributes)) for prompt in (PROMPT, PROMPT, OTHER, OTHER)]
+    (same,) = draw(bundled, num_inference_steps=3, interpolate_to=Interpolation(seed=8, weight=1.0))
+    assert set(same.about["agreement"]) == stated[0]
 
 
 def test_only_what_stands_between_two_prompts_needs_a_pass_more(faces: FaceGenerator) -> None:
