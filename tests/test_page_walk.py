@@ -130,7 +130,7 @@ def test_from_words_to_a_picture_that_remembers_them(page: Page, server: Server,
         expect(other.get_by_label("Describe a face")).to_have_value(PROMPT)
         assert other.get_by_label("Seed", exact=True).input_value() == "12"
         generate(other)
-        ended(other)
+        drawn(other, 2)  # the job of the link is the other one
         with other.expect_download() as again:
             other.get_by_role("link", name="Download face 1").first.click()
         with Image.open(again.value.path()) as one, Image.open(io.BytesIO(content)) as two:
