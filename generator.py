@@ -654,8 +654,8 @@ class FaceGenerator:
 
 def model_hash(folder: str | Path) -> str:
     """The hash of all the weights that decide what a seed looks like."""
-    parts = ("clip", "vae", "unet", "turbo")
-    return folder_hash(folder, [part for part in parts if part != "turbo" or part in read_index(folder)["components"]])
+    turbo = ["turbo"] if "turbo" in read_index(folder)["components"] else []
+    return folder_hash(folder, ["clip", "vae", "unet", *turbo])
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

@@ -4,7 +4,7 @@ import { readEdits, showEditError } from "./edits.js";
 import { look, setPrompt } from "./prompt.js";
 import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
-const PREVIEWS = 10; // how many updates a job shows when nobody says otherwise, whatever its length: each costs a decoding
+const PREVIEWS = 10; // how many updates a job shows when nobody says otherwise, whatever its length: each costs time
 const START_QUALITY = "Fast";
 const MAX_SAMPLES = 60;
 const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
@@ -65,7 +65,7 @@ function showExpected() {
   const expected = wanted.n_inf_steps > 0 ? expectedSeconds({ ...here, n_inf_steps: doneShare(edits) * wanted.n_inf_steps }) : null;
   $("generate-note").textContent = expected === null ? "" : `≈ ${seconds(expected)}`;
   $("expected").textContent = (expected === null ? "Its time is measured with the first pictures."
-    : `About ${seconds(expected)} on this machine.`) + worth(wanted.n_inf_steps);
+    : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps));
 }
 
 /** What so many steps buy: how much further their pictures are from real faces than the nearest that were measured. */
