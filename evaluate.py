@@ -14,7 +14,9 @@ import argparse
 import json
 import os
 import random
+import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -150,6 +152,7 @@ class Settings:
     precision: str = "fp32"
 
 
+FOR_SHARPNESS = Settings(samples=256, steps=20)
 FOR_SLIDERS = Settings(samples=12, steps=10, out="docs")
 QUICK = Settings(samples=256, pool=2048, crowd_n=64, curve_n=64, curve_steps=(2, 8, 30))
 
@@ -492,6 +495,43 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
     return report
 
 
+# ------------------------------------------------------------------------------------------------------- the sharpness
+
+
+def fit_sharpness(settings: Settings) -> dict[str, float]:
+    """Fit the filter at the end of the decoder to pictures that this model draws, and release the VAE with it.
+
+    `samples` pictures are drawn without a filter for captions of as many sharp training pictures, whose radial spectrum
+    they are given. Training fits it to copies instead, which are sharper than what is drawn. Returns the share of the
+    power above half Nyquist over that of the training pictures, without and with the filter.
+    """
+    from core.checkpoint import load_component
+    from core.sharpness import fit_kernel
+    from dataset import FaceStore
+    from vae import load_vae, release, with_kernel
+
+    store = FaceStore.open(settings.data)
+    rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))[: settings.samples]
+    prompts = draw_prompts(store.attributes[rows], len(rows), settings.seed).texts
+    config, _ = load_component(settings.model, "vae")
+    vae, own = load_vae(settings.model), read_index(settings.model)["defaults"]["guidance_scale"]
+    guidance = float(own if settings.guidance is None else settings.guidance)
+    with tempfile.TemporaryDirectory() as aside:  # a run that ends early leaves the model as it was
+        soft_model = shutil.copytree(settings.model, Path(aside) / "model")
+        release(with_kernel(vae, None), soft_model, config.get("training", {}))
+        drawn = generate_images(str(soft_model), prompts, range(len(rows)), settings.steps, guidance,
+                                sampler=settings.sampler, device=settings.device, precision=settings.precision)
+    real = store.images[np.sort(rows)]
+    sharp = with_kernel(vae, fit_kernel(drawn, real))
+    with torch.inference_mode():
+        filtered = metrics.to_pictures(sharp.decoder.sharpen(metrics.to_tensor(drawn)))
+    found = {name: metrics.fine_detail_share(pictures) / metrics.fine_detail_share(real)
+             for name, pictures in (("fine_detail_before", drawn), ("fine_detail_after", filtered))}
+    release(sharp, Path(settings.model), config.get("training", {}))
+    print(json.dumps({"n": len(rows), "steps": settings.steps, "guidance": guidance, **found}, indent=2))
+    return found
+
+
 # -------------------------------------------------------------------------------------------------------- the sliders
 
 
@@ -626,6 +666,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bench-steps", type=int, default=500, help="of the long comparison (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each comparison of --bench (default %(default)s)")
     parser.add_argument("--build-nearest", action="store_true", help="index the training pictures, then stop")
+    parser.add_argument("--fit-sharpness", action="store_true", help="fit the decoder's last filter to pictures drawn "
+                        f"for training captions (default: {FOR_SHARPNESS.samples}, {FOR_SHARPNESS.steps} steps), "
+                        "then stop")
     parser.add_argument("--sliders", nargs="?", const=",".join(sliders()), metavar="NAMES",
                         help="measure all attribute sliders, or these (Smiling,Young), then stop (defaults: "
                         f"{FOR_SLIDERS.samples} people, "
@@ -647,7 +690,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = options.sliders.split(",") if options.sliders else []
         if unknown := set(names) - set(sliders()):
             raise ValueError(f"--sliders {', '.join(sorted(unknown))}: choose from {', '.join(sliders())}")
-        settings = replace(FOR_SLIDERS if options.sliders else QUICK if options.quick else base, **given)
+        settings = replace(FOR_SLIDERS if options.sliders else FOR_SHARPNESS if options.fit_sharpness
+                           else QUICK if options.quick else base, **given)
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
@@ -668,6 +712,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.watermark:
         measure_watermark(settings)
+        return 0
+    if options.fit_sharpness:
+        fit_sharpness(settings)
         return 0
     if options.build_nearest:
         build_nearest(settings)

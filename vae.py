@@ -3,7 +3,8 @@
 The whole autoencoder: network, losses, training loop, measurements, command line. Space-to-depth at the door means that
 nothing runs at full resolution with many channels, so the decoder costs under 4 GFLOP and draws four faces in a blink
 on a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks across places or depends on the size of
-the picture. It does not know about text or diffusion.
+the picture. The last layer is a linear filter, fitted and not trained, that makes pictures as sharp as photographs
+(`core.sharpness`). It does not know about text or diffusion.
 
     python vae.py --train                    train, measure the latent statistics, release to the model folder
     python vae.py --train --decoder-only     continue the decoder alone; encoder and cached latents stay valid
@@ -19,16 +20,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.checkpoint import build, git_commit, load_component, load_strictly, save_component
 from core.preview import fit_preview, load_preview, save_preview
+from core.sharpness import Sharpen, fit_kernel
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -45,6 +48,7 @@ class VAEConfig:
     encoder_blocks: tuple[int, int] = (1, 2)
     decoder_channels: tuple[int, int, int] = (256, 128, 64)  # at H/8, H/4, H/2
     decoder_blocks: tuple[int, int, int] = (3, 2, 1)
+    sharpen_size: int = 0  # of the filter at the decoder's end; 0: none, as while training
 
 
 PRESETS = {
@@ -146,8 +150,13 @@ class Decoder(nn.Module):
         stages += [ResBlock(c) for _ in range(config.decoder_blocks[2])] + [PixelNorm(c), nn.SiLU()]
         self.stages = nn.Sequential(*stages)
         self.head = nn.Conv2d(c, 12, 3, padding=1)
+        self.sharpen = Sharpen(config.sharpen_size) if config.sharpen_size else nn.Identity()
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.sharpen(self.soft(z))  # type: ignore[no-any-return]
+
+    def soft(self, z: Tensor) -> Tensor:
+        """Before the filter: what the losses look at, which would otherwise teach the layers to undo it."""
         return F.pixel_shuffle(self.head(self.stages(z)), 2)
 
 
@@ -302,7 +311,8 @@ def train(args: argparse.Namespace) -> None:
     model = VAE(PRESETS[args.preset])
     if args.init or args.decoder_only:  # a decoder learns what an encoder already says
         _, state = load_component(args.init or args.model, "vae")
-        load_strictly(model, state, "the VAE to start from")
+        trained_before = {name: value for name, value in state.items() if not name.startswith("decoder.sharpen.")}
+        load_strictly(model, trained_before, "the VAE to start from")
     model = model.to(device, memory_format=torch.channels_last)
     critic = PatchDiscriminator(ADVERSARIES[args.preset]).to(device, memory_format=torch.channels_last)
     perceptual = None
@@ -347,12 +357,13 @@ def train(args: argparse.Namespace) -> None:
         with accelerator.autocast():
             posterior = model.encode(images)
             z = posterior.mean + posterior.std * noise
-            recon = model.decode(z)
+            recon = model.decoder.soft(z).float()
             terms = {"charbonnier": charbonnier(recon, images), "gradient": gradient_loss(recon, images)}
             loss = terms["charbonnier"] + weights.gradient * terms["gradient"]
             if not args.decoder_only:  # both terms shape the latents, which a frozen encoder does not change
                 terms["kl"] = posterior.kl()
-                small = model.decode(F.avg_pool2d(z, 2))  # equivariance: the latent scaled is the picture scaled
+                # equivariance: the latent scaled is the picture scaled
+                small = model.decoder.soft(F.avg_pool2d(z, 2)).float()
                 terms["downscale"] = charbonnier(small, F.avg_pool2d(images, 2))
                 loss = loss + weights.kl * terms["kl"] + weights.downscale * terms["downscale"]
             if perceptual is not None:
@@ -410,6 +421,7 @@ def train(args: argparse.Namespace) -> None:
             mean, std = measure_latents(final, pixels[: args.measure])
             final.latent_mean.copy_(mean)
             final.latent_std.copy_(std)
+        final = sharpened(final, pixels[: min(args.measure, 512)])
         release(final, Path(args.model), settings | {"steps": args.steps})
         release_preview(final, pixels[: min(args.measure, 2048)], Path(args.model))
         print(f"released to {args.model}/vae")
@@ -420,6 +432,23 @@ def averaged(model: VAE, ema: Any, device: torch.device) -> VAE:
     copy = VAE(model.config)
     copy.load_state_dict(ema.state, strict=True)
     return copy.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def sharpened(model: VAE, pixels: Tensor) -> VAE:
+    """The same VAE with a filter after it that gives its copies of these uint8 images [N, H, W, 3] their spectrum."""
+    from core.metrics import to_pictures
+
+    with torch.inference_mode():
+        copies = [to_pictures(model.decoder.soft(model.encode(to_images(part)).mean)) for part in pixels.split(64)]
+    return with_kernel(model, fit_kernel(np.concatenate(copies), pixels.cpu().numpy()))
+
+
+def with_kernel(model: VAE, kernel: Tensor | None) -> VAE:
+    """The same VAE with this filter [k, k] after its decoder, or with none."""
+    copy = VAE(replace(model.config, sharpen_size=0 if kernel is None else len(kernel)))
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.sharpen.")}
+    copy.load_state_dict(state if kernel is None else state | {"decoder.sharpen.kernel": kernel})
+    return copy.eval().requires_grad_(False).to(model.latent_mean.device, memory_format=torch.channels_last)
 
 
 def release(model: VAE, folder: Path, training: dict[str, Any]) -> None:

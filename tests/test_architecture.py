@@ -72,6 +72,7 @@ ROOMS: dict[str, set[str]] = {
     "core.latents": {"numpy", "torch", "tqdm"},
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
     "core.preview": {"torch"},
+    "core.sharpness": {"numpy", "torch"},
     "core.compiled": {"openvino", "torch"},
     "core.devices": {"torch"},
     "core.figures": set(),

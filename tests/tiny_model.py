@@ -20,7 +20,9 @@ from core.judge import Judge, JudgeConfig
 from train_clip import CLIP, train_tokenizer
 from train_clip import PRESETS as CLIPS
 from vae import PRESETS as VAES
-from vae import VAE, encoder_hash, load_vae
+from vae import VAE, encoder_hash, load_vae, with_kernel
+
+SHARPENING = torch.tensor([[0.0, -0.25, 0.0], [-0.25, 2.0, -0.25], [0.0, -0.25, 0.0]])
 
 
 def bundled_model() -> Path | None:
@@ -56,6 +58,7 @@ def build_tiny_model(folder: Path, seed: int = 0) -> Path:
                     if not bool(weight.any()) and name.endswith("weight"):
                         weight.normal_(std=0.05)
         vae.latent_std.fill_(0.5)
+        vae = with_kernel(vae, SHARPENING)
     save_component(folder, "clip", clip.state_dict(), {"network": asdict(clip_config)})
     tokenizer.save(folder / "clip" / "tokenizer.json")
     save_component(folder, "vae", vae.state_dict(), {"network": asdict(vae.config)})
