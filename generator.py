@@ -106,6 +106,7 @@ class ModelInfo:
     default_sampler: str
     long_sampler: str  # of more than `core.engine.MANY_STEPS` steps
     default_guidance_scale: float
+    one_pass: tuple[float, float] | None = None  # guidance scales that cost no second pass, if it learned any
     engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
     sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
     few_steps: Mapping[str, int] = field(default_factory=dict)  # samplers made for few steps -> how many
@@ -271,6 +272,7 @@ class FaceGenerator:
             default_sampler=index["defaults"]["sampler"],
             long_sampler=index["defaults"].get("long_sampler", index["defaults"]["sampler"]),
             default_guidance_scale=float(index["defaults"]["guidance_scale"]),
+            one_pass=unet.guidance_range,
             engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
             sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
             few_steps={} if turbo is None else {TURBO: TURBO_STEPS},

@@ -423,6 +423,8 @@ class FieldOptions(TypedDict):
     choices: NotRequired[list[str]]
     long_default: NotRequired[Annotated[str, Field(description="the default with more than `long_above` steps")]]
     long_above: NotRequired[int]
+    one_pass: NotRequired[Annotated[list[float] | None, Field(
+        description="guidance scales, from and to, of one pass a step where no negative_prompt is given")]]
 
 
 class ModelOptions(TypedDict):

@@ -61,6 +61,8 @@ class EngineInfo(Protocol):
     @property
     def default_guidance_scale(self) -> float: ...
     @property
+    def one_pass(self) -> tuple[float, float] | None: ...  # guidance scales that cost no second pass of the network
+    @property
     def engine(self) -> str: ...  # what computes, for people: "OpenVINO 2026.4.1 f32"
     @property
     def sliders(self) -> Mapping[str, Any]: ...  # name -> what it was measured to do (core.answers.SliderResponse)

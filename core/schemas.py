@@ -525,7 +525,8 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
     }
     models = []
     if info is not None:
-        fields["guidance_scale"]["default"] = info.default_guidance_scale
+        fields["guidance_scale"] |= {"default": info.default_guidance_scale,
+                                     "one_pass": list(info.one_pass) if info.one_pass else None}
         fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers),
                               "long_default": info.long_sampler, "long_above": MANY_STEPS}
         fields["model"] |= {"default": info.name, "choices": [info.name]}

@@ -4,7 +4,7 @@ import { readEdits, showEditError } from "./edits.js";
 import { look, setPrompt } from "./prompt.js";
 import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
-const PREVIEWS = 10; // how many updates a job shows when nobody says otherwise, whatever its length: each costs time
+const PREVIEWS = 10; // updates that a job shows when nobody says otherwise, whatever its length
 const START_QUALITY = "Fast";
 const MAX_SAMPLES = 60;
 const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
@@ -21,9 +21,11 @@ export const isReady = () => fields !== null;
 
 const samples = []; // {rows, perStep}: what earlier jobs took
 
-/** How many rows of the batch a job fills: with guidance every picture is computed twice, with each slider twice more. */
-const rowsOf = ({ n_images: count, candidates, guidance_scale: guidance, attributes }) => (
-  (candidates ?? count) * ((guidance === 1 || guidance === 0 ? 1 : 2) + 2 * Object.keys(attributes ?? {}).length));
+/** Passes of the network a step: guidance takes two where it was not taught to one, each slider two more. */
+const rowsOf = ({ n_images: count, candidates, guidance_scale: scale, negative_prompt: away, attributes }) => {
+  const [low, high] = (!away && fields?.guidance_scale.one_pass) || [1, 1];
+  return (candidates ?? count) * (((low <= scale && scale <= high) || scale === 0 ? 1 : 2) + 2 * Object.keys(attributes ?? {}).length);
+};
 
 /** The share of the steps that is done: the rest is skipped where something is there to begin with. */
 const doneShare = ({ start_timestep: start, init_image: picture, strength, mask }) => (picture ? strength ?? (mask ? 1 : 0.6) : 1 - (start ?? 0));
@@ -38,9 +40,9 @@ export function measure(job) {
   showExpected();
 }
 
-const typical = (values) => values.sort((a, b) => a - b)[Math.floor((values.length - 1) / 3)]; // neighbours only slow a job down
+const typical = (values) => values.sort((a, b) => a - b)[Math.floor((values.length - 1) / 3)]; // neighbours slow it down
 
-/** Seconds for a job like this, or null where nothing was measured. A step costs a fixed part and a part for each row. */
+/** Seconds for a job like this, or null before the first. A step costs a fixed part and a part for each row. */
 function expectedSeconds(parameters) {
   const rows = rowsOf(parameters);
   const groups = new Map();
@@ -57,7 +59,7 @@ function showExpected() {
   if (!fields) return;
   const wanted = readForm();
   const edits = readEdits();
-  const here = { ...edits, n_images: wanted.n_images, guidance_scale: wanted.guidance_scale ?? fields.guidance_scale.default };
+  const here = { ...edits, ...wanted, guidance_scale: wanted.guidance_scale ?? fields.guidance_scale.default };
   for (const input of $("qualities").querySelectorAll("input")) {
     const expected = expectedSeconds({ ...here, n_inf_steps: doneShare(edits) * input.value });
     input.parentElement.querySelector("small").textContent = expected === null ? `${input.value} steps` : `${input.value} · ≈ ${seconds(expected)}`;
@@ -68,7 +70,7 @@ function showExpected() {
     : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps));
 }
 
-/** What so many steps buy: how much further their pictures are from real faces than the nearest that were measured. */
+/** What steps buy: how much further their pictures are from real faces than the nearest. */
 function worth(steps) {
   if (!curve.length || !(steps > 0)) return "";
   const after = curve.find((point) => point.steps >= steps) ?? curve.at(-1);
@@ -173,7 +175,7 @@ export function rememberSeed(seed) {
   $("last-seed").title = `Use the last seed again (${seed})`;
 }
 
-/** What follows from other fields: the counter, the guidance number, the quality's name, the time it will take. */
+/** What follows from other fields: counter, guidance number, quality's name, time. */
 function refresh() {
   if (!fields) return;
   const wanted = readForm();

@@ -41,6 +41,7 @@ class DrawingInfo:
     default_sampler: str = "Pencil"
     long_sampler: str = "Pencil"
     default_guidance_scale: float = 3.0
+    one_pass: tuple[float, float] | None = (1.0, 6.0)
     engine: str = "pencil"
     sliders: Mapping[str, Any] = field(default_factory=lambda: {"Wearing_Hat": HAT})
     few_steps: Mapping[str, int] = field(default_factory=lambda: {"Sketch": 4})

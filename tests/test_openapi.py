@@ -205,6 +205,7 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
     assert found["fields"]["prompt"]["max_length"] == found["fields"]["negative_prompt"]["max_length"] == 500
     assert found["fields"]["sampler"]["choices"] == found["samplers"] == ["Pencil", "DPM++ 2M", "Sketch"]
     assert found["fields"]["guidance_scale"]["default"] == 3.0
+    assert found["fields"]["guidance_scale"]["one_pass"] == [1.0, 6.0]
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
     assert {one["name"]: one["steps"] for one in found["quality"]} == {
         "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
