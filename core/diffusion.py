@@ -178,7 +178,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------ sampling
 
 TURBO, TURBO_STEPS = "Turbo", 4  # needs the consistency network of a model folder (`turbo/`), which the others do not
-SAMPLERS: tuple[str, ...] = ("DPM++ 2M", "DPM++ 2M SDE", "UniPC", "DDIM", "DDPM", "Euler", "Euler a")
+SAMPLERS: tuple[str, ...] = ("UniPC", "DPM++ 2M", "DPM++ 2M SDE", "DDIM", "DDPM", "Euler", "Euler a")
 
 
 def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
     return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
             "prediction_type": "flow" if schedule.kind == "flow" else "v_prediction",
             "samplers": list(samplers_for(schedule)), "default_sampler": samplers_for(schedule)[0],
-            "long_sampler": samplers_for(schedule)[0 if schedule.kind == "flow" else 1]}
+            "long_sampler": "Flow Euler" if schedule.kind == "flow" else "DPM++ 2M SDE"}
 
 
 def samplers_for(schedule: NoiseSchedule) -> tuple[str, ...]:
@@ -215,6 +215,8 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
         raise ValueError(f"sampler {name!r} is not one of {', '.join(samplers_for(schedule))}")
     if name in ("DPM++ 2M", "DPM++ 2M SDE"):
         return DPMSolver(schedule.alphas_cumprod(), stochastic=name.endswith("SDE"))
+    if name == "UniPC":
+        return DPMSolver(schedule.alphas_cumprod(), corrected=True, clipped=False)
     if name == "DDIM":  # first-order DPM-Solver++ is DDIM; DDIMScheduler steps wrongly where n does not divide 1000
         return DPMSolver(schedule.alphas_cumprod(), order=1)
     import diffusers
@@ -225,8 +227,6 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
                               "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
     if name == "DDPM":
         return diffusers.DDPMScheduler(**common, clip_sample=False)
-    if name == "UniPC":
-        return diffusers.UniPCMultistepScheduler(**common, solver_order=2)
     if name == "Euler":
         return diffusers.EulerDiscreteScheduler(**common)
     return diffusers.EulerAncestralDiscreteScheduler(**common)

@@ -1,10 +1,12 @@
-"""How does DPM-Solver++ step from noise to a clean latent?
+"""How do DPM-Solver++ and UniPC step from noise to a clean latent?
 
 The multistep solver of https://arxiv.org/abs/2211.01095 (algorithm 2, "2M") for networks that predict v, its first
-order, which is DDIM (https://arxiv.org/abs/2010.02502), and its stochastic form (appendix A of the same paper). It
-computes, number for number, what diffusers' `DPMSolverMultistepScheduler` does, and can stand in its place; that one
-drives all other samplers. It is here because importing diffusers takes longer than drawing a face: a server that has
-just been started, and every default picture, does without.
+order, which is DDIM (https://arxiv.org/abs/2010.02502), and its stochastic form (appendix A of the same paper). UniPC
+(https://arxiv.org/abs/2302.04867, order 2, B2) predicts just as 2M does, and at every step first corrects the one
+before with what the network says now, which costs no evaluation. All compute, number for number, what diffusers'
+`DPMSolverMultistepScheduler` and `UniPCMultistepScheduler` do, and can stand in their place; those drive all other
+samplers. They are here because importing diffusers takes longer than drawing a face: a server that has just been
+started, and every default picture, does without.
 
 Notation: x = alpha z + sigma eps, lambda = log(alpha / sigma), v = alpha eps - sigma z; ``sigmas`` has sigma / alpha.
 """
@@ -26,20 +28,23 @@ class DPMSolver:
 
     ``alphas_cumprod`` is alpha^2 at each of the N training timesteps, float64. ``order`` 1 is DDIM, 2 also looks at the
     step before. ``stochastic`` adds fresh noise at every step; then ``step`` needs one generator a picture.
+    ``corrected`` is UniPC, which begins at the far end itself: ``clipped`` False.
     """
 
     init_noise_sigma = 1.0
 
-    def __init__(self, alphas_cumprod: Tensor, order: int = 2, stochastic: bool = False) -> None:
+    def __init__(self, alphas_cumprod: Tensor, order: int = 2, stochastic: bool = False, corrected: bool = False,
+                 clipped: bool = True) -> None:
         betas = 1.0 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         # from here on in float32, as diffusers has it: a seed's picture is the same to the bit
         self.alphas_cumprod = torch.cumprod(1.0 - betas.float(), dim=0)
         log_snr = self.alphas_cumprod.sqrt().log() - (1.0 - self.alphas_cumprod).sqrt().log()
-        self._last = len(log_snr) - int(torch.searchsorted(log_snr.flip(0), LAMBDA_MIN))
-        self._order, self._stochastic = order, stochastic
+        self._last = len(log_snr) - (int(torch.searchsorted(log_snr.flip(0), LAMBDA_MIN)) if clipped else 0)
+        self._order, self._stochastic, self._corrected = order, stochastic, corrected
         self.timesteps, self.sigmas = torch.empty(0, dtype=torch.int64), torch.empty(0)
         self._index = 0
         self._before: tuple[float, Tensor] | None = None  # lambda and z of the step before
+        self._taken: tuple[float, Tensor, tuple[float, Tensor] | None] | None = None  # what it stepped from, and how
 
     def set_timesteps(self, num_inference_steps: int) -> None:
         """About so many levels, from the clipped far end down; ``core.diffusion.set_timesteps`` has exactly so many."""
@@ -51,7 +56,7 @@ class DPMSolver:
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at this step, without a past."""
-        self._index, self._before = begin_index, None
+        self._index, self._before, self._taken = begin_index, None, None
 
     def add_noise(self, z: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """z at the level of the step to begin with, which is that of ``timesteps``. Shapes: [B, C, h, w]."""
@@ -78,20 +83,43 @@ class DPMSolver:
             _level(ratio) for ratio in self.sigmas[self._index : self._index + 2].tolist()
         )
         z = alpha * x - sigma * prediction  # what the prediction says is there
+        if self._taken is not None:
+            x = self._correct(z, alpha, sigma, log_snr)
         h = next_log_snr - log_snr  # infinite at the last step, which goes to z itself
         shrunk = math.exp(-2.0 * h if self._stochastic else -h)
         weight = next_alpha * (1.0 - shrunk)
         keep = next_sigma / sigma * (math.exp(-h) if self._stochastic else 1.0)
         result = keep * x + weight * z
-        if self._order == 2 and self._before is not None and next_sigma > 0.0:
-            log_snr_before, z_before = self._before
+        earlier = self._before if self._order == 2 and next_sigma > 0.0 else None
+        if earlier is not None:
+            log_snr_before, z_before = earlier
             result = result + 0.5 * weight * (h / (log_snr - log_snr_before) * (z - z_before))
         if self._stochastic and next_sigma > 0.0:
             if generator is None:
                 raise ValueError("the stochastic solver needs generators, one a picture")
             result = result + next_sigma * math.sqrt(1.0 - shrunk) * _noise(x, generator)
+        self._taken = (sigma, x, earlier) if self._corrected else None
         self._index, self._before = self._index + 1, (log_snr, z)
         return (result,)
+
+    def _correct(self, z: Tensor, alpha: float, sigma: float, log_snr: float) -> Tensor:
+        """The step before taken once more, now that the network has said what is there at its end (algorithm 5)."""
+        if self._taken is None or self._before is None:
+            raise ValueError("there is no step to correct")
+        (sigma_from, x, earlier), (log_snr_from, z_from) = self._taken, self._before
+        h = log_snr - log_snr_from
+        shrunk = math.expm1(-h)  # B2
+        change, share = z - z_from, 0.5
+        if earlier is None:
+            change = share * change
+        else:  # two unknown shares, from the order conditions (eq. 11)
+            log_snr_earlier, z_earlier = earlier
+            ratio = (log_snr_earlier - log_snr_from) / h
+            second = -shrunk / h - 1.0
+            third = -second / h - 0.5
+            share = (second - 2.0 * third) / shrunk / (1.0 - ratio)
+            change = share / ratio * (z_earlier - z_from) + (second / shrunk - share) * change
+        return sigma / sigma_from * x - alpha * shrunk * (z_from + change)
 
 
 def _level(ratio: float) -> tuple[float, float, float]:

@@ -161,7 +161,7 @@ def test_previews_show_the_composite_too(faces: FaceGenerator, photo: np.ndarray
         assert np.array_equal(preview.pixels[~mask], photo[~mask])
 
 
-@pytest.mark.parametrize("sampler", ["DPM++ 2M", "Euler a", "DDPM"])
+@pytest.mark.parametrize("sampler", ["UniPC", "DPM++ 2M", "Euler a", "DDPM"])
 def test_the_protected_part_is_noised_picture_at_every_level(
     faces: FaceGenerator, photo: np.ndarray, mask: np.ndarray, sampler: str
 ) -> None:
@@ -242,7 +242,7 @@ def test_edits_share_steps_with_other_jobs(faces: FaceGenerator, photo: np.ndarr
 # ---- variations and interpolation ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["DPM++ 2M", "DDPM"])
+@pytest.mark.parametrize("sampler", ["UniPC", "DPM++ 2M", "DDPM"])
 def test_variations_lead_from_the_seed_to_the_other_seed(faces: FaceGenerator, sampler: str) -> None:
     base, other = draw(faces, sampler=sampler)[0], draw(faces, sampler=sampler, seed=50, num_images=2)
     options = {"sampler": sampler, "num_images": 2, "variation_seed": 50}
