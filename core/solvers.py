@@ -103,22 +103,23 @@ class DPMSolver:
         return (result,)
 
     def _correct(self, z: Tensor, alpha: float, sigma: float, log_snr: float) -> Tensor:
-        """The step before taken once more, now that the network has said what is there at its end (algorithm 5)."""
+        """The step before taken once more (UniC), now that the network has said what is there at its end.
+
+        That, z, and the prediction before enter with the shares that make the step exact to third order (theorem 3.1).
+        """
         if self._taken is None or self._before is None:
             raise ValueError("there is no step to correct")
         (sigma_from, x, earlier), (log_snr_from, z_from) = self._taken, self._before
         h = log_snr - log_snr_from
-        shrunk = math.expm1(-h)  # B2
-        change, share = z - z_from, 0.5
+        shrunk = math.expm1(-h)  # "B2"
         if earlier is None:
-            change = share * change
-        else:  # two unknown shares, from the order conditions (eq. 11)
+            change = 0.5 * (z - z_from)
+        else:
             log_snr_earlier, z_earlier = earlier
             ratio = (log_snr_earlier - log_snr_from) / h
-            second = -shrunk / h - 1.0
-            third = -second / h - 0.5
-            share = (second - 2.0 * third) / shrunk / (1.0 - ratio)
-            change = share / ratio * (z_earlier - z_from) + (second / shrunk - share) * change
+            both = (-shrunk / h - 1.0) / shrunk  # the shares have to sum to this
+            old = (both + 2.0 * both / h + 1.0 / shrunk) / (1.0 - ratio)
+            change = old / ratio * (z_earlier - z_from) + (both - old) * (z - z_from)
         return sigma / sigma_from * x - alpha * shrunk * (z_from + change)
 
 
