@@ -35,9 +35,9 @@ class Sharpen(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         edge = self.kernel.shape[0] // 2
-        planes = F.pad(images, (edge,) * 4, mode="reflect").flatten(0, 1)[:, None]  # the same for every colour
-        filtered: Tensor = F.conv2d(planes, self.kernel[None, None].to(planes))[:, 0].unflatten(0, images.shape[:2])
-        return filtered.contiguous(memory_format=torch.channels_last)
+        colours = images.shape[1]
+        kernels = self.kernel.to(images).expand(colours, 1, -1, -1).contiguous()  # the same for every colour
+        return F.conv2d(F.pad(images, (edge,) * 4, mode="reflect"), kernels, groups=colours)
 
 
 def fit_kernel(soft: np.ndarray, sharp: np.ndarray, size: int = SIZE) -> Tensor:

@@ -25,7 +25,7 @@ from core.sources import DataError
 from core.training import make_accelerator
 from evaluate import VISIBLE
 from train_clip import load_clip
-from vae import encoder_hash, load_vae
+from vae import encoder_hash, load_vae, with_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_grids")
 
@@ -250,7 +250,7 @@ def test_a_vae_can_start_from_another(trained: Path, place: Workplace) -> None:
     command = place.train("vae", "warm", "--steps", 2, "--stop-at", 1, "--gan-start", 1, "--perceptual-weight", 0,
                           "--init", trained, "--learning-rate", 1e-9)
     assert vae.main(command) == 0
-    start, weights = load_vae(trained).state_dict(), checkpoint(place.root / "warm", 1)
+    start, weights = with_kernel(load_vae(trained), None).state_dict(), checkpoint(place.root / "warm", 1)
     assert all(torch.allclose(weights[f"model/{name}"], value, atol=1e-6) for name, value in start.items())
 
 

@@ -269,7 +269,7 @@ def test_scheduler_config_round_trip_and_refusals() -> None:
         assert schedule_from_config(config) == schedule
         assert tuple(config["samplers"]) == samplers_for(schedule) and config["default_sampler"] in config["samplers"]
         assert config["long_sampler"] in config["samplers"]
-    with pytest.raises(ValueError, match="'Flow Euler' is not one of DPM"):
+    with pytest.raises(ValueError, match="'Flow Euler' is not one of UniPC"):
         make_scheduler("Flow Euler", scheduler_config(COSINE))
     with pytest.raises(ValueError, match="'DDIM' is not one of Flow Euler"):
         make_scheduler("DDIM", scheduler_config(FLOW))
