@@ -186,7 +186,7 @@ def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
     return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
             "prediction_type": "flow" if schedule.kind == "flow" else "v_prediction",
             "samplers": list(samplers_for(schedule)), "default_sampler": samplers_for(schedule)[0],
-            "long_sampler": "Flow Euler" if schedule.kind == "flow" else "DPM++ 2M SDE"}
+            "long_sampler": samplers_for(schedule)[0]}
 
 
 def samplers_for(schedule: NoiseSchedule) -> tuple[str, ...]:

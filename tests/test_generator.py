@@ -57,7 +57,7 @@ def test_info_comes_from_the_folder(faces: FaceGenerator) -> None:
     assert info.samplers == SAMPLERS and info.default_sampler in SAMPLERS and info.default_guidance_scale > 1
     assert re.fullmatch("[0-9a-f]{64}", info.model_hash)
     used = [faces.begin(DrawRequest("a face", 1, steps)).asked[0]["sampler"] for steps in (50, 51)]
-    assert used == [info.default_sampler, info.long_sampler] == ["UniPC", "DPM++ 2M SDE"]
+    assert used == [info.default_sampler, info.long_sampler] == ["UniPC", "UniPC"]
 
 
 def test_pictures_are_what_they_say(faces: FaceGenerator) -> None:
