@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,8 +311,7 @@ def train(args: argparse.Namespace) -> None:
     model = VAE(PRESETS[args.preset])
     if args.init or args.decoder_only:  # a decoder learns what an encoder already says
         _, state = load_component(args.init or args.model, "vae")
-        trained_before = {name: value for name, value in state.items() if not name.startswith("decoder.sharpen.")}
-        load_strictly(model, trained_before, "the VAE to start from")
+        load_strictly(model, without_filter(state), "the VAE to start from")
     model = model.to(device, memory_format=torch.channels_last)
     critic = PatchDiscriminator(ADVERSARIES[args.preset]).to(device, memory_format=torch.channels_last)
     perceptual = None
@@ -443,10 +442,15 @@ def sharpened(model: VAE, pixels: Tensor) -> VAE:
     return with_kernel(model, fit_kernel(np.concatenate(copies), pixels.cpu().numpy()))
 
 
+def without_filter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that are trained."""
+    return {name: value for name, value in state.items() if not name.startswith("decoder.sharpen.")}
+
+
 def with_kernel(model: VAE, kernel: Tensor | None) -> VAE:
     """The same VAE with this filter [k, k] after its decoder, or with none."""
     copy = VAE(replace(model.config, sharpen_size=0 if kernel is None else len(kernel)))
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("decoder.sharpen.")}
+    state = without_filter(model.state_dict())
     copy.load_state_dict(state if kernel is None else state | {"decoder.sharpen.kernel": kernel})
     return copy.eval().requires_grad_(False).to(model.latent_mean.device, memory_format=torch.channels_last)
 

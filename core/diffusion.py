@@ -216,7 +216,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     if name in ("DPM++ 2M", "DPM++ 2M SDE"):
         return DPMSolver(schedule.alphas_cumprod(), stochastic=name.endswith("SDE"))
     if name == "UniPC":
-        return DPMSolver(schedule.alphas_cumprod(), corrected=True, clipped=False)
+        return DPMSolver(schedule.alphas_cumprod(), corrected=True)
     if name == "DDIM":  # first-order DPM-Solver++ is DDIM; DDIMScheduler steps wrongly where n does not divide 1000
         return DPMSolver(schedule.alphas_cumprod(), order=1)
     import diffusers

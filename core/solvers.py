@@ -28,18 +28,18 @@ class DPMSolver:
 
     ``alphas_cumprod`` is alpha^2 at each of the N training timesteps, float64. ``order`` 1 is DDIM, 2 also looks at the
     step before. ``stochastic`` adds fresh noise at every step; then ``step`` needs one generator a picture.
-    ``corrected`` is UniPC, which begins at the far end itself: ``clipped`` False.
+    ``corrected`` is UniPC, which begins at the far end itself, unclipped.
     """
 
     init_noise_sigma = 1.0
 
-    def __init__(self, alphas_cumprod: Tensor, order: int = 2, stochastic: bool = False, corrected: bool = False,
-                 clipped: bool = True) -> None:
+    def __init__(self, alphas_cumprod: Tensor, order: int = 2, stochastic: bool = False,
+                 corrected: bool = False) -> None:
         betas = 1.0 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
         # from here on in float32, as diffusers has it: a seed's picture is the same to the bit
         self.alphas_cumprod = torch.cumprod(1.0 - betas.float(), dim=0)
         log_snr = self.alphas_cumprod.sqrt().log() - (1.0 - self.alphas_cumprod).sqrt().log()
-        self._last = len(log_snr) - (int(torch.searchsorted(log_snr.flip(0), LAMBDA_MIN)) if clipped else 0)
+        self._last = len(log_snr) - (int(torch.searchsorted(log_snr.flip(0), LAMBDA_MIN)) if not corrected else 0)
         self._order, self._stochastic, self._corrected = order, stochastic, corrected
         self.timesteps, self.sigmas = torch.empty(0, dtype=torch.int64), torch.empty(0)
         self._index = 0

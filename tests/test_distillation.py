@@ -278,15 +278,18 @@ def test_a_distilled_folder_draws_in_half_the_evaluations(
                           atol=1e-4)
 
 
-def test_a_folder_from_before_draws_what_it_drew() -> None:
-    """The bundled model, bit for bit: its network does not have the new part, and is asked what it was asked."""
+def test_without_a_scale_the_new_layers_say_nothing() -> None:
+    """The bundled weights, bit for bit: without the layers, which hears no scale, and with them at scale 1."""
     folder = bundled_model()
     if folder is None:
         pytest.skip("no bundled model")
     unet = load_unet(folder)
-    if unet.guidance_range is not None:
-        pytest.skip("the bundled model was distilled")
+    before = ConditionalUNet(dataclasses.replace(unet.config, guidance_range=None)).eval()
+    before.load_state_dict({name: unet.state_dict()[name] for name in before.state_dict()})
+    assert "guidance_embed.weight" not in before.state_dict()
     x, t, condition = seeded(2, 16, 16, 16), torch.tensor([300.0, 900.0]), told(2, width=unet.config.text_width)
     with torch.inference_mode():
-        assert torch.equal(unet(x, t, condition), unet(x, t, condition.at_scale(5.0)))
-    assert "guidance_embed.weight" not in unet.state_dict()
+        plain, loud = before(x, t, condition), condition.at_scale(5.0)
+        assert torch.equal(unet(x, t, condition), plain) and torch.equal(before(x, t, loud), plain)
+        heard = not torch.equal(unet(x, t, loud), plain)
+    assert heard == (unet.guidance_range is not None)
