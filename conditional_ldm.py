@@ -313,6 +313,7 @@ def encode_prompts(clip: Any, tokenizer: Any, prompts: Sequence[str], px: float 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
+EDGES = ("door", "head", "null_pooled", "time_embed", "px_embed", "guidance_embed")  # not for Muon
 BUCKETS = 5  # the loss is logged for this many equal slices of the noise levels
 
 
@@ -327,7 +328,7 @@ class Faces:
 
         device = accelerator.device
         self.store = FaceStore.open(args.data)
-        indices = self.store.select(split="train", px=None)
+        indices = self.store.select(split="train", px=args.px)
         self.vae = load_vae(args.model, device)
         self.clip, self.tokenizer = load_clip(args.model, device)
         cache = encoded(self.vae, self.store, indices, Path(args.cache), accelerator)
@@ -407,15 +408,15 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = ConditionalUNet(PRESETS[args.preset]) if teacher is None else student_of(teacher)
     model = model.to(device, memory_format=torch.channels_last)
-    if args.init:
-        start = load_component(args.init, "unet")[1]  # of a distilled one without what it learned by that
-        load_strictly(model, {name: value for name, value in start.items() if "guidance" not in name},
-                      "the UNet to start from")
+    if args.init:  # of a distilled one only what this run trains: the network, or what beside it knows the scale
+        start = {name: value for name, value in load_component(args.init, "unet")[1].items()
+                 if ("guidance" in name) == bool(args.distill)}
+        load_strictly(model, start if teacher is None else {**model.state_dict(), **start}, "the UNet to start from")
     if args.distill == "guidance":  # the rest stays what it is, and with it all that is said without guidance
         for name, weight in model.named_parameters():
             weight.requires_grad_("guidance" in name)
     parameters = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizers = make_optimizers(model, args)
     emas = {"ema_long": PowerEMA(model, relative_std=0.10), "ema_short": PowerEMA(model, relative_std=0.05)}
     target = None
     if turbo:  # what neighbouring points are compared with: an average that follows closely, used where it stands
@@ -428,12 +429,13 @@ def train(args: argparse.Namespace) -> None:
     settings = {"component": "unet", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
                 "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
-                "favour_times": args.favour_times, "encoder": encoder_hash(faces.vae),
-                "clip": component_hash(args.model, "clip"), "network": write_config(model.config)}
+                "favour_times": args.favour_times, "px": args.px, "optimizer": args.optimizer,
+                "encoder": encoder_hash(faces.vae), "clip": component_hash(args.model, "clip"),
+                "network": write_config(model.config)}
     if teacher is not None:
         settings |= {"preset": None, "distill": args.distill, "teacher": teacher.source, "schedule": schedule.kind}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, **emas})
+                    main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     sums, counts = torch.zeros(BUCKETS, device=device), torch.zeros(BUCKETS, device=device)
@@ -441,7 +443,7 @@ def train(args: argparse.Namespace) -> None:
     for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="UNet"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
-        for group in optimizer.param_groups:
+        for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
             group["lr"] = rate
         torch.manual_seed(mix_seed(args.seed, step, 2 + accelerator.process_index))  # dropout takes no generator
         total = torch.zeros((), device=device)
@@ -455,7 +457,7 @@ def train(args: argparse.Namespace) -> None:
             sums.index_add_(0, bucket, error.detach())
             counts.index_add_(0, bucket, torch.ones_like(error))
         average_gradients(accelerator, parameters)
-        norm = guard.step(optimizer, parameters)
+        norm = guard.step(list(optimizers.values()), parameters)
         for ema in emas.values():
             ema.update(model, step + 1)
 
@@ -503,6 +505,17 @@ def train(args: argparse.Namespace) -> None:
             release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
                     facts | {"errors": errors})
         print(f"released to {args.model}/{'turbo' if turbo else 'unet'}")
+
+
+def make_optimizers(model: ConditionalUNet, args: argparse.Namespace) -> dict[str, torch.optim.Optimizer]:
+    """What changes the weights that are trained, by the names that a checkpoint has them under."""
+    from core.muon import Muon, matrices
+
+    inner = matrices(model, edges=EDGES) if args.optimizer == "muon" else []
+    known = {id(weight) for weight in inner}
+    rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in known]
+    adamw = torch.optim.AdamW(rest, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return {"optimizer": adamw, **({"muon": Muon(inner, lr=args.learning_rate)} if inner else {})}
 
 
 def find_teacher(args: argparse.Namespace, accelerator: Any) -> Teacher:
@@ -718,7 +731,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", default="runs/unet", help="folder of this run; the same command resumes from it")
     parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
-    parser.add_argument("--init", help="model folder whose UNet to start from")
+    parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
+                        "whose guidance to start from, such as what the UNet had before it was trained further")
+    parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only pictures of this source resolution")
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
     parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")
     parser.add_argument("--schedule", choices=("cosine", "flow"), default="cosine")
@@ -728,6 +743,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is cut into, where memory is short")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for all that is a "
+                        "matrix or a kernel inside the network; the rest stays with AdamW")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup-steps", type=int, default=200)
     parser.add_argument("--decay-share", type=float, default=0.3)
@@ -743,8 +760,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
-    if args.distill and args.init:
-        parser.error("--distill starts from the UNet in --model; it takes no --init")
+    if args.distill == "consistency" and args.init:
+        parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
     if args.train or args.distill:
         train(args)
     else:

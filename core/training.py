@@ -167,7 +167,8 @@ class StepGuard:
         return int(self._in_a_row)
 
     def step(
-        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float = 1.0
+        self, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], parameters: Sequence[nn.Parameter],
+        max_norm: float = 1.0,
     ) -> Tensor:
         """Clip to ``max_norm`` (L2, over all parameters), step unless NaN/inf, clear gradients; returns the norm [].
 
@@ -175,12 +176,13 @@ class StepGuard:
         """
         norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         bad = ~torch.isfinite(norm)
-        if getattr(optimizer, "_step_supports_amp_scaling", False):  # how torch marks a fused optimiser
-            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-            optimizer.step()
-        elif not bool(bad):
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers:
+            if getattr(optimizer, "_step_supports_amp_scaling", False):  # how torch marks a fused optimiser
+                optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+                optimizer.step()
+            elif not bool(bad):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self._skipped = self._skipped.to(bad.device) + bad
         self._in_a_row = (self._in_a_row.to(bad.device) + 1) * bad
         self._calls += 1

@@ -238,8 +238,17 @@ def test_training_goes_on_from_a_distilled_network_too(place: Workplace, distill
     assert all(torch.allclose(value, start[name], atol=1e-4) for name, value in found.state_dict().items())
 
 
+def test_guidance_goes_on_from_what_another_learned(place: Workplace, distilled: Path) -> None:
+    """A UNet that was trained further takes over the guidance of what it was; its own weights stay."""
+    command = distill(place, "again", "--steps", 1, "--init", distilled, "--learning-rate", 1e-9)
+    assert conditional_ldm.main(command) == 0
+    found, learned = (load_unet(folder).state_dict() for folder in (place.root / "again-model", distilled))
+    assert all(torch.allclose(value, learned[name], atol=1e-6) for name, value in found.items())
+    assert any(value.any() for name, value in found.items() if "guidance" in name)
+
+
 def test_the_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--distill", "guidance", "--init", "somewhere"], ["--distill", "speed"],
+    for words in (["--distill", "consistency", "--init", "somewhere"], ["--distill", "speed"],
                   ["--distill", "guidance", "--train"]):
         with pytest.raises(SystemExit):
             conditional_ldm.main(words)

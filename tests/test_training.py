@@ -71,7 +71,7 @@ def test_a_stopped_and_resumed_run_is_the_undisturbed_run(
     """Weights, moments, averages and the discriminator, bit for bit; with dropout, which the tiny preset has not."""
     with_dropout = dataclasses.replace(conditional_ldm.PRESETS["tiny"], dropout=0.2)
     monkeypatch.setitem(conditional_ldm.PRESETS, "tiny", with_dropout)
-    main, more = MAIN[component], ["--steps", 6]
+    main, more = MAIN[component], ["--steps", 6, *(["--optimizer", "muon"] if component == "unet" else [])]
     assert main(place.train(component, f"{component}-whole", *more)) == 0
     torch.randn(100)  # whatever else drew random numbers in between
     stopped = place.train(component, f"{component}-parts", *more)
@@ -88,6 +88,8 @@ def test_a_stopped_and_resumed_run_is_the_undisturbed_run(
     assert released[0] == released[1]
     kinds = {name.split("/")[0] for name in a}
     assert {"model", "optimizer"} < kinds and kinds & {"ema", "ema_long"}
+    if component == "unet":
+        assert "muon" in kinds
     if component == "vae":  # the adversary was at work on both sides of the stop, and remembers
         assert {"critic", "critic_optimizer"} < kinds
         assert {2, 3, 4, 5, 6} >= {int(row["step"]) for row in rows(parts) if "adversarial" in row} > {3, 4}
@@ -138,7 +140,8 @@ conditional_ldm.main(unet)
 def test_two_processes_learn_what_one_learns(place: Workplace) -> None:
     """The same command under any launcher that sets torch's variables; both halves of the batch, one result."""
     more = ["--steps", 20, "--stop-at", 3, "--learning-rate", 1e-3]
-    commands = {name: [place.train(kind, f"{kind}-{name}", *more) for kind in ("clip", "unet")]
+    muon = {"clip": [], "unet": ["--optimizer", "muon"]}
+    commands = {name: [place.train(kind, f"{kind}-{name}", *more, *muon[kind]) for kind in ("clip", "unet")]
                 for name in ("alone", "pair")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
