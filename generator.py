@@ -71,7 +71,7 @@ from core.engine import DrawRequest, Interpolation, usual_sampler, usual_strengt
 from core.jobs import JobError
 from core.judge import Judge, best, find_judge
 from core.jury import compare, find_index, hear
-from core.metadata import encode_png
+from core.metadata import encode_png, quick_png
 from core.nearest import Index
 from core.population import balanced
 from core.preview import PreviewDecoder, load_preview
@@ -465,10 +465,11 @@ class FaceGenerator:
         through the whole decoder, in one call. Raises JobError (`out_of_memory`).
         """
         z = run.denoising.denoised()[: run.kept]  # of candidates the first: which are the best is not known yet
-        pixels = self._decode(z) if self.preview is None else to_pixels(self.preview(z.float().to(self.device)))
+        quick = self.preview
+        pixels = self._decode(z) if quick is None else quick.pixels(z.float().to(self.device)).cpu().numpy()
         pixels = pixels if run.redraw is None else run.redraw.composite(pixels)
         return [
-            Picture(i, run.seeds[i], pixels[i], encode_png(pixels[i]), _float32(one)) for i, one in enumerate(z)
+            Picture(i, run.seeds[i], pixels[i], quick_png(pixels[i]), _float32(one)) for i, one in enumerate(z)
         ]
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ MAX_PICTURE_BYTES = 8 * 2**20
 MAX_PICTURE_PIXELS = 50_000_000  # a phone's photograph
 MAX_SCANS = 32  # of a JPEG; usual are 1 to 12. Each costs a pass over the whole picture and may be ten bytes long
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+PNG_START, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
 class PictureError(ValueError):
@@ -87,7 +87,7 @@ def check_bytes(data: bytes, max_bytes: int) -> None:
 
 def kind_of(data: bytes) -> str | None:
     """Only the content counts, whatever name or type came with it."""
-    if data.startswith(_PNG):
+    if data.startswith(PNG_START):
         return "PNG"
     if data.startswith(_JPEG):
         return "JPEG"
@@ -95,7 +95,7 @@ def kind_of(data: bytes) -> str | None:
 
 
 def is_png(data: bytes) -> bool:
-    return data.startswith(_PNG)
+    return data.startswith(PNG_START)
 
 
 def foreign(data: bytes) -> str:
@@ -117,7 +117,7 @@ def _cut_off(kind: str, where: str) -> NoReturn:
 
 def png_chunks(png: bytes) -> Iterator[Chunk]:
     """The chunks of a PNG up to IEND, which must be there; what follows it is nobody's."""
-    view, position, name = memoryview(png), len(_PNG), ""
+    view, position, name = memoryview(png), len(PNG_START), ""
     while name != "IEND":
         if position + 12 > len(png):
             _cut_off("PNG", f"after {len(png):,} bytes, before its IEND")
@@ -158,7 +158,7 @@ def _plain_png(data: bytes) -> Plain:
         else:
             most = (1 << depth) - 1
             transparent = tuple((value & most) * 255 // most for value in values) * (3 if colour == 0 else 1)
-    parts = [_PNG]
+    parts = [PNG_START]
     for name in ("IHDR", "PLTE", "tRNS", "IDAT", "IEND"):
         body = b"".join(image) if name == "IDAT" else kept.get(name, b"")
         if body or name == "IEND":

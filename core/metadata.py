@@ -14,6 +14,7 @@ import io
 import json
 import math
 import re
+import struct
 import zlib
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol, TypedDict
@@ -21,7 +22,17 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from core.containers import MAX_PICTURE_BYTES, PictureError, check_bytes, foreign, is_png, kind_of, png_chunks, shown
+from core.containers import (
+    MAX_PICTURE_BYTES,
+    PNG_START,
+    PictureError,
+    check_bytes,
+    foreign,
+    is_png,
+    kind_of,
+    png_chunks,
+    shown,
+)
 
 MAX_TEXT_BYTES = 2**20  # of a PNG's text after inflation, latents included
 MAX_SLIDERS = 40  # attributes that a request may name
@@ -111,7 +122,22 @@ def encode_png(
         texts.add_itxt("parameters", parameters_text(request, info))
         texts.add_itxt(REQUEST_CHUNK, text, zip=True)
         texts.add_itxt(XMP_CHUNK, XMP)
-    return write_png(pixels, texts, compress_level=3 if request else 1)  # 6: four times as long, 7 % smaller
+    return write_png(pixels, texts, compress_level=3)  # 6: four times as long, 7 % smaller
+
+
+def quick_png(pixels: np.ndarray) -> bytes:
+    """PNG bytes of a picture that is shown for a moment: not compressed, which takes a tenth of the time.
+
+    Shapes: uint8 [H, W, 3]. Source: https://www.w3.org/TR/png-3/ (5.3 chunks, 9.2 filter type 0 before each row).
+    """
+    height, width, _ = pixels.shape
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 0)), (b"IEND", b""))
+    return PNG_START + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+        for kind, data in chunks)
 
 
 def write_png(pixels: np.ndarray, texts: PngImagePlugin.PngInfo | None = None, *, compress_level: int = 6) -> bytes:

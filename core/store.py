@@ -343,13 +343,13 @@ class Store:
             for name, content in files.items():
                 if not FILE_NAME.fullmatch(name):
                     raise ValueError(f"not a name for a job's file: {name!r}")
-                aside = folder / f"{name}.tmp"
-                with aside.open("wb") as file:
+                path = f"{folder}/{name}"  # eight a step: objects for paths would take as long as writing
+                with open(f"{path}.tmp", "wb") as file:
                     file.write(content)
                     if durable:
                         file.flush()
                         os.fsync(file.fileno())
-                aside.replace(folder / name)
+                os.replace(f"{path}.tmp", path)
             if durable:
                 _sync_folder(folder)
         except OSError as error:

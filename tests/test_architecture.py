@@ -68,6 +68,7 @@ ROOMS: dict[str, set[str]] = {
     "core.checkpoint": {"numpy", "safetensors", "torch"},
     "core.diffusion": {"diffusers", "numpy", "torch"},
     "core.solvers": {"torch"},
+    "core.muon": {"torch"},
     "core.distillation": {"torch"},
     "core.latents": {"numpy", "torch", "tqdm"},
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from core.containers import PictureError
+from core.containers import PictureError, png_chunks
 from core.metadata import (
     MAX_TEXT_BYTES,
     REQUEST_CHUNK,
@@ -30,6 +30,7 @@ from core.metadata import (
     NoRequestError,
     encode_png,
     parameters_text,
+    quick_png,
     read_request,
 )
 from core.pictures import read_image
@@ -328,6 +329,15 @@ def test_the_png_says_that_a_machine_drew_it() -> None:
     with Image.open(io.BytesIO(encode_png(face()))) as image:
         image.load()
         assert image.text == {}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", [(128, 128, 3), (1, 1, 3), (5, 300, 3)])
+def test_a_quick_png_shows_the_same_pixels(shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with Image.open(io.BytesIO(quick_png(pixels))) as image:
+        image.load()
+        assert (image.format, image.mode) == ("PNG", "RGB") and np.array_equal(np.asarray(image), pixels)
+    assert [piece.name for piece in png_chunks(quick_png(pixels))] == ["IHDR", "IDAT", "IEND"]
 
 
 def test_messages_name_the_field_and_stay_printable() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core.preview import PreviewDecoder, fit_preview, load_preview, save_preview
+from generator import to_pixels
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -41,6 +42,14 @@ def test_it_minimises_the_mean_square_error() -> None:
         other.load_state_dict({name: value + 0.01 * seeded(*value.shape, seed=seed)
                                for name, value in best.state_dict().items()})
         assert (other(x) - images).square().mean() > error > 0.001
+
+
+def test_its_bytes_are_those_of_its_picture() -> None:
+    x = 3 * seeded(3, 4, 4, 6)
+    shown = teacher()(x)
+    pixels = teacher().pixels(x)
+    assert pixels.shape == (3, 32, 48, 3) and shown.abs().max() > 1 > shown.abs().min()
+    assert (pixels.numpy() == to_pixels(shown)).all()
 
 
 def test_nothing_to_fit_to_is_an_error() -> None:

@@ -148,9 +148,10 @@ def test_final_files_are_synced_before_they_are_renamed_and_previews_are_not(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, did = add(store), []
-    sync, replace = os.fsync, Path.replace
+    sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: (did.append("sync"), sync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda self, to: (did.append(f"{self.name} -> {to.name}"), replace(self, to)))
+    monkeypatch.setattr(os, "replace", lambda one, to: (did.append(f"{Path(one).name} -> {Path(to).name}"),
+                                                       replace(one, to)))
     store.write_files(record.id, {"0-1.png": b"preview"}, durable=False)
     folders = ["sync"] if os.name == "posix" else []  # a new name is safe when its folder is
     assert did == [*folders, "0-1.png.tmp -> 0-1.png"]  # the job's folder is new
