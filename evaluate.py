@@ -2,6 +2,9 @@
 
 The judge is an attribute network that no loss ever sees. It is trained once on real pictures, frozen, and named by its
 hash in each report; distances in its features are comparable only between reports with one hash. They are not FID.
+It hears sharpness first and is all but deaf to faces out of shape, so there is a second distance, `shape`, in the
+features of the model's own image tower, which is the other way round (https://arxiv.org/abs/2401.09603 compares in
+CLIP's too); it is comparable only between models with one CLIP.
 This file does not know how anything is trained or served: it loads a model folder and looks at what comes out. The
 metrics and their papers are in core/metrics.py, the judge is in core/judge.py.
 
@@ -21,6 +24,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +128,16 @@ def reconstruct(folder: str | Path, pictures: Pictures, device: str = "cpu", bat
     return np.concatenate(copies)
 
 
+@torch.inference_mode()
+def shape_features(clip: Any, pictures: Pictures, batch: int = 64) -> np.ndarray:
+    """What the image tower sees in pictures: uint8 [N, 128, 128, 3] -> unit vectors [N, D]."""
+    device = next(clip.parameters()).device
+    return np.concatenate([
+        clip.encode_image(metrics.to_tensor(pictures[start : start + batch]).to(device)).float().cpu().numpy()
+        for start in range(0, len(pictures), batch)
+    ])
+
+
 # ----------------------------------------------------------------------------------------------------------- the parts
 
 
@@ -188,6 +202,7 @@ class Evaluation:
 
     def __init__(self, settings: Settings, store: FaceStore) -> None:
         from generator import model_hash, pick_device
+        from train_clip import load_clip
 
         model = read_index(settings.model) if set(settings.parts) - {"ladder"} else None
         own = (model or {}).get("defaults", {}).get("guidance_scale", 1.0)
@@ -215,7 +230,8 @@ class Evaluation:
         self.curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.prompts = draw_prompts(store.attributes[unseen], settings.samples, settings.seed)
         self.samples: Pictures | None = None
-        self.floors: dict[int, float] = {}
+        self.floors: dict[tuple[str, int], float] = {}
+        self.clip = None if model is None else load_clip(settings.model, self.device)[0]
 
     def real(self, rows: np.ndarray) -> Seen:
         return look_at_store(self.judge, self.digest, self.store, rows, Path(self.settings.cache))
@@ -229,15 +245,29 @@ class Evaluation:
             model, prompts, seeds, steps, guidance, sampler=sampler, device=self.device, precision=precision
         )
 
-    def distance(self, seen: Seen, n: int | None = None) -> dict[str, float]:
-        """Both distances to the reference at n, and the first over that of held-out real pictures at the same n."""
+    def distance(self, seen: Seen, pictures: Pictures, n: int | None = None) -> dict[str, float]:
+        """The distances to the reference at n, and the Frechet distances over those of held-out real pictures at n."""
         n = min(len(seen), n or self.n)
         reference, held = self.reference.features[:n], self.held.features[:n]
-        if n not in self.floors:
-            self.floors[n] = max(metrics.frechet_distance(held, reference), 1e-9)
-        value = metrics.frechet_distance(seen.features[:n], reference)
-        mmd = metrics.polynomial_mmd(seen.features[:n], reference)
-        return {"n": n, "frechet": value, "frechet_over_floor": value / self.floors[n], "mmd": mmd}
+        found = {"n": n, **self._over_floor("frechet", seen.features[:n], held, reference)}
+        if self.clip is not None:
+            mine = self.shapes[1][:n] if seen is self.held else shape_features(self.clip, pictures[:n])
+            found |= self._over_floor("shape", mine, self.shapes[1][:n], self.shapes[0][:n])
+        return found | {"mmd": metrics.polynomial_mmd(seen.features[:n], reference)}
+
+    def _over_floor(self, name: str, features: np.ndarray, held: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+        key = (name, len(reference))
+        if key not in self.floors:
+            self.floors[key] = max(metrics.frechet_distance(held, reference), 1e-9)
+        value = metrics.frechet_distance(features, reference)
+        return {name: value, f"{name}_over_floor": value / self.floors[key]}
+
+    @cached_property
+    def shapes(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the image tower sees in the reference and in held-out real pictures, n of each."""
+        rows = (self.train_rows[: self.n], self.unseen_rows[: self.n])
+        reference, held = (shape_features(self.clip, self.store.images[some]) for some in rows)
+        return reference, held
 
     def detail(self, name: str, pictures: Pictures) -> None:
         """Note the radial spectrum and its share above half Nyquist."""
@@ -262,8 +292,9 @@ class Evaluation:
         }
         means = {key: float(np.mean([row[key] for row in table.values()])) for key in ("accuracy", "balanced_accuracy")}
         self.report["judge"] = {"hash": self.digest, "n": len(truth), **means, "attributes": table}
-        self.report["distances"]["floor"] = self.distance(self.held)
-        self.detail("real", self.store.images[self.unseen_rows[: self.n]])
+        pictures = self.store.images[self.unseen_rows[: self.n]]
+        self.report["distances"]["floor"] = self.distance(self.held, pictures)
+        self.detail("real", pictures)
 
     def part_ladder(self) -> None:
         """Does the distance rise when pictures get worse? If not, it measures nothing."""
@@ -275,7 +306,7 @@ class Evaluation:
             seen = look(self.judge, worse)
             sharp = float((seen.px == len(self.judge.config.px_classes) - 1).mean())
             detail = metrics.fine_detail_share(worse)
-            rungs[kind] = {**self.distance(seen), "called_sharp": sharp, "fine_detail": detail}
+            rungs[kind] = {**self.distance(seen, worse), "called_sharp": sharp, "fine_detail": detail}
         floor = self.report["distances"]["floor"]["frechet"]
         self.report["ladder"] = {"n": self.n, "floor": floor, "rungs": rungs}
         series = [floor, *(rungs[kind]["frechet"] for kind in metrics.BLURS)]
@@ -290,7 +321,7 @@ class Evaluation:
         pictures = self.store.images[self.unseen_rows[: self.n]]
         copies = reconstruct(self.settings.model, pictures, self.device)
         self.report["vae"] = {"n": self.n, **metrics.reconstruction_figures(pictures, copies)}
-        self.report["distances"]["vae"] = self.distance(look(self.judge, copies))
+        self.report["distances"]["vae"] = self.distance(look(self.judge, copies), copies)
         self.detail("vae", copies)
         reporting.save_pairs(pictures[:16], copies[:16], self.out / "vae.png")
 
@@ -299,7 +330,7 @@ class Evaluation:
         settings, prompts = self.settings, self.prompts
         self.samples = self.generate(prompts.texts, settings.steps)
         seen = look(self.judge, self.samples)
-        self.report["distances"]["generated"] = self.distance(seen)
+        self.report["distances"]["generated"] = self.distance(seen, self.samples)
         self.detail("generated", self.samples[: self.n])
         reporting.mosaic(self.samples[:100], 10).save(self.out / "samples.png")
         real = self.held.verdicts[prompts.source]
@@ -380,9 +411,10 @@ class Evaluation:
                 pictures = self.generate(self.prompts.texts[:n], steps)
                 taken = (time.perf_counter() - started) / n
             detail = metrics.fine_detail_share(pictures) / max(self.report["spectrum"]["real"], 1e-12)
-            measured = self.distance(look(self.judge, pictures), n)
+            measured = self.distance(look(self.judge, pictures), pictures, n)
             points.append({"steps": steps, **measured, "fine_detail_over_real": detail, "image_s": taken})
-        self.report["curve"] = {"n": n, "floor": self.distance(self.held, n), "points": points}
+        self.report["curve"] = {"n": n, "floor": self.distance(self.held, self.store.images[self.unseen_rows[:n]], n),
+                                "points": points}
 
     def part_fid(self) -> None:
         """True FID by a network the user brings (TorchScript, uint8 [B, 3, H, W] -> the 2048 pooled features)."""

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 Array = NDArray[np.floating]
 Pictures = NDArray[np.uint8]
-LADDER = ("blur_96", "blur_64", "blur_32", "jpeg_20", "noise", "half_mean_face")
+LADDER = ("blur_96", "blur_64", "blur_32", "jpeg_20", "noise", "half_mean_face", "warp_3", "warp_5")
 BLURS = ("blur_96", "blur_64", "blur_32")
 
 # ------------------------------------------------------------------------------------------- distances between two sets
@@ -122,6 +122,21 @@ def resample(pictures: Pictures, size: int, batch: int = 256) -> Pictures:
     return out
 
 
+def warp(pictures: Pictures, pixels: float, seed: int = 0, batch: int = 256) -> Pictures:
+    """Faces out of shape, as sharp as before: every point moved by about ``pixels`` along each axis, smoothly (bicubic
+    between 7 x 7 normal numbers). Shapes: [N, S, S, 3] -> the same."""
+    generator, out = torch.Generator().manual_seed(seed), np.empty_like(pictures)
+    for start in range(0, len(pictures), batch):
+        x = to_tensor(pictures[start : start + batch])
+        knots = torch.randn(len(x), 2, 7, 7, generator=generator) * (2.0 * pixels / x.shape[-1])
+        shifts = functional.interpolate(knots, x.shape[-2:], mode="bicubic", align_corners=True)
+        here = functional.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(x.shape), align_corners=False)
+        moved = functional.grid_sample(x, here + shifts.permute(0, 2, 3, 1), mode="bicubic", padding_mode="reflection",
+                                       align_corners=False)
+        out[start : start + batch] = to_pictures(moved)
+    return out
+
+
 def _jpeg(picture: Pictures, quality: int) -> Pictures:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
@@ -133,6 +148,8 @@ def degrade(pictures: Pictures, kind: str, *, mean_face: Array | None = None, se
     """One rung of the ladder. ``kind`` is one of LADDER; ``mean_face`` [S, S, 3] in 0..255 defaults to theirs."""
     if kind.startswith("blur_"):
         return resample(pictures, int(kind.removeprefix("blur_")) * pictures.shape[1] // 128)
+    if kind.startswith("warp_"):
+        return warp(pictures, int(kind.removeprefix("warp_")) * pictures.shape[1] / 128, seed)
     if kind == "jpeg_20":
         return np.stack([_jpeg(picture, 20) for picture in pictures])
     if kind == "noise":

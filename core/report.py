@@ -19,6 +19,7 @@ from PIL import Image
 from core.checkpoint import write_atomically
 from core.metrics import Array, Pictures
 
+DISTANCES = ("n", "frechet", "frechet_over_floor", "shape_over_floor", "mmd")  # the columns of their table
 # What a model worth shipping reaches: (path in the report, "min" or "max", bound).
 TARGETS: tuple[tuple[str, str, float], ...] = (
     ("distances.generated.frechet_over_floor", "max", 4.0),
@@ -175,14 +176,14 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"Measured by `python evaluate.py`, judge `{str(lookup(report, 'judge.hash'))[:12]}`; "
              "distances are in the judge's features and are not FID.", ""]  # fmt: skip
     if distances := report.get("distances"):
-        lines += ["| pictures against sharp training pictures | n | Frechet | over floor | MMD |", "| --- " * 5 + "|"]
+        lines += ["| pictures against sharp training pictures | n | Frechet | over floor | shape over floor | MMD |",
+                  "| --- " * 6 + "|"]  # fmt: skip
         for name in ("floor", "vae", "generated"):
             if entry := distances.get(name):
-                cells = (entry["n"], entry["frechet"], entry["frechet_over_floor"], entry["mmd"])
+                cells = tuple(entry.get(key) for key in DISTANCES)
                 lines.append(_row({"floor": "held-out real", "vae": "VAE copies of held-out"}.get(name, name), *cells))
-        count = lookup(report, "ladder.n")
         for name, rung in (lookup(report, "ladder.rungs") or {}).items():
-            lines.append(_row(name, count, rung["frechet"], rung["frechet_over_floor"], rung["mmd"]))
+            lines.append(_row(name, *(rung.get(key) for key in DISTANCES)))
         lines.append("")
     if fidelity := report.get("fidelity"):
         lines += [f"Prompt fidelity (n = {fidelity['n']}, guidance {lookup(report, 'settings.guidance')}):", "",

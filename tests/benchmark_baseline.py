@@ -139,7 +139,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         z = sample(predict, condition, scheduler, noise, args.n_inf_steps, args.guidance, schedule=schedule,
                    generators=generators)
         pictures.append(metrics.to_pictures(vae.decode(vae.unwhiten(z))))
-    found = evaluation.distance(look(evaluation.judge, np.concatenate(pictures)))
+    drawn = np.concatenate(pictures)
+    found = evaluation.distance(look(evaluation.judge, drawn), drawn)
     report = {"step": step, "guidance": args.guidance, "n_inf_steps": args.n_inf_steps, **found}
     (Path(args.run) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return report

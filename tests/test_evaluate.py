@@ -192,6 +192,15 @@ def test_every_rung_changes_the_picture_and_keeps_its_form(kind: str) -> None:
     assert np.array_equal(worse, metrics.degrade(pictures, kind))
 
 
+def test_a_warp_moves_smoothly_and_keeps_what_is_even() -> None:
+    ramp = np.broadcast_to(np.linspace(50, 200, 64)[None, None, :, None], (8, 64, 64, 3)).round().astype(np.uint8)
+    moved = (metrics.warp(ramp, 2.0).astype(float) - ramp)[:, 8:-8, 8:-8] / (150 / 63)  # in pixels
+    assert 1.0 < moved.std() < 2.0  # smooth in between, where it is a mean of neighbouring knots
+    assert np.abs(np.diff(moved, axis=1)).max() < 1.5 and abs(moved.mean()) < 0.5
+    even = np.full((2, 64, 64, 3), 99, np.uint8)
+    assert np.array_equal(metrics.warp(even, 5.0), even)
+
+
 def test_an_unknown_rung_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'swirl'.*blur_96"):
         metrics.degrade(noise_pictures(1), "swirl")
@@ -460,6 +469,9 @@ def test_a_whole_report_of_a_trained_model(
     assert set(made["distances"]) == {"floor", "vae", "generated"}
     assert {entry["n"] for entry in made["distances"].values()} == {8}  # as many as there are test pictures
     assert made["distances"]["generated"]["frechet_over_floor"] > 0
+    shapes = {name: entry["shape_over_floor"] for name, entry in made["distances"].items()}
+    assert shapes["floor"] == made["curve"]["floor"]["shape_over_floor"] == 1.0 != shapes["generated"]
+    assert all(point["shape"] > 0 for point in made["curve"]["points"])
     assert set(made["fidelity"]["attributes"]) == set(ATTRIBUTES) and made["fidelity"]["n"] == 12
     assert made["memorisation"]["features"]["pool"] == made["memorisation"]["pixels"]["pool"] == 16
     assert made["memorisation"]["n"] == 12 and len(made["memorisation"]["pixels"]["closest"]) == 12
