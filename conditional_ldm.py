@@ -480,7 +480,7 @@ def train(args: argparse.Namespace) -> None:
     run.finish()
     if run.main and (args.stop_at is None or args.stop_at >= args.steps):
         finished = {name: averaged(model, ema, device) for name, ema in emas.items()}
-        held_out = faces.held_out(schedule, accelerator, limit=256 if turbo else 1024)
+        held_out = faces.held_out(schedule, accelerator, limit=1024 if teacher is None else 256)
         losses = {name: validation_loss(make_lesson(network, schedule, teacher, None, turbo), held_out, accelerator)
                   for name, network in finished.items()}
         best = min(losses, key=losses.__getitem__)

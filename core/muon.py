@@ -12,7 +12,6 @@ learning rates of AdamW hold).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,27 +22,24 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the iteration: they lift small si
 ITERATIONS = 5
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """[a, b] -> [a, b]: the same singular vectors, all singular values between about 0.7 and 1.2. 0 stays 0.
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """[..., a, b] -> the same: the same singular vectors, all singular values between about 0.7 and 1.2. 0 stays 0.
 
     Each iteration is X <- (p1 + p2 X X^T + p3 (X X^T)^2) X. All these factors are polynomials of the first X X^T, so
     they are multiplied with each other, as the smaller matrices that they are, and with X once, at the end: for a 3x3
     convolution, nine times as wide as high, a fraction of the work.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide.float()
-    x = x / x.norm().clamp_min(1e-12)
-    gram = x @ x.T
-    p1, p2, p3 = COEFFICIENTS
-    product = None
-    for i in range(ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=p2, alpha=p3)
-        factor.diagonal().add_(p1)
-        product = factor if product is None else factor @ product
-        if i + 1 < ITERATIONS:
-            gram = factor @ gram @ factor
+    upright = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if upright else matrices).float()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    gram = x @ x.mT
+    one = torch.eye(gram.shape[-1], device=gram.device)
+    product, (p1, p2, p3) = one, COEFFICIENTS
+    for _ in range(ITERATIONS):
+        factor = p1 * one + p2 * gram + p3 * (gram @ gram)
+        product, gram = factor @ product, factor @ gram @ factor
     x = product @ x
-    return (x if wide is matrix else x.T).to(matrix.dtype)
+    return (x.mT if upright else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -68,40 +64,43 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon evaluates no closure; call backward() before step()")
         chosen = [(weight, group) for group in self.param_groups for weight in group["params"]
                   if weight.grad is not None]
-        updates = _shared_out([partial(self._update, weight, group["momentum"]) for weight, group in chosen],
-                              [weight for weight, _ in chosen])
+        updates = _all_orthogonalised([self._ahead(weight, group["momentum"]) for weight, group in chosen])
         for (weight, group), update in zip(chosen, updates, strict=True):
             rate = group["lr"] * self._goes(weight.device)
-            weight.mul_(1 - rate * group["weight_decay"]).sub_(rate * update)
+            weight.mul_(1 - rate * group["weight_decay"])
+            weight.sub_(rate * 0.2 * max(update.shape) ** 0.5 * update.view_as(weight))
 
     def _goes(self, device: torch.device) -> Tensor:
         """1 for a step that is done, 0 for one that is refused."""
         return torch.ones((), device=device) if self.found_inf is None else (self.found_inf == 0).float()
 
-    def _update(self, weight: nn.Parameter, momentum: float, mine: bool) -> Tensor | None:
-        """What this step takes off a weight, over the learning rate; only its momentum moves where it is not `mine`."""
+    def _ahead(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        """The weight's momentum, brought up to date and looked at one step ahead (Nesterov), as a matrix."""
         assert weight.grad is not None
         state, goes = self.state[weight], self._goes(weight.device) > 0
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         grad = torch.where(goes, weight.grad, 0.0)
         state["momentum"].mul_(torch.where(goes, momentum, 1.0)).add_(grad)
-        if not mine:
-            return None
-        ahead = (grad + momentum * state["momentum"]).flatten(1)
-        return orthogonalised(ahead).view_as(weight) * (0.2 * max(ahead.shape) ** 0.5)
+        return (grad + momentum * state["momentum"]).flatten(1)
 
 
-def _shared_out(makers: Sequence[Callable[[bool], Tensor | None]], like: Sequence[Tensor]) -> list[Tensor]:
-    """What the makers make; where several processes train together each makes its share, and all get all of it."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [made for maker in makers if (made := maker(True)) is not None]
-    rank, count = dist.get_rank(), dist.get_world_size()
-    parts = [maker(i % count == rank) for i, maker in enumerate(makers)]
-    flat = torch.cat([torch.zeros_like(one).flatten() if part is None else part.flatten()
-                      for part, one in zip(parts, like, strict=True)])
-    dist.all_reduce(flat)  # exact: every number has one process that did not add 0
-    return [piece.view(one.shape) for piece, one in zip(flat.split([one.numel() for one in like]), like, strict=True)]
+def _all_orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Those of one shape in one go; where several processes train together each does its share, and all get all."""
+    several = dist.is_available() and dist.is_initialized()
+    rank, count = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    found = [torch.zeros_like(one) if several else one for one in matrices]
+    alike: dict[torch.Size, list[int]] = {}
+    for place in range(rank, len(matrices), count):
+        alike.setdefault(matrices[place].shape, []).append(place)
+    for places in alike.values():
+        for place, one in zip(places, orthogonalised(torch.stack([matrices[place] for place in places])), strict=True):
+            found[place] = one
+    if not several:
+        return found
+    flat = torch.cat([one.flatten() for one in found])
+    dist.all_reduce(flat)  # exact: to every number one process alone adds something
+    return [piece.view(one.shape) for piece, one in zip(flat.split([one.numel() for one in found]), found, strict=True)]
 
 
 def matrices(model: nn.Module, edges: Iterable[str]) -> list[nn.Parameter]:
