@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -39,6 +40,7 @@ from core.training import (
     save_grid,
     step_generator,
 )
+from dataset import FaceStore
 
 pytestmark = pytest.mark.usefixtures("quick_grids")
 MAIN: dict[str, Callable[[list[str]], int]] = {"clip": train_clip.main, "vae": vae.main, "unet": conditional_ldm.main}
@@ -93,6 +95,18 @@ def test_a_stopped_and_resumed_run_is_the_undisturbed_run(
     if component == "vae":  # the adversary was at work on both sides of the stop, and remembers
         assert {"critic", "critic_optimizer"} < kinds
         assert {2, 3, 4, 5, 6} >= {int(row["step"]) for row in rows(parts) if "adversarial" in row} > {3, 4}
+
+
+def test_only_pictures_of_one_resolution_are_learned_from(place: Workplace) -> None:
+    cache, command = place.root / "of-80", place.train("unet", "of-80-run", "--steps", 1, "--px", 80)
+    command[command.index("--cache") + 1] = str(cache)
+    assert conditional_ldm.main(command) == 0
+    store = FaceStore.open(place.store)
+    wanted = store.select("train", px=80)
+    assert 0 < len(wanted) < len(store.select("train"))
+    assert np.load(cache / "mean.npy").shape[:2] == (2, len(wanted))
+    settings = json.loads((place.root / "of-80-run" / "config.json").read_text())
+    assert (settings["px"], settings["optimizer"]) == (80, "adamw")
 
 
 def test_another_seed_is_another_run(place: Workplace) -> None:
