@@ -411,6 +411,8 @@ def train(args: argparse.Namespace) -> None:
     if args.init:  # of a distilled one only what this run trains: the network, or what beside it knows the scale
         start = {name: value for name, value in load_component(args.init, "unet")[1].items()
                  if ("guidance" in name) == bool(args.distill)}
+        if not start:
+            raise ModelFolderError(f"the UNet in {args.init} knows no guidance to start from; leave --init out")
         load_strictly(model, start if teacher is None else {**model.state_dict(), **start}, "the UNet to start from")
     if args.distill == "guidance":  # the rest stays what it is, and with it all that is said without guidance
         for name, weight in model.named_parameters():

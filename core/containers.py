@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -23,7 +23,7 @@ MAX_PICTURE_BYTES = 8 * 2**20
 MAX_PICTURE_PIXELS = 50_000_000  # a phone's photograph
 MAX_SCANS = 32  # of a JPEG; usual are 1 to 12. Each costs a pass over the whole picture and may be ten bytes long
 
-PNG_START, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
 class PictureError(ValueError):
@@ -87,7 +87,7 @@ def check_bytes(data: bytes, max_bytes: int) -> None:
 
 def kind_of(data: bytes) -> str | None:
     """Only the content counts, whatever name or type came with it."""
-    if data.startswith(PNG_START):
+    if data.startswith(_PNG):
         return "PNG"
     if data.startswith(_JPEG):
         return "JPEG"
@@ -95,7 +95,7 @@ def kind_of(data: bytes) -> str | None:
 
 
 def is_png(data: bytes) -> bool:
-    return data.startswith(PNG_START)
+    return data.startswith(_PNG)
 
 
 def foreign(data: bytes) -> str:
@@ -115,9 +115,18 @@ def _cut_off(kind: str, where: str) -> NoReturn:
     raise PictureError(f"the {kind} is cut off {where}")
 
 
+def png_of(chunks: Mapping[str, bytes]) -> bytes:
+    """The file of these chunks, in their order, and IEND (https://www.w3.org/TR/png-3/, 5.3)."""
+    parts = [_PNG]
+    for name, body in (*chunks.items(), ("IEND", b"")):
+        crc = zlib.crc32(body, zlib.crc32(name.encode()))
+        parts += [struct.pack(">I4s", len(body), name.encode()), body, struct.pack(">I", crc)]
+    return b"".join(parts)
+
+
 def png_chunks(png: bytes) -> Iterator[Chunk]:
     """The chunks of a PNG up to IEND, which must be there; what follows it is nobody's."""
-    view, position, name = memoryview(png), len(PNG_START), ""
+    view, position, name = memoryview(png), len(_PNG), ""
     while name != "IEND":
         if position + 12 > len(png):
             _cut_off("PNG", f"after {len(png):,} bytes, before its IEND")
@@ -158,13 +167,9 @@ def _plain_png(data: bytes) -> Plain:
         else:
             most = (1 << depth) - 1
             transparent = tuple((value & most) * 255 // most for value in values) * (3 if colour == 0 else 1)
-    parts = [PNG_START]
-    for name in ("IHDR", "PLTE", "tRNS", "IDAT", "IEND"):
-        body = b"".join(image) if name == "IDAT" else kept.get(name, b"")
-        if body or name == "IEND":
-            crc = zlib.crc32(body, zlib.crc32(name.encode()))
-            parts += [struct.pack(">I4s", len(body), name.encode()), body, struct.pack(">I", crc)]
-    return Plain("PNG", b"".join(parts), (width, height), _orientation(kept.get("eXIf", b"")), transparent)
+    bodies = {**kept, "IDAT": b"".join(image)}
+    plain = png_of({name: bodies[name] for name in ("IHDR", "PLTE", "tRNS", "IDAT") if bodies.get(name)})
+    return Plain("PNG", plain, (width, height), _orientation(kept.get("eXIf", b"")), transparent)
 
 
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # the others are data, padding, or carry nothing

@@ -15,7 +15,7 @@ from training import Workplace, checkpoint, differences, make_workplace
 
 import conditional_ldm
 from conditional_ldm import PRESETS, ConditionalUNet, load_unet
-from core.checkpoint import component_hash, read_index
+from core.checkpoint import ModelFolderError, component_hash, read_index
 from core.diffusion import Condition, Guidance, GuidedBatch, NoiseSchedule, guided
 from core.distillation import GUIDANCE_RANGE, by_two_passes, draw_scales, guidance_error, relative_errors
 from core.latents import Batch
@@ -245,6 +245,8 @@ def test_guidance_goes_on_from_what_another_learned(place: Workplace, distilled:
     found, learned = (load_unet(folder).state_dict() for folder in (place.root / "again-model", distilled))
     assert all(torch.allclose(value, learned[name], atol=1e-6) for name, value in found.items())
     assert any(value.any() for name, value in found.items() if "guidance" in name)
+    with pytest.raises(ModelFolderError, match="knows no guidance to start from; leave --init out"):
+        conditional_ldm.main(distill(place, "none", "--steps", 1, "--init", place.model))
 
 
 def test_the_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
