@@ -2,9 +2,9 @@
 
 The judge is an attribute network that no loss ever sees. It is trained once on real pictures, frozen, and named by its
 hash in each report; distances in its features are comparable only between reports with one hash. They are not FID.
-It hears sharpness first and is all but deaf to faces out of shape, so there is a second distance, `shape`, in the
-features of the model's own image tower, which is the other way round (https://arxiv.org/abs/2401.09603 compares in
-CLIP's too); it is comparable only between models with one CLIP.
+It hears sharpness first and faces out of shape little, so there is a second distance, `shape`, in the features of the
+model's own image tower, which hears no blur and shape better (https://arxiv.org/abs/2401.09603 compares in CLIP's too);
+it is comparable only between models with one CLIP.
 This file does not know how anything is trained or served: it loads a model folder and looks at what comes out. The
 metrics and their papers are in core/metrics.py, the judge is in core/judge.py.
 
