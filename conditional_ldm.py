@@ -25,6 +25,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -321,9 +322,10 @@ class Faces:
     """Everything around the UNet that a training run needs, from one place: data, VAE and text encoder."""
 
     def __init__(self, args: argparse.Namespace, accelerator: Any, schedule: NoiseSchedule) -> None:
+        from core.caption_bank import cached_bank, encode_captions, fits_encoded
         from core.latents import Lessons
         from dataset import FaceStore
-        from train_clip import CaptionBank, build_caption_bank, load_clip
+        from train_clip import load_clip
         from vae import load_vae
 
         device = accelerator.device
@@ -332,19 +334,21 @@ class Faces:
         self.vae = load_vae(args.model, device)
         self.clip, self.tokenizer = load_clip(args.model, device)
         cache = encoded(self.vae, self.store, indices, Path(args.cache), accelerator)
-        bank = build_caption_bank(self.store, indices, self.tokenizer, captions_per_image=args.captions_per_image,
-                                  seed=args.seed, empty_share=0.0)
+        bank = cached_bank(Path(args.cache) / "captions.npz", self.store, indices, self.tokenizer, accelerator,
+                           captions_per_image=args.captions_per_image, seed=args.seed, empty_share=0.0).to(device)
+        read = encode_captions(self.clip, bank, accelerator) if fits_encoded(self.clip, bank) else None
+        px = self.store.px[indices]
         self.lessons = Lessons(
-            cache, CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device)),
-            self.clip.encode_text, torch.from_numpy(self.store.px[indices].astype(np.float32)).to(device),
-            favoured_rows(self.store.attributes[indices], args.favour, args.favour_times), schedule, args.seed,
+            cache, read or bank, (read or self.clip).encode_text, torch.from_numpy(px.astype(np.float32)).to(device),
+            favoured_rows(self.store.attributes[indices], args.favour, args.favour_times,
+                          np.where(px == 128, args.sharp_times, 1)), schedule, args.seed,
             args.batch_size, args.caption_dropout, args.accumulate,
             share_off={None: None, "guidance": 0.0, "consistency": SHARE_OFF}[args.distill])
 
     def held_out(self, schedule: NoiseSchedule, accelerator: Any, limit: int = 1024) -> list[Any]:
         """Batches of held-out sharp faces, the same for every checkpoint."""
+        from core.caption_bank import build_caption_bank
         from core.latents import held_out
-        from train_clip import build_caption_bank
         from vae import to_images
 
         rows = self.store.select(split="val", px=128)[:limit]
@@ -388,6 +392,7 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
+        agreed,
         attention_kernel,
         average_gradients,
         learning_rate,
@@ -426,12 +431,15 @@ def train(args: argparse.Namespace) -> None:
         target = ConditionalUNet(model.config)
         target.load_state_dict(emas["target"].state, assign=True)
         target.eval().requires_grad_(False)
-    student = torch.compile(model) if args.compile else model
-    lesson = make_lesson(student, schedule, teacher, target)
+    shapes = False if device.type == "cuda" else None  # there all captions are as long as the longest
+    quick = partial(torch.compile, dynamic=shapes) if args.compile else (lambda network: network)
+    lesson = make_lesson(quick(model), schedule, teacher and replace(teacher, network=quick(teacher.network)),
+                         target and quick(target))
     settings = {"component": "unet", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
                 "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
-                "favour_times": args.favour_times, "px": args.px, "optimizer": args.optimizer,
+                "favour_times": args.favour_times, "sharp_times": args.sharp_times, "px": args.px,
+                "optimizer": args.optimizer,
                 "encoder": encoder_hash(faces.vae), "clip": component_hash(args.model, "clip"),
                 "network": write_config(model.config)}
     if teacher is not None:
@@ -442,7 +450,8 @@ def train(args: argparse.Namespace) -> None:
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     sums, counts = torch.zeros(BUCKETS, device=device), torch.zeros(BUCKETS, device=device)
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="UNet"):
+    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
+                                label="UNet", agree=agreed(accelerator)):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
@@ -472,7 +481,7 @@ def train(args: argparse.Namespace) -> None:
             show(" ".join(f"{value:.3f}" for value in by_level))
             sums.zero_()
             counts.zero_()
-        if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
+        if (step + 1) % args.save_every == 0 or show.last:
             run.save(step + 1, {"skipped": guard.skipped})
         if run.main and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
             picture = averaged(model, emas["ema_long"], device)
@@ -480,7 +489,7 @@ def train(args: argparse.Namespace) -> None:
             grid = draw_grid(picture, faces.vae, faces.clip, faces.tokenizer, schedule, accelerator, **few)
             run.picture(f"step-{step + 1:07d}", grid, columns=8)
     run.finish()
-    if run.main and (args.stop_at is None or args.stop_at >= args.steps):
+    if run.main and run.finished:
         finished = {name: averaged(model, ema, device) for name, ema in emas.items()}
         held_out = faces.held_out(schedule, accelerator, limit=1024 if teacher is None else 256)
         losses = {name: validation_loss(make_lesson(network, schedule, teacher, None, turbo), held_out, accelerator)
@@ -539,10 +548,11 @@ def student_of(teacher: Teacher) -> ConditionalUNet:
     return student.eval()
 
 
-def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int) -> Tensor:
-    """Rows of one epoch: every row once, and ``times`` times where it has one of the attributes ``names``.
+def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int, each: np.ndarray | int = 1) -> Tensor:
+    """Rows of one epoch: every row ``each`` times, and ``times`` as often where it has one of the attributes ``names``.
 
-    Rare attributes (glasses: 6 % of CelebA) are learned late otherwise. Shapes: attributes [N, 40] bool -> [M] int64.
+    Rare attributes (glasses: 6 % of CelebA) are learned late otherwise. Shapes: attributes [N, 40] bool, each [N] ->
+    [M] int64.
     Raises ValueError for a name that CelebA does not have.
     """
     from core.captions import ATTRIBUTES
@@ -550,7 +560,7 @@ def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int) -> T
     if unknown := set(names) - set(ATTRIBUTES):
         raise ValueError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
     chosen = attributes[:, [ATTRIBUTES.index(name) for name in names]].any(axis=1)
-    return torch.from_numpy(np.repeat(np.arange(len(attributes)), np.where(chosen, times, 1)))
+    return torch.from_numpy(np.repeat(np.arange(len(attributes)), np.where(chosen, times, 1) * each))
 
 
 def averaged(model: ConditionalUNet, ema: Any, device: torch.device) -> ConditionalUNet:
@@ -736,6 +746,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
                         "whose guidance to start from, such as what the UNet had before it was trained further")
     parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only pictures of this source resolution")
+    parser.add_argument("--sharp-times", type=int, default=1, help="how often an epoch shows pictures of 128 px")
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
     parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")
     parser.add_argument("--schedule", choices=("cosine", "flow"), default="cosine")
@@ -743,6 +754,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="of the noise levels; may change when a run is resumed")
     parser.add_argument("--steps", type=int, default=50000)
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is cut into, where memory is short")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for all that is a "

@@ -19,7 +19,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,6 @@ from torch import Tensor, nn
 
 from core.checkpoint import build, git_commit, load_component, save_component, write_atomically, write_json
 from vae import PixelNorm, ResBlock
-
-if TYPE_CHECKING:
-    from dataset import FaceStore
 
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 
@@ -58,6 +55,38 @@ class Tokenizer:
         """Token ids of each text, with start and end, truncated to ``max_length``."""
         clean = [text.encode("utf-8", "replace").decode() for text in texts]  # JSON can carry half a surrogate pair
         return [encoding.ids for encoding in self.backend.encode_batch(clean)]
+
+    def dropout_ids(self, texts: Sequence[str], seeds: Sequence[int], dropout: float, variants: int = 32
+                    ) -> list[list[int]]:
+        """Like `ids` with every merge left out with probability ``dropout``: text i depends on seeds[i] alone.
+
+        The library has this dropout too, but its random numbers cannot be seeded, so a resumed run would read others.
+        Each word is drawn from a table of ``variants`` ways to split it.
+        """
+        model = json.loads(self.backend.to_str())["model"]
+        vocabulary, ranks = model["vocab"], {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
+        table: dict[str, list[list[int]]] = {}
+
+        def split(word: str, rng: random.Random) -> list[int]:
+            pieces = list(word)
+            while True:
+                merges = [(ranks[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False))
+                          if pair in ranks and rng.random() >= dropout]
+                if not merges:
+                    return [vocabulary[piece] for piece in pieces]
+                _, i = min(merges)
+                pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+        rows = []
+        for text, seed in zip(texts, seeds, strict=True):
+            rng, row = random.Random(seed), []
+            clean = self.backend.normalizer.normalize_str(text)
+            for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(clean):
+                if word not in table:
+                    table[word] = [split(word, random.Random(f"{word} {i}")) for i in range(variants)]
+                row += table[word][int(rng.random() * variants)]
+            rows.append([vocabulary[START], *row[: self.max_length - 2], vocabulary[END]])
+        return rows
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = self.ids(texts)
@@ -94,39 +123,6 @@ def train_tokenizer(texts: Sequence[str], max_pieces: int, max_length: int) -> T
     backend.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(piece, backend.token_to_id(piece)) for piece in (START, END)])
     return Tokenizer(backend, max_length)
-
-
-def dropout_ids(tokenizer: Tokenizer, texts: Sequence[str], seeds: Sequence[int], dropout: float,
-                variants: int = 32) -> list[list[int]]:
-    """Like ``tokenizer.ids`` with every merge left out with probability ``dropout``: text i depends on seeds[i] alone.
-
-    The library has this dropout too, but its random numbers cannot be seeded, so a resumed run would read other tokens.
-    Each word is drawn from a table of ``variants`` ways to split it.
-    """
-    model = json.loads(tokenizer.backend.to_str())["model"]
-    vocabulary, ranks = model["vocab"], {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
-    table: dict[str, list[list[int]]] = {}
-
-    def split(word: str, rng: random.Random) -> list[int]:
-        pieces = list(word)
-        while True:
-            merges = [(ranks[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False))
-                      if pair in ranks and rng.random() >= dropout]
-            if not merges:
-                return [vocabulary[piece] for piece in pieces]
-            _, i = min(merges)
-            pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
-
-    rows = []
-    for text, seed in zip(texts, seeds, strict=True):
-        rng, row = random.Random(seed), []
-        clean = tokenizer.backend.normalizer.normalize_str(text)
-        for word, _ in tokenizer.backend.pre_tokenizer.pre_tokenize_str(clean):
-            if word not in table:
-                table[word] = [split(word, random.Random(f"{word} {i}")) for i in range(variants)]
-            row += table[word][int(rng.random() * variants)]
-        rows.append([vocabulary[START], *row[: tokenizer.max_length - 2], vocabulary[END]])
-    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -282,90 +278,18 @@ def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor, targets: Tensor
     return 0.5 * (by_text + by_image)
 
 
-# -------------------------------------------------------------------------------------------------------- caption bank
-
-
-@dataclass
-class CaptionBank:
-    """Several tokenized captions an image, so that no training step runs Python over strings.
-
-    Shapes: ids [N, K, L] int16-sized, lengths [N, K], facts [N, K, A] int8 in {-1, 0, 1}; empty captions have length 2.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    facts: Tensor
-
-    def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For image rows [B]: ids [B, L], mask [B, L], facts [B, A] float, empty [B] bool.
-
-        L is the batch's longest on a CPU, where padding costs time, and the bank's longest on an accelerator, which
-        would wait for the host to learn another number (and be compiled for each).
-        """
-        pick = torch.randint(self.ids.shape[1], (len(rows),), generator=generator).to(rows.device)
-        lengths = self.lengths[rows, pick].long()
-        longest = int(lengths.max()) if rows.device.type == "cpu" else self.ids.shape[2]
-        mask = torch.arange(longest, device=rows.device)[None] < lengths[:, None]
-        return self.ids[rows, pick, :longest].long(), mask, self.facts[rows, pick].float(), lengths <= 2
-
-
-def build_caption_bank(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, *, captions_per_image: int,
-                       seed: int, empty_share: float, dropout: float = 0.0) -> CaptionBank:
-    """Draw and tokenize captions for the chosen images; a store with its own text labels uses those instead.
-
-    Every caption depends on (seed, image row, k) alone, and so does its tokens' ``dropout``.
-    """
-    from core.training import mix_seed
-
-    texts, facts = draw_texts(store, indices, captions_per_image, seed, empty_share)
-    if dropout > 0:
-        seeds = [mix_seed(seed, int(row), k) for row in indices for k in range(captions_per_image)]
-        rows = dropout_ids(tokenizer, texts, seeds, dropout)
-    else:
-        rows = tokenizer.ids(texts)
-    longest = max(len(row) for row in rows)
-    ids = np.zeros((len(rows), longest), np.int16)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    shape = (len(indices), captions_per_image)
-    lengths = np.array([len(row) for row in rows], np.int16)
-    return CaptionBank(torch.from_numpy(ids).view(*shape, -1), torch.from_numpy(lengths).view(*shape),
-                       torch.from_numpy(facts).view(*shape, -1))
-
-
-def draw_texts(store: FaceStore, indices: np.ndarray, count: int, seed: int, empty_share: float
-               ) -> tuple[list[str], np.ndarray]:
-    """``count`` captions for each image, image after image, and their facts [len * count, 40] int8."""
-    from core.captions import ATTRIBUTES, draw_caption
-    from core.training import mix_seed
-
-    column = {name: i for i, name in enumerate(ATTRIBUTES)}
-    own = store.text_labels
-    texts, facts = [], np.zeros((len(indices) * count, len(ATTRIBUTES)), np.int8)
-    for row in indices:
-        rng = random.Random(mix_seed(seed, int(row)))
-        attributes = store.attributes[row].tolist()
-        for _ in range(count):
-            if own is not None:
-                texts.append("" if rng.random() < empty_share else rng.choice(own[str(store.image_id[row])]))
-                continue
-            caption = draw_caption(attributes, rng, empty_share=empty_share)
-            for name, value in caption.facts.items():
-                facts[len(texts), column[name]] = 1 if value else -1
-            texts.append(caption.text)
-    return texts, facts
-
-
 # ------------------------------------------------------------------------------------------------------------ training
 
 
 def train(args: argparse.Namespace) -> None:
     """The training loop of CLIP; the same command resumes. Ends by releasing weights, tokenizer and vocabulary."""
+    from core.caption_bank import cached_bank, draw_texts
     from core.training import (
         EpochSampler,
         PowerEMA,
         RunFolder,
         StepGuard,
+        agreed,
         attention_kernel,
         average_gradients,
         learning_rate,
@@ -392,9 +316,9 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(tokenizer_path, preset.max_length)
     config = CLIPConfig(**{**asdict(preset), "pieces": tokenizer.size})
 
-    bank = build_caption_bank(store, indices, tokenizer, captions_per_image=args.captions_per_image, seed=args.seed,
-                              empty_share=0.0, dropout=0.05)  # so rare pieces are trained: typos are not noise
-    bank = CaptionBank(bank.ids.to(device), bank.lengths.to(device), bank.facts.to(device))
+    bank = cached_bank(run_folder / "captions.npz", store, indices, tokenizer, accelerator, seed=args.seed,
+                       captions_per_image=args.captions_per_image, empty_share=0.0,
+                       dropout=0.05).to(device)  # so rare pieces are trained: typos are not noise
     pixels = load_pixels(store, indices, device)
     attributes = torch.from_numpy(store.attributes[indices].astype(np.float32) * 2 - 1).to(device)
 
@@ -412,7 +336,8 @@ def train(args: argparse.Namespace) -> None:
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="CLIP"):
+    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
+                                label="CLIP", agree=agreed(accelerator)):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in optimizer.param_groups:
@@ -440,10 +365,10 @@ def train(args: argparse.Namespace) -> None:
                       "lr": rate, "scale": float(scale.detach()), "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.3f}, {values['excess']:.3f} above the targets' own entropy")
-        if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
+        if (step + 1) % args.save_every == 0 or show.last:
             run.save(step + 1, {"skipped": guard.skipped})
     run.finish()
-    if run.main and (args.stop_at is None or args.stop_at >= args.steps):
+    if run.main and run.finished:
         from core.captions import vocabulary
 
         final = CLIP(config)
@@ -481,6 +406,7 @@ def contrastive_floor(targets: Tensor) -> Tensor:
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Retrieval and zero-shot attribute accuracy on the sharp test images; writes ``metrics.json`` to the run."""
+    from core.caption_bank import draw_texts
     from core.captions import ATTRIBUTES
     from core.training import make_accelerator
     from dataset import FaceStore
@@ -564,6 +490,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup-steps", type=int, default=100)

@@ -280,6 +280,7 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
+        agreed,
         average_gradients,
         learning_rate,
         make_accelerator,
@@ -340,7 +341,8 @@ def train(args: argparse.Namespace) -> None:
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     mine = process_slice(accelerator, args.batch_size)
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="VAE"):
+    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
+                                label="VAE", agree=agreed(accelerator)):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in (optimizer, critic_optimizer):
@@ -400,7 +402,7 @@ def train(args: argparse.Namespace) -> None:
             values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.4f} charb {values['charbonnier']:.4f}")
-        if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
+        if (step + 1) % args.save_every == 0 or show.last:
             run.save(step + 1, {"skipped": guard.skipped})
         if run.main and len(held_out) and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
             snapshot = averaged(model, ema, device)
@@ -411,7 +413,7 @@ def train(args: argparse.Namespace) -> None:
             psnr = -10 * torch.log10(((real - copies) / 2).square().mean())
             run.log(step + 1, {"val_psnr_16": float(psnr)})
     run.finish()
-    if run.main and (args.stop_at is None or args.stop_at >= args.steps):
+    if run.main and run.finished:
         final = averaged(model, ema, device)
         if args.decoder_only:  # bit for bit: averaging turned -0 into 0, and cached latents go by the weights' hash
             final.load_state_dict({name: value for name, value in model.state_dict().items()
@@ -563,6 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
     parser.add_argument("--warmup-steps", type=int, default=100)

@@ -156,7 +156,7 @@ def save_difference(folder: str | Path, component: str, state: Mapping[str, Tens
     """
     tensors = {}
     for name, value in state.items():
-        added = value.detach().cpu().float() - base.get(name, torch.zeros(())).float()
+        added = value.detach().cpu().float() - base.get(name, torch.zeros(())).cpu().float()
         rows = added.reshape(len(added), -1) if added.ndim else added.reshape(1, 1)
         scale = rows.abs().amax(1).clamp_min(1e-30) / 127.0
         tensors[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(added.shape)

@@ -22,24 +22,42 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the iteration: they lift small si
 ITERATIONS = 5
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """[..., a, b] -> the same: the same singular vectors, all singular values between about 0.7 and 1.2. 0 stays 0.
+def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices [a, b] -> the same: the same singular vectors, all singular values between about 0.7 and 1.2. 0 stays 0.
 
     Each iteration is X <- (p1 + p2 X X^T + p3 (X X^T)^2) X. All these factors are polynomials of the first X X^T, so
     they are multiplied with each other, as the smaller matrices that they are, and with X once, at the end: for a 3x3
-    convolution, nine times as wide as high, a fraction of the work.
+    convolution, nine times as wide as high, a fraction of the work. And whatever has equally large X X^T, long or
+    short, iterates together: a GPU is told a tenth of what one matrix after the other would take.
     """
-    upright = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if upright else matrices).float()
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
-    gram = x @ x.mT
-    one = torch.eye(gram.shape[-1], device=gram.device)
-    product, (p1, p2, p3) = one, COEFFICIENTS
-    for _ in range(ITERATIONS):
-        factor = p1 * one + p2 * gram + p3 * (gram @ gram)
-        product, gram = factor @ product, factor @ gram @ factor
-    x = product @ x
-    return (x.mT if upright else x).to(matrices.dtype)
+    found: list[Tensor] = [torch.empty(0)] * len(matrices)
+    by_height: dict[int, dict[tuple[torch.Size, bool], list[int]]] = {}
+    for place, one in enumerate(matrices):
+        key = (one.shape, one.shape[0] > one.shape[1])
+        by_height.setdefault(min(one.shape), {}).setdefault(key, []).append(place)
+    for alike in by_height.values():
+        wide = [torch.stack([matrices[place] for place in places]).float() for places in alike.values()]
+        wide = [x.mT if upright else x for x, (_, upright) in zip(wide, alike, strict=True)]
+        wide = [x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(1e-12) for x in wide]
+        factors = _factor(torch.cat([torch.bmm(x, x.mT) for x in wide])).split([len(x) for x in wide])
+        for x, factor, ((_, upright), places) in zip(wide, factors, alike.items(), strict=True):
+            done = torch.bmm(factor, x)
+            for place, one in zip(places, (done.mT if upright else done).unbind(), strict=True):
+                found[place] = one.to(matrices[place].dtype)
+    return found
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """What all iterations together multiply matrices with, from their X X^T. Shapes: [n, s, s] -> [n, s, s]."""
+    product, (p1, p2, p3) = None, COEFFICIENTS
+    for iteration in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=p2, alpha=p3)
+        factor.diagonal(dim1=1, dim2=2).add_(p1)
+        product = factor if product is None else torch.bmm(factor, product)
+        if iteration + 1 < ITERATIONS:
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    assert product is not None
+    return product
 
 
 class Muon(torch.optim.Optimizer):
@@ -62,40 +80,38 @@ class Muon(torch.optim.Optimizer):
         """One step from the gradients; what has none stays."""
         if closure is not None:
             raise ValueError("Muon evaluates no closure; call backward() before step()")
-        chosen = [(weight, group) for group in self.param_groups for weight in group["params"]
-                  if weight.grad is not None]
-        updates = _all_orthogonalised([self._ahead(weight, group["momentum"]) for weight, group in chosen])
-        for (weight, group), update in zip(chosen, updates, strict=True):
-            rate = group["lr"] * self._goes(weight.device)
-            weight.mul_(1 - rate * group["weight_decay"])
-            weight.sub_(rate * 0.2 * max(update.shape) ** 0.5 * update.view_as(weight))
+        for group in self.param_groups:
+            if weights := [weight for weight in group["params"] if weight.grad is not None]:
+                self._step(weights, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _goes(self, device: torch.device) -> Tensor:
-        """1 for a step that is done, 0 for one that is refused."""
-        return torch.ones((), device=device) if self.found_inf is None else (self.found_inf == 0).float()
-
-    def _ahead(self, weight: nn.Parameter, momentum: float) -> Tensor:
-        """The weight's momentum, brought up to date and looked at one step ahead (Nesterov), as a matrix."""
-        assert weight.grad is not None
-        state, goes = self.state[weight], self._goes(weight.device) > 0
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        grad = torch.where(goes, weight.grad, 0.0)
-        state["momentum"].mul_(torch.where(goes, momentum, 1.0)).add_(grad)
-        return (grad + momentum * state["momentum"]).flatten(1)
+    def _step(self, weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        """All weights of a group, many at once: on a GPU hundreds of small kernels would cost more than their work."""
+        device = weights[0].device
+        goes = torch.ones((), device=device) if self.found_inf is None else (self.found_inf == 0).float()
+        well, nothing = goes > 0, torch.zeros((), device=device)
+        grads = [torch.where(well, weight.grad, nothing) for weight in weights]  # type: ignore[arg-type]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_mul_(momenta, torch.where(well, momentum, 1.0))
+        torch._foreach_add_(momenta, grads)
+        ahead = torch._foreach_add(grads, momenta, alpha=momentum)  # Nesterov
+        updates = _all_orthogonalised([one.flatten(1) for one in ahead])
+        torch._foreach_mul_(updates, [0.2 * max(one.shape) ** 0.5 for one in updates])
+        torch._foreach_mul_(updates, lr * goes)
+        torch._foreach_mul_(weights, 1 - lr * goes * weight_decay)
+        torch._foreach_sub_(weights, [one.view_as(weight) for one, weight in zip(updates, weights, strict=True)])
 
 
 def _all_orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Those of one shape in one go; where several processes train together each does its share, and all get all."""
+    """Where several processes train together each does its share, and all get all."""
     several = dist.is_available() and dist.is_initialized()
     rank, count = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     found = [torch.zeros_like(one) if several else one for one in matrices]
-    alike: dict[torch.Size, list[int]] = {}
-    for place in range(rank, len(matrices), count):
-        alike.setdefault(matrices[place].shape, []).append(place)
-    for places in alike.values():
-        for place, one in zip(places, orthogonalised(torch.stack([matrices[place] for place in places])), strict=True):
-            found[place] = one
+    mine = range(rank, len(matrices), count)
+    for place, one in zip(mine, orthogonalised([matrices[place] for place in mine]), strict=True):
+        found[place] = one
     if not several:
         return found
     flat = torch.cat([one.flatten() for one in found])

@@ -128,16 +128,19 @@ class PowerEMA:
         self.relative_std = relative_std
         self.gamma = power_exponent(relative_std)
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self._source: tuple[nn.Module, dict[str, Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Fold in the weights after optimiser step number ``step`` (first step = 1)."""
         beta = (1.0 - 1.0 / step) ** (self.gamma + 1.0)
+        if self._source is None or self._source[0] is not model:  # to list what a model has takes longer than to add it
+            self._source = model, model.state_dict(keep_vars=True)
         floats, sources = [], []
-        for name, value in model.state_dict().items():
+        for name, value in self._source[1].items():
             if value.is_floating_point():
                 floats.append(self.state[name])
-                sources.append(value.detach())
+                sources.append(value)
             else:
                 self.state[name].copy_(value)
         torch._foreach_lerp_(floats, sources, 1.0 - beta)
@@ -222,6 +225,7 @@ def make_accelerator(device: str = "auto", precision: str = "auto") -> Any:
     # accelerate keeps its first answer for the life of the process, but training may be followed by measuring in fp32
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not in_group)
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes: the fastest kernels are worth looking for
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
@@ -304,6 +308,7 @@ class RunFolder:
     started: float = field(default_factory=time.monotonic)
     left_behind: list[Path] = field(default_factory=list, init=False)
     extra: dict[str, Any] = field(default_factory=dict, init=False)  # what the resumed checkpoint was saved with
+    reached: int = field(default=0, init=False)  # the step of the last checkpoint
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
@@ -321,6 +326,11 @@ class RunFolder:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_json(path, self.config)  # atomic: other processes read it at this moment
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last step of all is in a checkpoint."""
+        return self.reached >= self.total_steps
+
     # -- checkpoints
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -330,6 +340,7 @@ class RunFolder:
 
     def save(self, step: int, extra: Mapping[str, Any] | None = None) -> None:
         """Write the state *after* ``step`` finished steps."""
+        self.reached = step
         if not self.main:
             return
         target = self.folder / "checkpoints" / f"step-{step:08d}"
@@ -387,7 +398,7 @@ class RunFolder:
                         part.state[key].copy_(value)
                 else:
                     part.load_state_dict(tensors, strict=True)
-            self.extra = facts["extra"]
+            self.extra, self.reached = facts["extra"], step
             self._drop_metrics_after(step)
             return step
         if self.left_behind:
@@ -481,14 +492,44 @@ def plot_metrics(metrics: Path, target: Path) -> None:
     Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(target)
 
 
+@dataclass
+class Progress:
+    """What a loop learns of where it stands: ``last`` says that it ends after this step, finished or not."""
+
+    bar: Any
+    last: bool = False
+
+    def __call__(self, text: str) -> None:
+        """Label the bar."""
+        self.bar.set_postfix_str(text, refresh=False)
+
+
 def run_steps(
-    first: int, total: int, *, stop_at: int | None = None, enabled: bool = True, label: str = ""
-) -> Iterator[tuple[int, Callable[[str], None]]]:
-    """Yield (step, show) from ``first`` up to ``total`` (or ``stop_at``) behind a progress bar; ``show`` labels it."""
+    first: int, total: int, *, stop_at: int | None = None, stop_after: float | None = None, enabled: bool = True,
+    label: str = "", agree: Callable[[bool], bool] = bool
+) -> Iterator[tuple[int, Progress]]:
+    """Yield (step, progress) from ``first`` up to ``total`` behind a progress bar; calling ``progress`` labels it.
+
+    It ends early at ``stop_at``, or ``stop_after`` seconds after the first step began; several processes ``agree``
+    whether that time has come.
+    """
     from tqdm import tqdm
 
     last = total if stop_at is None else min(total, stop_at)
     with tqdm(total=total, initial=first, desc=label, disable=not enabled, mininterval=2.0) as bar:
+        progress, began = Progress(bar), time.monotonic()
         for step in range(first, last):
-            yield step, lambda text: bar.set_postfix_str(text, refresh=False)
+            late = stop_after is not None and agree(time.monotonic() - began > stop_after)
+            progress.last = late or step + 1 == last
+            yield step, progress
             bar.update(1)
+            if late:
+                return
+
+
+def agreed(accelerator: Any) -> Callable[[bool], bool]:
+    """Whether the main process says so, for every process."""
+    if accelerator.num_processes == 1:
+        return bool
+    return lambda mine: bool(accelerator.reduce(
+        torch.tensor(float(mine and accelerator.is_main_process), device=accelerator.device), reduction="sum") > 0)

@@ -87,7 +87,7 @@ def train(args: argparse.Namespace) -> None:
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, "ema": ema})
     first, mine, guard = run.resume(), process_slice(accelerator, args.batch_size), StepGuard()
-    for step, _ in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="baseline"):
+    for step, progress in run_steps(first, args.steps, stop_at=args.stop_at, enabled=run.main, label="baseline"):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
                                         warmup_steps=args.warmup_steps, decay_share=args.decay_share)
@@ -102,7 +102,7 @@ def train(args: argparse.Namespace) -> None:
         ema.update(model, step + 1)
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             run.log(step + 1, {"loss": float(loss.detach()), "images_seen": (step + 1) * args.batch_size})
-        if (step + 1) % args.save_every == 0 or step + 1 in (args.steps, args.stop_at):
+        if (step + 1) % args.save_every == 0 or progress.last:
             run.save(step + 1)
     run.finish()
 
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
-    args = parser.parse_args(argv, argparse.Namespace(favour=[], distill=None, px=None))
+    args = parser.parse_args(argv, argparse.Namespace(favour=[], distill=None, px=None, sharp_times=1))
     if args.what == "train":
         train(args)
     else:

@@ -70,6 +70,7 @@ ROOMS: dict[str, set[str]] = {
     "core.solvers": {"torch"},
     "core.muon": {"torch"},
     "core.distillation": {"torch"},
+    "core.caption_bank": {"numpy", "torch"},
     "core.latents": {"numpy", "torch", "tqdm"},
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
     "core.preview": {"torch"},

@@ -15,11 +15,11 @@ def test_singular_values_become_alike_and_vectors_stay(shape: tuple[int, int]) -
     torch.manual_seed(0)
     u, _, vt = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     spread = torch.logspace(0, -2, len(vt))
-    result = orthogonalised(u @ torch.diag(spread) @ vt * 50)
+    (result,) = orthogonalised([u @ torch.diag(spread) @ vt * 50])
     inner = u.T @ result @ vt.T
     assert torch.allclose(inner, torch.diag(inner.diagonal()), atol=1e-3)
     assert 0.5 < float(inner.diagonal().min()) and float(inner.diagonal().max()) < 1.25
-    assert not orthogonalised(torch.zeros(shape)).any()
+    assert not orthogonalised([torch.zeros(shape)])[0].any()
 
 
 def test_the_short_way_is_the_published_iteration() -> None:
@@ -30,8 +30,10 @@ def test_the_short_way_is_the_published_iteration() -> None:
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = p1 * x + (p2 * gram + p3 * gram @ gram) @ x
-    assert torch.allclose(orthogonalised(start), x, atol=1e-4)
-    assert torch.allclose(orthogonalised(start.T), x.T, atol=1e-4)
+    other = torch.randn(30, 12, dtype=torch.float64)  # as high as the first is, the other way round
+    ours, upright, alone = orthogonalised([start, start.T, other])
+    assert torch.allclose(ours, x, atol=1e-4) and torch.allclose(upright, x.T, atol=1e-4)
+    assert torch.allclose(alone, orthogonalised([other])[0], atol=1e-5)
 
 
 def walk(optimizer: torch.optim.Optimizer, weight: nn.Parameter, target: torch.Tensor, steps: int = 5) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +23,19 @@ import discriminator
 import train_clip
 import vae
 from conditional_ldm import ConditionalUNet, encode_prompts, favoured_rows, load_unet
-from core.captions import ATTRIBUTES
+from core.caption_bank import (
+    CaptionBank,
+    build_caption_bank,
+    cached_bank,
+    draw_texts,
+    encode_captions,
+)
+from core.captions import ATTRIBUTES, Caption
 from core.diffusion import Condition, join_conditions
 from core.latents import LatentCache
+from core.training import make_accelerator
 from dataset import FaceStore, synthetic_store
-from train_clip import CLIP, CaptionBank, Tokenizer, load_clip
+from train_clip import CLIP, Tokenizer, load_clip
 from vae import VAE, Posterior, load_vae
 
 
@@ -374,18 +384,18 @@ def test_half_a_surrogate_pair_is_no_crash(clip_and_tokenizer: tuple[CLIP, Token
 def test_seeded_dropout_splits_words_otherwise_but_spells_the_same(clip_and_tokenizer: tuple[CLIP, Tokenizer]) -> None:
     tokenizer = clip_and_tokenizer[1]
     texts = ["a smiling woman with blonde hair and glasses", "", "an old man, " * 40]
-    assert train_clip.dropout_ids(tokenizer, texts, [0, 1, 2], 0.0) == tokenizer.ids(texts)
+    assert tokenizer.dropout_ids(texts, [0, 1, 2], 0.0) == tokenizer.ids(texts)
     seeds = list(range(200))
-    rows = train_clip.dropout_ids(tokenizer, texts[:1] * 200, seeds, 0.1)
-    assert rows == train_clip.dropout_ids(tokenizer, texts[:1] * 200, seeds, 0.1)
-    assert rows[7] == train_clip.dropout_ids(tokenizer, texts[:1], [7], 0.1)[0]  # its own seed alone decides
+    rows = tokenizer.dropout_ids(texts[:1] * 200, seeds, 0.1)
+    assert rows == tokenizer.dropout_ids(texts[:1] * 200, seeds, 0.1)
+    assert rows[7] == tokenizer.dropout_ids(texts[:1], [7], 0.1)[0]  # its own seed alone decides
     assert len({tuple(row) for row in rows}) > 20
     usual = len(tokenizer.ids(texts)[0])
     assert usual < np.mean([len(row) for row in rows]) < 1.6 * usual
     pieces = {index: piece for piece, index in tokenizer.backend.get_vocab().items()}
     spelt = {decoders.ByteLevel().decode([pieces[i] for i in row[1:-1]]) for row in rows}
     assert spelt == {" " + texts[0]}
-    assert len(train_clip.dropout_ids(tokenizer, texts[2:], [0], 1.0)[0]) == tokenizer.max_length
+    assert len(tokenizer.dropout_ids(texts[2:], [0], 1.0)[0]) == tokenizer.max_length
 
 
 def test_caption_bank_draws_one_caption_an_image() -> None:
@@ -414,8 +424,8 @@ def test_captions_depend_on_seed_and_image_alone(store: FaceStore, clip_and_toke
     tokenizer, rows = clip_and_tokenizer[1], np.arange(8)
 
     def bank(chosen: np.ndarray, seed: int = 0, dropout: float = 0.3) -> CaptionBank:
-        return train_clip.build_caption_bank(store, chosen, tokenizer, captions_per_image=3, seed=seed, empty_share=0.2,
-                                             dropout=dropout)
+        return build_caption_bank(store, chosen, tokenizer, captions_per_image=3, seed=seed, empty_share=0.2,
+                                  dropout=dropout)
 
     def row(of: CaptionBank, i: int) -> list[list[int]]:
         return [ids[:length].tolist() for ids, length in zip(of.ids[i], of.lengths[i], strict=True)]
@@ -424,10 +434,48 @@ def test_captions_depend_on_seed_and_image_alone(store: FaceStore, clip_and_toke
     assert torch.equal(whole.ids, bank(rows).ids) and row(whole, 5) == row(part, 0)
     assert torch.equal(whole.facts[5], part.facts[0]) and whole.facts.shape == (8, 3, 40)
     assert row(bank(rows, seed=1), 5) != row(whole, 5) != row(bank(rows, dropout=0.0), 5)
-    texts, facts = train_clip.draw_texts(store, rows, 3, 0, 0.2)
+    texts, facts = draw_texts(store, rows, 3, 0, 0.2)
     assert torch.equal(torch.from_numpy(facts).view(8, 3, 40), whole.facts) and "" in texts
     truth = np.where(store.attributes[rows], 1, -1).repeat(3, axis=0)
     assert np.all((facts == 0) | (facts == truth)) and not facts[[i for i, text in enumerate(texts) if not text]].any()
+
+
+def test_captions_read_beforehand_are_the_captions_read_in_a_step(
+    store: FaceStore, clip_and_tokenizer: tuple[CLIP, Tokenizer]
+) -> None:
+    clip, tokenizer = clip_and_tokenizer
+    bank = build_caption_bank(store, np.arange(8), tokenizer, captions_per_image=3, seed=0, empty_share=0.2)
+    read, rows = encode_captions(clip, bank, make_accelerator("cpu", "no"), batch_size=5), torch.randint(8, (12,))
+    ids, mask, facts, empty = bank.draw(rows, torch.Generator().manual_seed(4))
+    places, padded, same_facts, same_empty = read.draw(rows, torch.Generator().manual_seed(4))
+    now, before, length = clip.encode_text(ids, mask), read.encode_text(places, padded), ids.shape[1]
+    assert read.tokens.shape == (24, bank.ids.shape[2], clip.config.text_width) and places.shape == (12,)
+    assert torch.equal(facts, same_facts) and torch.equal(empty, same_empty) and bool(facts.any())
+    assert torch.equal(padded[:, :length], mask) and not padded[:, length:].any()
+    assert torch.allclose(now.pooled, before.pooled, atol=1e-5)
+    assert torch.allclose(now.tokens[mask], before.tokens[:, :length][mask], atol=1e-5)
+
+
+def test_a_bank_is_made_anew_for_other_captions_only(
+    store: FaceStore, clip_and_tokenizer: tuple[CLIP, Tokenizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, accelerator, made = clip_and_tokenizer[1], make_accelerator("cpu", "no"), []
+
+    def build(*given: Any, **how: Any) -> CaptionBank:
+        made.append(how)
+        return build_caption_bank(*given, **how)
+
+    def bank(rows: int = 8, seed: int = 0) -> CaptionBank:
+        return cached_bank(tmp_path / "new" / "bank.npz", store, np.arange(rows), tokenizer, accelerator,
+                           captions_per_image=2, seed=seed, empty_share=0.1)
+
+    monkeypatch.setattr("core.caption_bank.build_caption_bank", build)
+    first, again = bank(), bank()
+    assert len(made) == 1
+    assert all(torch.equal(getattr(first, one.name), getattr(again, one.name)) for one in fields(first))
+    assert not torch.equal(bank(seed=1).ids, first.ids) and len(bank(rows=5).ids) == 5 and len(made) == 3
+    monkeypatch.setattr("core.caption_bank.draw_caption", lambda *_, **__: Caption("a face", {}))
+    assert not bank(rows=5).facts.any() and len(made) == 4  # the grammar is another
 
 
 def test_rank_auc_has_its_known_values() -> None:
@@ -514,5 +562,6 @@ def test_favoured_pictures_are_seen_more_often() -> None:
     attributes[2, ATTRIBUTES.index("Eyeglasses")] = True
     assert favoured_rows(attributes, [], 3).tolist() == [0, 1, 2, 3]
     assert favoured_rows(attributes, ["Eyeglasses", "Bald"], 3).tolist() == [0, 1, 2, 2, 2, 3]
+    assert favoured_rows(attributes, ["Eyeglasses"], 2, np.array([2, 1, 2, 1])).tolist() == [0, 0, 1, 2, 2, 2, 2, 3]
     with pytest.raises(ValueError, match="--favour Glasses"):
         favoured_rows(attributes, ["Glasses"], 3)

@@ -153,7 +153,7 @@ conditional_ldm.main(unet)
 
 def test_two_processes_learn_what_one_learns(place: Workplace) -> None:
     """The same command under any launcher that sets torch's variables; both halves of the batch, one result."""
-    more = ["--steps", 20, "--stop-at", 3, "--learning-rate", 1e-3]
+    more = ["--steps", 20, "--stop-at", 3, "--stop-after", 1000, "--learning-rate", 1e-3]
     muon = {"clip": [], "unet": ["--optimizer", "muon"]}
     commands = {name: [place.train(kind, f"{kind}-{name}", *more, *muon[kind]) for kind in ("clip", "unet")]
                 for name in ("alone", "pair")}
@@ -453,3 +453,24 @@ def test_the_progress_bar_starts_and_stops_where_told() -> None:
     assert [step for step, _ in run_steps(3, 10, stop_at=6, enabled=False)] == [3, 4, 5]
     assert [step for step, _ in run_steps(8, 10, stop_at=99, enabled=False)] == [8, 9]
     assert list(run_steps(10, 10, enabled=False)) == []
+    assert [progress.last for _, progress in run_steps(3, 10, stop_at=6, enabled=False)] == [False, False, True]
+    said = iter([False, False, True, True])  # of a clock that another process looks at
+    steps = run_steps(0, 10, stop_after=1e9, enabled=False, agree=lambda mine: next(said))
+    assert [(step, progress.last) for step, progress in steps] == [(0, False), (1, False), (2, True)]
+
+
+def stops(run: Path) -> list[str]:
+    return sorted(folder.name for folder in (run / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("component", ["vae", "clip", "unet"])
+def test_a_run_that_the_clock_stopped_is_resumed(
+    place: Workplace, component: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = place.train(component, f"{component}-clock", "--steps", 3)
+    assert MAIN[component]([*command, "--stop-after", "0"]) == 0
+    assert stops(place.root / f"{component}-clock") == ["step-00000001"]
+    assert "released" not in capsys.readouterr().out
+    assert MAIN[component]([*command, "--stop-after", "1000"]) == 0
+    assert stops(place.root / f"{component}-clock")[-1] == "step-00000003"
+    assert "released" in capsys.readouterr().out

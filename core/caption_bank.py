@@ -1,0 +1,195 @@
+"""How does no training step run Python over strings?
+
+Several captions of every picture are drawn and tokenized before the first step, kept in a file whose key says of which
+pictures, tokenizer and grammar they are, and, where an accelerator has room, read by the text encoder once for all. It
+knows neither a network nor what captions are for.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.captions import ATTRIBUTES, draw_caption
+from core.training import mix_seed
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
+    from train_clip import CLIP, Tokenizer
+
+
+class Read(NamedTuple):
+    """What a text encoder says: tokens [B, L, E], mask [B, L] (True = real token), pooled [B, E]."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+
+@dataclass
+class CaptionBank:
+    """Several tokenized captions an image, so that no training step runs Python over strings.
+
+    Shapes: ids [N, K, L] int16-sized, lengths [N, K], facts [N, K, A] int8 in {-1, 0, 1}; empty captions have length 2.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    facts: Tensor
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For image rows [B]: ids [B, L], mask [B, L], facts [B, A] float, empty [B] bool.
+
+        L is the batch's longest on a CPU, where padding costs time, and the bank's longest on an accelerator, which
+        would wait for the host to learn another number (and be compiled for each).
+        """
+        pick = self.pick(rows, generator)
+        lengths = self.lengths[rows, pick].long()
+        longest = int(lengths.max()) if rows.device.type == "cpu" else self.ids.shape[2]
+        mask = torch.arange(longest, device=rows.device)[None] < lengths[:, None]
+        return self.ids[rows, pick, :longest].long(), mask, self.facts[rows, pick].float(), lengths <= 2
+
+    def pick(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """One of its captions for every image: [B]."""
+        return torch.randint(self.ids.shape[1], (len(rows),), generator=generator).to(rows.device)
+
+    def to(self, device: torch.device) -> CaptionBank:
+        """The same on a device."""
+        return CaptionBank(self.ids.to(device), self.lengths.to(device), self.facts.to(device))
+
+
+@dataclass
+class EncodedCaptions:
+    """A bank whose captions were all read by the text encoder once: a step only looks them up.
+
+    Takes the places of a bank and of its encoder: what `draw` gives for ids are places [B] in tokens [N * K, L, E] and
+    pooled [N * K, E], and `encode_text` takes those.
+    """
+
+    bank: CaptionBank
+    tokens: Tensor
+    pooled: Tensor
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As the bank's, as long as its longest."""
+        pick = self.bank.pick(rows, generator)
+        lengths = self.bank.lengths[rows, pick].long()
+        mask = torch.arange(self.tokens.shape[1], device=rows.device)[None] < lengths[:, None]
+        return rows * self.bank.ids.shape[1] + pick, mask, self.bank.facts[rows, pick].float(), lengths <= 2
+
+    def encode_text(self, places: Tensor, mask: Tensor) -> Read:
+        """Places [B] and mask [B, L] -> what the encoder said of them."""
+        return Read(self.tokens[places], mask, self.pooled[places])
+
+
+def encode_captions(clip: CLIP, bank: CaptionBank, accelerator: Any, batch_size: int = 4096) -> EncodedCaptions:
+    """Read every caption of a bank, in the precision of the run, padded to the bank's longest."""
+    ids, lengths = bank.ids.flatten(0, 1), bank.lengths.flatten()
+    places = torch.arange(ids.shape[1], device=ids.device)
+    found = None
+    for start in range(0, len(ids), batch_size):
+        part = slice(start, start + batch_size)
+        with torch.no_grad(), accelerator.autocast():
+            text = clip.encode_text(ids[part].long(), places[None] < lengths[part, None])
+        if found is None:
+            kind = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+            found = [torch.empty(len(ids), *one.shape[1:], dtype=kind, device=ids.device)
+                     for one in (text.tokens, text.pooled)]
+        for whole, one in zip(found, (text.tokens, text.pooled), strict=True):
+            whole[part] = one
+    assert found is not None, "a bank has captions"
+    return EncodedCaptions(bank, *found)
+
+
+def fits_encoded(clip: CLIP, bank: CaptionBank) -> bool:
+    """Whether a GPU has half as much again as all captions of a bank, read in bf16, would take."""
+    device = bank.ids.device
+    return device.type == "cuda" and 3 * bank.ids.numel() * clip.config.text_width < torch.cuda.mem_get_info(device)[0]
+
+
+def cached_bank(path: Path, store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, accelerator: Any,
+                **how: Any) -> CaptionBank:
+    """`build_caption_bank`, from ``path`` where a run before made the same; the main process makes it anew otherwise.
+
+    The same: of these images and attributes or labels, by this tokenizer, and as captions are drawn now.
+    """
+    key = _bank_key(store, indices, tokenizer, how)
+    if accelerator.is_main_process and not _has_key(path, key):
+        _keep_bank(path, key, build_caption_bank(store, indices, tokenizer, **how))
+    accelerator.wait_for_everyone()
+    with np.load(path, allow_pickle=False) as kept:
+        return CaptionBank(*(torch.from_numpy(kept[name]) for name in ("ids", "lengths", "facts")))
+
+
+def _bank_key(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, how: dict[str, Any]) -> str:
+    import hashlib
+
+    drawn_now = draw_texts(store, indices[:64], 4, 0, 0.0)[0]  # other when the grammar changed
+    digest = hashlib.sha256(indices.tobytes() + store.attributes[indices].tobytes())
+    for part in (how, tokenizer.backend.to_str(), store.image_id[indices].tolist(), store.text_labels, drawn_now):
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _has_key(path: Path, key: str) -> bool:
+    if not path.exists():
+        return False
+    with np.load(path, allow_pickle=False) as kept:
+        return str(kept["key"]) == key
+
+
+def _keep_bank(path: Path, key: str, bank: CaptionBank) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".writing")
+    with open(aside, "wb") as out:
+        np.savez(out, key=key, ids=bank.ids.numpy(), lengths=bank.lengths.numpy(), facts=bank.facts.numpy())
+    aside.replace(path)
+
+
+def build_caption_bank(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, *, captions_per_image: int,
+                       seed: int, empty_share: float, dropout: float = 0.0) -> CaptionBank:
+    """Draw and tokenize captions for the chosen images; a store with its own text labels uses those instead.
+
+    Every caption depends on (seed, image row, k) alone, and so does its tokens' ``dropout``.
+    """
+    texts, facts = draw_texts(store, indices, captions_per_image, seed, empty_share)
+    if dropout > 0:
+        seeds = [mix_seed(seed, int(row), k) for row in indices for k in range(captions_per_image)]
+        rows = tokenizer.dropout_ids(texts, seeds, dropout)
+    else:
+        rows = tokenizer.ids(texts)
+    longest = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), longest), np.int16)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    shape = (len(indices), captions_per_image)
+    lengths = np.array([len(row) for row in rows], np.int16)
+    return CaptionBank(torch.from_numpy(ids).view(*shape, -1), torch.from_numpy(lengths).view(*shape),
+                       torch.from_numpy(facts).view(*shape, -1))
+
+
+def draw_texts(store: FaceStore, indices: np.ndarray, count: int, seed: int, empty_share: float
+               ) -> tuple[list[str], np.ndarray]:
+    """``count`` captions for each image, image after image, and their facts [len * count, 40] int8."""
+    column = {name: i for i, name in enumerate(ATTRIBUTES)}
+    own = store.text_labels
+    texts, facts = [], np.zeros((len(indices) * count, len(ATTRIBUTES)), np.int8)
+    for row in indices:
+        rng = random.Random(mix_seed(seed, int(row)))
+        attributes = store.attributes[row].tolist()
+        for _ in range(count):
+            if own is not None:
+                texts.append("" if rng.random() < empty_share else rng.choice(own[str(store.image_id[row])]))
+                continue
+            caption = draw_caption(attributes, rng, empty_share=empty_share)
+            for name, value in caption.facts.items():
+                facts[len(texts), column[name]] = 1 if value else -1
+            texts.append(caption.text)
+    return texts, facts
