@@ -296,6 +296,7 @@ def train(args: argparse.Namespace) -> None:
         make_accelerator,
         process_slice,
         run_steps,
+        send,
         step_generator,
     )
     from dataset import FaceStore
@@ -343,7 +344,7 @@ def train(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         generator = step_generator(args.seed, step)
-        rows = sampler.batch(step).to(device)
+        rows = send(sampler.batch(step), device)
         images = mirror(to_images(pixels[rows]), generator)
         ids, mask, facts, _ = bank.draw(rows, generator)
         targets = soft_targets(facts, attributes[rows])

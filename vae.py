@@ -253,7 +253,9 @@ def load_pixels(store: FaceStore, indices: Any, device: torch.device) -> Tensor:
 
 def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
     """Flip about half of the images [B, 3, H, W] left to right, as ``generator`` (on the CPU) decides."""
-    flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    from core.training import send
+
+    flip = send(torch.rand(len(images), generator=generator) < 0.5, images.device)
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
@@ -286,6 +288,7 @@ def train(args: argparse.Namespace) -> None:
         make_accelerator,
         process_slice,
         run_steps,
+        send,
         step_generator,
     )
     from dataset import FaceStore
@@ -349,9 +352,9 @@ def train(args: argparse.Namespace) -> None:
             for parameters in group.param_groups:
                 parameters["lr"] = rate
         generator = step_generator(args.seed, step)
-        images = mirror(to_images(pixels[sampler.batch(step).to(device)]), generator)
-        noise = torch.randn(args.batch_size, model.config.latent_channels, images.shape[2] // FACTOR,
-                            images.shape[3] // FACTOR, generator=generator).to(device)
+        images = mirror(to_images(pixels[send(sampler.batch(step), device)]), generator)
+        noise = send(torch.randn(args.batch_size, model.config.latent_channels, images.shape[2] // FACTOR,
+                                 images.shape[3] // FACTOR, generator=generator), device)
         images, noise = images[mine].contiguous(memory_format=torch.channels_last), noise[mine]
         adversarial_on = gan_start <= step and args.gan_start < 1
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from core.captions import ATTRIBUTES, draw_caption
-from core.training import mix_seed
+from core.training import mix_seed, send
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -58,7 +58,7 @@ class CaptionBank:
 
     def pick(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """One of its captions for every image: [B]."""
-        return torch.randint(self.ids.shape[1], (len(rows),), generator=generator).to(rows.device)
+        return send(torch.randint(self.ids.shape[1], (len(rows),), generator=generator), rows.device)
 
     def to(self, device: torch.device) -> CaptionBank:
         """The same on a device."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from core.diffusion import Condition, NoiseSchedule
 from core.distillation import draw_scales
-from core.training import EpochSampler, attention_kernel, step_generator
+from core.training import EpochSampler, attention_kernel, send, step_generator
 
 
 @dataclass
@@ -116,15 +116,15 @@ class Lessons:
         device, size = self.px.device, self.batch_size
         generator = step_generator(self.seed, step)
         noise_generator = step_generator(self.seed, step, stream=1, device=device)
-        rows = self.seen[self._order.batch(step)].to(device)
-        mirrored = torch.randint(2, (size,), generator=generator).to(device)
-        timestep = self.schedule.sample_timesteps(size, generator).to(device)
-        null = (torch.rand(size, generator=generator) < self.caption_dropout).to(device)
+        rows = send(self.seen[self._order.batch(step)], device)
+        mirrored = send(torch.randint(2, (size,), generator=generator), device)
+        timestep = send(self.schedule.sample_timesteps(size, generator), device)
+        null = send(torch.rand(size, generator=generator) < self.caption_dropout, device)
         ids, mask, _, empty = self.captions.draw(rows, generator)
         eps = torch.randn(2, size, *self.cache.mean.shape[2:], generator=noise_generator, device=device)
         scale = torch.ones(size, device=device)
         if self.share_off is not None:
-            scale = draw_scales(size, step_generator(self.seed, step, stream=3), self.share_off).to(device)
+            scale = send(draw_scales(size, step_generator(self.seed, step, stream=3), self.share_off), device)
         for part in torch.arange(size, device=device)[mine].chunk(self.pieces):
             with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
                 text = self.encode_text(ids[part], mask[part])
