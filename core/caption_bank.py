@@ -7,30 +7,24 @@ knows neither a network nor what captions are for.
 
 from __future__ import annotations
 
+import io
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.captions import ATTRIBUTES, draw_caption
+from core.checkpoint import write_atomically
 from core.training import mix_seed, send
 
 if TYPE_CHECKING:
     from dataset import FaceStore
-    from train_clip import CLIP, Tokenizer
-
-
-class Read(NamedTuple):
-    """What a text encoder says: tokens [B, L, E], mask [B, L] (True = real token), pooled [B, E]."""
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
+    from train_clip import CLIP, TextEmbedding, Tokenizer
 
 
 @dataclass
@@ -69,43 +63,37 @@ class CaptionBank:
 class EncodedCaptions:
     """A bank whose captions were all read by the text encoder once: a step only looks them up.
 
-    Takes the places of a bank and of its encoder: what `draw` gives for ids are places [B] in tokens [N * K, L, E] and
-    pooled [N * K, E], and `encode_text` takes those.
+    Takes the places of a bank and of its encoder: what `draw` gives for ids are places [B] in ``text``, all that the
+    encoder said of the N * K captions, and `encode_text` takes those.
     """
 
     bank: CaptionBank
-    tokens: Tensor
-    pooled: Tensor
+    text: TextEmbedding
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As the bank's, as long as its longest."""
         pick = self.bank.pick(rows, generator)
-        lengths = self.bank.lengths[rows, pick].long()
-        mask = torch.arange(self.tokens.shape[1], device=rows.device)[None] < lengths[:, None]
-        return rows * self.bank.ids.shape[1] + pick, mask, self.bank.facts[rows, pick].float(), lengths <= 2
+        places = rows * self.bank.ids.shape[1] + pick
+        return places, self.text.mask[places], self.bank.facts[rows, pick].float(), self.bank.lengths[rows, pick] <= 2
 
-    def encode_text(self, places: Tensor, mask: Tensor) -> Read:
+    def encode_text(self, places: Tensor, mask: Tensor) -> TextEmbedding:
         """Places [B] and mask [B, L] -> what the encoder said of them."""
-        return Read(self.tokens[places], mask, self.pooled[places])
+        return replace(self.text, tokens=self.text.tokens[places], mask=mask, pooled=self.text.pooled[places])
 
 
 def encode_captions(clip: CLIP, bank: CaptionBank, accelerator: Any, batch_size: int = 4096) -> EncodedCaptions:
     """Read every caption of a bank, in the precision of the run, padded to the bank's longest."""
-    ids, lengths = bank.ids.flatten(0, 1), bank.lengths.flatten()
-    places = torch.arange(ids.shape[1], device=ids.device)
-    found = None
+    ids = bank.ids.flatten(0, 1)
+    mask = torch.arange(ids.shape[1], device=ids.device) < bank.lengths.flatten()[:, None]
+    kind = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    tokens = torch.empty(*ids.shape, clip.config.text_width, dtype=kind, device=ids.device)
+    pooled = torch.empty(len(ids), clip.config.text_width, dtype=kind, device=ids.device)
     for start in range(0, len(ids), batch_size):
         part = slice(start, start + batch_size)
         with torch.no_grad(), accelerator.autocast():
-            text = clip.encode_text(ids[part].long(), places[None] < lengths[part, None])
-        if found is None:
-            kind = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-            found = [torch.empty(len(ids), *one.shape[1:], dtype=kind, device=ids.device)
-                     for one in (text.tokens, text.pooled)]
-        for whole, one in zip(found, (text.tokens, text.pooled), strict=True):
-            whole[part] = one
-    assert found is not None, "a bank has captions"
-    return EncodedCaptions(bank, *found)
+            text = clip.encode_text(ids[part].long(), mask[part])
+        tokens[part], pooled[part] = text.tokens, text.pooled
+    return EncodedCaptions(bank, replace(text, tokens=tokens, mask=mask, pooled=pooled))
 
 
 def fits_encoded(clip: CLIP, bank: CaptionBank) -> bool:
@@ -147,10 +135,9 @@ def _has_key(path: Path, key: str) -> bool:
 
 def _keep_bank(path: Path, key: str, bank: CaptionBank) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".writing")
-    with open(aside, "wb") as out:
-        np.savez(out, key=key, ids=bank.ids.numpy(), lengths=bank.lengths.numpy(), facts=bank.facts.numpy())
-    aside.replace(path)
+    packed = io.BytesIO()
+    np.savez(packed, key=key, ids=bank.ids.numpy(), lengths=bank.lengths.numpy(), facts=bank.facts.numpy())
+    write_atomically(path, packed.getvalue())
 
 
 def build_caption_bank(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, *, captions_per_image: int,

@@ -449,7 +449,7 @@ def test_captions_read_beforehand_are_the_captions_read_in_a_step(
     ids, mask, facts, empty = bank.draw(rows, torch.Generator().manual_seed(4))
     places, padded, same_facts, same_empty = read.draw(rows, torch.Generator().manual_seed(4))
     now, before, length = clip.encode_text(ids, mask), read.encode_text(places, padded), ids.shape[1]
-    assert read.tokens.shape == (24, bank.ids.shape[2], clip.config.text_width) and places.shape == (12,)
+    assert read.text.tokens.shape == (24, bank.ids.shape[2], clip.config.text_width) and places.shape == (12,)
     assert torch.equal(facts, same_facts) and torch.equal(empty, same_empty) and bool(facts.any())
     assert torch.equal(padded[:, :length], mask) and not padded[:, length:].any()
     assert torch.allclose(now.pooled, before.pooled, atol=1e-5)
