@@ -405,7 +405,7 @@ def train(args: argparse.Namespace) -> None:
 
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
-    schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight)
+    schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight, begin=tuple(args.begin))
     teacher, turbo = find_teacher(args, accelerator) if args.distill else None, args.distill == "consistency"
     if teacher is not None:
         schedule = read_schedule(args.model)
@@ -750,6 +750,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
     parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")
     parser.add_argument("--schedule", choices=("cosine", "flow"), default="cosine")
+    parser.add_argument("--begin", type=float, nargs=2, default=NoiseSchedule().begin, metavar=("A", "B"),
+                        help="the model's own, for its release: n steps begin at timestep A - B / n (1000 0: at noise)")
     parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
                         help="of the noise levels; may change when a run is resumed")
     parser.add_argument("--steps", type=int, default=50000)

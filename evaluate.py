@@ -73,12 +73,14 @@ def generate_images(
     px: int = 128,
     *,
     sampler: str | None = None,
+    begin: Sequence[float] | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     batch: int = 32,
 ) -> Pictures:
-    """Faces for prompts, each from its own seed: N prompts -> uint8 [N, 128, 128, 3]; `sampler` None: the model's own.
+    """Faces for prompts, each from its own seed: N prompts -> uint8 [N, 128, 128, 3].
 
+    `sampler` and `begin` (`core.diffusion.NoiseSchedule`) are the model's own where they are None.
     ``precision`` "bf16" is for machines with more pictures than time; "fp32" is what is served on a CPU.
     """
     from tqdm import tqdm
@@ -90,7 +92,8 @@ def generate_images(
 
     engine = FaceGenerator.load(folder, device)
     sampler = sampler or usual_sampler(engine.info, steps)
-    config, schedule = engine.scheduler_config, schedule_from_config(engine.scheduler_config)
+    config = engine.scheduler_config | ({} if begin is None else {"begin": list(begin)})
+    schedule = schedule_from_config(config)
     done, turbo = [], sampler == TURBO
     if turbo and engine.turbo is None:
         raise ValueError(f"sampler {sampler!r}: {folder} has no turbo/")
@@ -156,6 +159,7 @@ class Settings:
     steps: int = 50
     guidance: float | None = None  # None: the model's own
     sampler: str | None = None  # None: the model's own
+    begin: tuple[float, float] | None = None  # where the way from noise begins; None: the model's own
     seed: int = 0
     pool: int | None = None  # training pictures searched for copies; None: all sharp ones
     crowd_n: int = 256
@@ -240,10 +244,9 @@ class Evaluation:
         """One face a prompt, from consecutive seeds."""
         guidance = self.guidance if guidance is None else guidance
         seeds = range(self.settings.seed, self.settings.seed + len(prompts))
-        model, precision, sampler = self.settings.model, self.settings.precision, self.settings.sampler
-        return generate_images(
-            model, prompts, seeds, steps, guidance, sampler=sampler, device=self.device, precision=precision
-        )
+        own = self.settings
+        return generate_images(own.model, prompts, seeds, steps, guidance, sampler=own.sampler, begin=own.begin,
+                               device=self.device, precision=own.precision)
 
     def distance(self, seen: Seen, pictures: Pictures, n: int | None = None) -> dict[str, float]:
         """The distances to the reference at n, and the Frechet distances over those of held-out real pictures at n."""
@@ -552,7 +555,8 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
         soft_model = shutil.copytree(settings.model, Path(aside) / "model")
         release(with_kernel(vae, None), soft_model, config.get("training", {}))
         drawn = generate_images(str(soft_model), prompts, range(len(rows)), settings.steps, guidance,
-                                sampler=settings.sampler, device=settings.device, precision=settings.precision)
+                                sampler=settings.sampler, begin=settings.begin, device=settings.device,
+                                precision=settings.precision)
     real = store.images[np.sort(rows)]
     sharp = with_kernel(vae, fit_kernel(drawn, real))
     with torch.inference_mode():
@@ -682,6 +686,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help=f"denoising steps (default {base.steps})")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 = off (default: the model's own)")
     parser.add_argument("--sampler", help="as at /options (default: the model's own)")
+    parser.add_argument("--begin", type=float, nargs=2, metavar=("A", "B"), help="n steps begin at timestep A - B / n "
+                        "(default: the model's own)")
     parser.add_argument("--seed", type=int, help=f"of prompts, noise and choices (default {base.seed})")
     parser.add_argument("--pool", type=int, help="training pictures searched for copies or marks (default: all sharp)")
     parser.add_argument("--crowd-n", type=int, help=f"pictures for the empty prompt (default {base.crowd_n})")

@@ -38,6 +38,7 @@ survives a shortage of memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -656,9 +657,11 @@ class FaceGenerator:
 
 
 def model_hash(folder: str | Path) -> str:
-    """The hash of all the weights that decide what a seed looks like."""
+    """The hash of all that decides what a seed looks like: the weights, and where the way from noise begins."""
     turbo = ["turbo"] if "turbo" in read_index(folder)["components"] else []
-    return folder_hash(folder, ["clip", "vae", "unet", *turbo])
+    weights = folder_hash(folder, ["clip", "vae", "unet", *turbo])
+    begin = json.loads((Path(folder) / "scheduler" / "config.json").read_text(encoding="utf-8")).get("begin")
+    return weights if begin is None else hashlib.sha256(f"{weights} {begin}".encode()).hexdigest()
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

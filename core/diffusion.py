@@ -110,6 +110,16 @@ class NoiseSchedule:
     kind: Literal["cosine", "flow"] = "cosine"
     min_snr_gamma: float = 5.0
     weighting: Literal["min-snr", "clamped-v"] = "min-snr"
+    begin: tuple[float, float] = (float(NUM_TRAIN_TIMESTEPS), 0.0)
+
+    def first_timestep(self, num_inference_steps: int) -> int:
+        """Where so many steps from noise begin: ``begin`` (a, b) is a - b / n, held within the timesteps.
+
+        Above it is next to no picture (alpha < 0.02 at 990), the first guess there is the mean of all faces, and a step
+        across it costs as much as any other: with few steps much is won by beginning where there is something to say.
+        """
+        most, less = self.begin
+        return int(min(max(round(most - less / num_inference_steps), 1), NUM_TRAIN_TIMESTEPS)) - 1
 
     def alphas_cumprod(self, device: torch.device | str = "cpu") -> Tensor:
         """alpha^2 at every timestep [1000] (float64); for ``cosine`` exactly diffusers' "squaredcos_cap_v2"."""
@@ -183,7 +193,8 @@ SAMPLERS: tuple[str, ...] = ("UniPC", "DPM++ 2M", "DPM++ 2M SDE", "DDIM", "DDPM"
 
 def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
     """What a model folder stores about its noise schedule."""
-    return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+    begin = {} if schedule.begin == NoiseSchedule().begin else {"begin": list(schedule.begin)}
+    return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS, **begin,
             "prediction_type": "flow" if schedule.kind == "flow" else "v_prediction",
             "samplers": list(samplers_for(schedule)), "default_sampler": samplers_for(schedule)[0],
             "long_sampler": samplers_for(schedule)[0]}
@@ -198,15 +209,25 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of a model folder's ``scheduler/config.json``."""
     if config.get("schedule") not in ("cosine", "flow") or config.get("num_train_timesteps") != NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"unknown noise schedule {dict(config)!r}")
-    return NoiseSchedule(config["schedule"])
+    begin = config.get("begin", NoiseSchedule().begin)
+    if len(begin) != 2 or not (1 <= begin[0] <= NUM_TRAIN_TIMESTEPS and 0 <= begin[1] < begin[0]):
+        raise ValueError(f"begin must be a, b with 1 <= a <= {NUM_TRAIN_TIMESTEPS} and 0 <= b < a, got {begin}")
+    return NoiseSchedule(config["schedule"], begin=(float(begin[0]), float(begin[1])))
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A fresh scheduler for one job; schedulers keep state, so they are never shared.
 
-    Raises ValueError for a name that does not fit the schedule in ``config``.
+    ``begin`` of it is where this model begins (`NoiseSchedule`), for ``set_timesteps``. Raises ValueError for a name
+    that does not fit the schedule in ``config``.
     """
     schedule = schedule_from_config(config)
+    scheduler = _bare_scheduler(name, schedule)
+    scheduler.begin = schedule.first_timestep
+    return scheduler
+
+
+def _bare_scheduler(name: str, schedule: NoiseSchedule) -> Any:
     if name == TURBO:
         from core.distillation import ConsistencySteps
 
@@ -233,7 +254,8 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def set_timesteps(scheduler: Any, num_inference_steps: int) -> Tensor:
-    """Give ``scheduler`` exactly ``num_inference_steps`` distinct levels, evenly spaced from noise down to the data.
+    """Give ``scheduler`` exactly ``num_inference_steps`` distinct levels, evenly spaced from where this model begins
+    (``NoiseSchedule.begin``) down to the data.
 
     diffusers' own "trailing" spacing gives one level too many or too few for most numbers (with a clipped far end) and
     for some of them visits t = -1; on straight lines its last step goes nowhere. Returns the timesteps [n], on the CPU:
@@ -246,7 +268,10 @@ def set_timesteps(scheduler: Any, num_inference_steps: int) -> Tensor:
         scheduler.set_timesteps(sigmas=[1.0 - i / count for i in range(count)])
         return scheduler.timesteps
     scheduler.set_timesteps(count)
-    end = max(int(scheduler.timesteps[0]) + 1, count)  # the clipped far end, unless all levels are needed
+    end = int(scheduler.timesteps[0])  # the far end, clipped where the solver needs it
+    if hasattr(scheduler, "begin"):
+        end = min(end, scheduler.begin(count))
+    end = max(end + 1, count)  # unless all levels are needed
     levels = [round(end - i * end / count) - 1 for i in range(count)]
     scheduler.timesteps = torch.tensor(levels, dtype=scheduler.timesteps.dtype)
     if hasattr(scheduler, "sigmas"):

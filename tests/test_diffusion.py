@@ -7,8 +7,10 @@ ends at s * noise, and a stochastic sampler at numbers of standard deviation s.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -277,6 +279,38 @@ def test_scheduler_config_round_trip_and_refusals() -> None:
         schedule_from_config({"schedule": "linear", "num_train_timesteps": 1000})
     with pytest.raises(ValueError, match="unknown noise schedule.*500"):
         schedule_from_config({"schedule": "cosine", "num_train_timesteps": 500})
+    later = replace(COSINE, begin=(990.0, 160.0))
+    assert schedule_from_config(json.loads(json.dumps(scheduler_config(later)))) == later
+    assert "begin" not in scheduler_config(COSINE)
+    for wrong in ([1001, 0], [0, 0], [990, 990], [990, -1], [990]):
+        with pytest.raises(ValueError, match="begin must be a, b"):
+            schedule_from_config({**scheduler_config(COSINE), "begin": wrong})
+
+
+LATER = replace(COSINE, begin=(990.0, 160.0))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_levels_begin_where_the_model_says(name: str) -> None:
+    for steps, first in ((1, 829), (2, 909), (4, 949), (8, 969), (50, 986), (500, 989), (1000, 999)):
+        t = set_timesteps(make_scheduler(name, scheduler_config(LATER)), steps)
+        assert len(t) == steps and int(t[0]) == first == max(LATER.first_timestep(steps), steps - 1)
+        assert steps == 1 or float((-t.diff()).max() - (-t.diff()).min()) <= 1
+    ends = [sample(gaussian(schedule, 0.6), condition(16), make_scheduler(name, scheduler_config(schedule)),
+                   seeded(16, 4, 16, 16), 30, schedule=schedule,
+                   generators=[torch.Generator().manual_seed(i) for i in range(16)]) for schedule in (COSINE, LATER)]
+    assert abs(float(ends[0].std() - ends[1].std())) < 0.02, [float(z.std()) for z in ends]
+
+
+def test_few_steps_of_the_default_sampler_end_nearer_when_they_begin_later() -> None:
+    """On Gaussian data, where the end of every path is known: 0.6 of the noise."""
+    noise, errors = seeded(8, 4, 16, 16), {}
+    for schedule in (COSINE, LATER):
+        for steps in (2, 4, 8):
+            scheduler = make_scheduler("UniPC", scheduler_config(schedule))
+            z = sample(gaussian(schedule, 0.6), condition(8), scheduler, noise, steps, schedule=schedule)
+            errors[schedule.begin[0], steps] = float((z - 0.6 * noise).abs().mean())
+    assert all(errors[990.0, steps] < errors[1000.0, steps] for steps in (2, 4, 8)), errors
 
 
 # ------------------------------------------------------------------------------------------------------------- guidance

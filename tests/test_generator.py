@@ -380,7 +380,14 @@ def test_the_hash_of_a_model_is_that_of_all_its_weights(
     config, state = load_component(other, "vae")
     state["decoder.head.bias"] = state["decoder.head.bias"] + 0.5
     save_component(other, "vae", state, config)
-    assert FaceGenerator.load(other, device="cpu", engine="torch").info.model_hash != faces.info.model_hash
+    changed = FaceGenerator.load(other, device="cpu", engine="torch").info.model_hash
+    assert changed != faces.info.model_hash
+    path = other / "scheduler" / "config.json"  # and so does one that begins elsewhere on the way from noise
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"begin": [990.0, 160.0]}))
+    later = FaceGenerator.load(other, device="cpu", engine="torch")
+    assert later.info.model_hash not in (changed, faces.info.model_hash)
+    drawn = [one.generate("a face", num_inference_steps=4, seed=3)[0].pixels for one in (later, faces)]
+    assert not np.array_equal(*drawn)
 
 
 def test_stopping_before_and_between_steps(faces: FaceGenerator) -> None:
