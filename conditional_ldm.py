@@ -751,7 +751,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")
     parser.add_argument("--schedule", choices=("cosine", "flow"), default="cosine")
     parser.add_argument("--begin", type=float, nargs=2, default=NoiseSchedule().begin, metavar=("A", "B"),
-                        help="the model's own, for its release: n steps begin at timestep A - B / n (1000 0: at noise)")
+                        help="the model's own: n steps begin at timestep A - B / (n + 2) (1000 0: at pure noise)")
     parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
                         help="of the noise levels; may change when a run is resumed")
     parser.add_argument("--steps", type=int, default=50000)

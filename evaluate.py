@@ -686,8 +686,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help=f"denoising steps (default {base.steps})")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 = off (default: the model's own)")
     parser.add_argument("--sampler", help="as at /options (default: the model's own)")
-    parser.add_argument("--begin", type=float, nargs=2, metavar=("A", "B"), help="n steps begin at timestep A - B / n "
-                        "(default: the model's own)")
+    parser.add_argument("--begin", type=float, nargs=2, metavar=("A", "B"),
+                        help="n steps begin at timestep A - B / (n + 2) of 1000 (default: the model's own)")
     parser.add_argument("--seed", type=int, help=f"of prompts, noise and choices (default {base.seed})")
     parser.add_argument("--pool", type=int, help="training pictures searched for copies or marks (default: all sharp)")
     parser.add_argument("--crowd-n", type=int, help=f"pictures for the empty prompt (default {base.crowd_n})")

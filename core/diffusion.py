@@ -113,13 +113,13 @@ class NoiseSchedule:
     begin: tuple[float, float] = (float(NUM_TRAIN_TIMESTEPS), 0.0)
 
     def first_timestep(self, num_inference_steps: int) -> int:
-        """Where so many steps from noise begin: ``begin`` (a, b) is a - b / n, held within the timesteps.
+        """Where n steps from noise begin: with ``begin`` (a, b) at a - b / (n + 2), held within the timesteps.
 
         Above it is next to no picture (alpha < 0.02 at 990), the first guess there is the mean of all faces, and a step
         across it costs as much as any other: with few steps much is won by beginning where there is something to say.
         """
         most, less = self.begin
-        return int(min(max(round(most - less / num_inference_steps), 1), NUM_TRAIN_TIMESTEPS)) - 1
+        return int(min(max(round(most - less / (num_inference_steps + 2)), 1), NUM_TRAIN_TIMESTEPS)) - 1
 
     def alphas_cumprod(self, device: torch.device | str = "cpu") -> Tensor:
         """alpha^2 at every timestep [1000] (float64); for ``cosine`` exactly diffusers' "squaredcos_cap_v2"."""
