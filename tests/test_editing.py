@@ -338,16 +338,16 @@ def test_inversion_finds_the_noise_that_the_sampler_takes_back(kind: Literal["co
 
 
 def test_a_photograph_becomes_noise_and_that_noise_the_photograph(bundled: FaceGenerator, photo: np.ndarray) -> None:
-    search = bundled.inversion(photo, steps=12)
+    search = bundled.inversion(photo, steps=25)  # half of what the server takes; with 12 the last rounds do not settle
     evaluations = 0
     while not search.finished:
         search.advance(7)
         evaluations += 7
-    assert evaluations >= 12 * 3 and search.latent.shape == bundled.info.latent_shape
+    assert evaluations >= 25 * 3 and search.latent.shape == bundled.info.latent_shape
     copy = bundled.decode(bundled.encode(photo))
-    options = {"num_inference_steps": 12, "sampler": "DDIM", "guidance_scale": 1.0}
+    options = {"num_inference_steps": 25, "sampler": "DDIM", "guidance_scale": 1.0}
     (again,), (other,) = draw(bundled, "", latents=search.latent[None], **options), draw(bundled, "", **options)
-    assert far(again.pixels, copy) < 0.5 * far(other.pixels, copy)
+    assert far(again.pixels, copy) < 0.25 * far(other.pixels, copy)
 
 
 def test_the_prompt_of_an_inversion_matters(faces: FaceGenerator, photo: np.ndarray) -> None:
