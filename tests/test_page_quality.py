@@ -88,6 +88,7 @@ def test_axe_finds_nothing_in_any_state(
         look("viewer")
         page.keyboard.press("Escape")
         page.keyboard.press("?")
+        expect(page.locator("#help")).to_be_visible()  # its code comes on demand
         look("help")
         page.keyboard.press("Escape")
         page.keyboard.press("g")
