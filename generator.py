@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conditional_ldm import encode_prompts, load_turbo, load_unet
+from conditional_ldm import encode_prompts, load_turbo, load_unet, read_schedule
 from core.checkpoint import folder_hash, read_index
 from core.compiled import CompileError, Compiler, Composed, Flat
 from core.devices import is_out_of_memory, pick_device, pick_dtype
@@ -61,6 +61,7 @@ from core.diffusion import (
     Denoising,
     Guidance,
     GuidedBatch,
+    NoiseSchedule,
     NotFiniteError,
     join_conditions,
     make_scheduler,
@@ -660,8 +661,8 @@ def model_hash(folder: str | Path) -> str:
     """The hash of all that decides what a seed looks like: the weights, and where the way from noise begins."""
     turbo = ["turbo"] if "turbo" in read_index(folder)["components"] else []
     weights = folder_hash(folder, ["clip", "vae", "unet", *turbo])
-    begin = json.loads((Path(folder) / "scheduler" / "config.json").read_text(encoding="utf-8")).get("begin")
-    return weights if begin is None else hashlib.sha256(f"{weights} {begin}".encode()).hexdigest()
+    begin = read_schedule(folder).begin
+    return weights if begin == NoiseSchedule.begin else hashlib.sha256(f"{weights} {list(begin)}".encode()).hexdigest()
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

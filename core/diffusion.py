@@ -110,7 +110,12 @@ class NoiseSchedule:
     kind: Literal["cosine", "flow"] = "cosine"
     min_snr_gamma: float = 5.0
     weighting: Literal["min-snr", "clamped-v"] = "min-snr"
-    begin: tuple[float, float] = (float(NUM_TRAIN_TIMESTEPS), 0.0)
+    begin: tuple[float, float] = (float(NUM_TRAIN_TIMESTEPS), 0.0)  # of drawing; ``flow`` begins at noise
+
+    def __post_init__(self) -> None:
+        most, less = self.begin
+        if not (1 <= most <= NUM_TRAIN_TIMESTEPS and 0 <= less < most):
+            raise ValueError(f"begin must be a, b with 1 <= a <= {NUM_TRAIN_TIMESTEPS} and 0 <= b < a, got {most}, {less}")
 
     def first_timestep(self, num_inference_steps: int) -> int:
         """Where n steps from noise begin: with ``begin`` (a, b) at a - b / (n + 2), held within the timesteps.
@@ -193,8 +198,7 @@ SAMPLERS: tuple[str, ...] = ("UniPC", "DPM++ 2M", "DPM++ 2M SDE", "DDIM", "DDPM"
 
 def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
     """What a model folder stores about its noise schedule."""
-    begin = {} if schedule.begin == NoiseSchedule().begin else {"begin": list(schedule.begin)}
-    return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS, **begin,
+    return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS, "begin": list(schedule.begin),
             "prediction_type": "flow" if schedule.kind == "flow" else "v_prediction",
             "samplers": list(samplers_for(schedule)), "default_sampler": samplers_for(schedule)[0],
             "long_sampler": samplers_for(schedule)[0]}
@@ -209,10 +213,8 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of a model folder's ``scheduler/config.json``."""
     if config.get("schedule") not in ("cosine", "flow") or config.get("num_train_timesteps") != NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"unknown noise schedule {dict(config)!r}")
-    begin = config.get("begin", NoiseSchedule().begin)
-    if len(begin) != 2 or not (1 <= begin[0] <= NUM_TRAIN_TIMESTEPS and 0 <= begin[1] < begin[0]):
-        raise ValueError(f"begin must be a, b with 1 <= a <= {NUM_TRAIN_TIMESTEPS} and 0 <= b < a, got {begin}")
-    return NoiseSchedule(config["schedule"], begin=(float(begin[0]), float(begin[1])))
+    begin = config.get("begin", NoiseSchedule.begin)  # older folders do not say it
+    return NoiseSchedule(config["schedule"], begin=tuple(float(one) for one in begin))  # type: ignore[arg-type]
 
 
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
