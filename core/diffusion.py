@@ -115,7 +115,7 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         most, less = self.begin
         if not (1 <= most <= NUM_TRAIN_TIMESTEPS and 0 <= less < most):
-            raise ValueError(f"begin must be a, b with 1 <= a <= {NUM_TRAIN_TIMESTEPS} and 0 <= b < a, got {most}, {less}")
+            raise ValueError(f"begin must be a, b with 1 <= a <= 1000 and 0 <= b < a, got {most}, {less}")
 
     def first_timestep(self, num_inference_steps: int) -> int:
         """Where n steps from noise begin: with ``begin`` (a, b) at a - b / (n + 2), held within the timesteps.
