@@ -227,6 +227,8 @@ class FaceGenerator:
         self.denoise: Callable[[Tensor, Tensor, Condition], Tensor] = self._by_torch(unet)
         self.denoise_fast: Callable[[Tensor, Tensor, Condition], Tensor] | None = turbo and self._by_torch(turbo)
         self.draw: Callable[[Tensor], Tensor] = self._draw_by_torch
+        # whitened latents -> previews [B, H, W, 3] in [0, 255]; None: the folder has no preview decoder
+        self.sketch: Callable[[Tensor], Tensor] | None = preview and preview.levels
         self._companies: dict[bool, Company] = {}  # of runs that are drawn by turbo, and of those that are not
 
     def known(self, turbo: bool = False) -> tuple[float, float] | None:
@@ -244,8 +246,9 @@ class FaceGenerator:
         `precision` "bf16" computes the networks in bfloat16: up to 1.8 times as fast on a CPU that has it, but then a
         seed's picture is no longer quite the same on every machine, so it has to be asked for.
 
-        `engine` "openvino" compiles UNet and decoder for this CPU and keeps the result in the folder `cache` (None:
-        nowhere), "torch" does not; "auto" takes OpenVINO where it is installed, the device is the CPU and it works.
+        `engine` "openvino" compiles the networks that draw for this CPU and keeps the result in the folder `cache`
+        (None: nowhere), "torch" does not; "auto" takes OpenVINO where it is installed, the device is the CPU and it
+        works.
 
         Raises ModelFolderError when the folder is missing or damaged, ValueError for a device, a precision or an engine
         that is not there.
@@ -297,7 +300,7 @@ class FaceGenerator:
         return faces
 
     def compile(self, cache: Path | None) -> None:
-        """Let OpenVINO compute UNet and decoder from now on: with the weights as they are now. Raises CompileError."""
+        """Let OpenVINO draw from now on, with the weights as they are now. Raises CompileError."""
         compiler = Compiler(cache, torch.get_num_threads(), self.dtype)
         with torch.inference_mode():
             condition = encode_prompts(self.clip, self.tokenizer, ["a face", ""])
@@ -306,6 +309,9 @@ class FaceGenerator:
         unet = compiler.compile("unet", Flat(self.unet), example, self.info.model_hash)
         decoder = Composed(self.vae, self.vae.unwhiten, self.vae.decode)
         self.draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
+        if self.preview is not None:  # two pools of threads in one step wait for each other: so this one, too
+            sketch = Composed(self.preview, self.preview.levels)
+            self.sketch = compiler.compile("preview", sketch, (latents,), self.info.model_hash)
         if self.turbo is not None:
             self.denoise_fast = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash).denoise
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
@@ -467,8 +473,8 @@ class FaceGenerator:
         through the whole decoder, in one call. Raises JobError (`out_of_memory`).
         """
         z = run.denoising.denoised()[: run.kept]  # of candidates the first: which are the best is not known yet
-        quick = self.preview
-        pixels = self._decode(z) if quick is None else quick.pixels(z.float().to(self.device)).cpu().numpy()
+        quick = self.sketch
+        pixels = self._decode(z) if quick is None else quick(z.float().to(self.device)).cpu().numpy().astype(np.uint8)
         pixels = pixels if run.redraw is None else run.redraw.composite(pixels)
         return [
             Picture(i, run.seeds[i], pixels[i], quick_png(pixels[i]), _float32(one)) for i, one in enumerate(z)

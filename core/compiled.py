@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from core.diffusion import Condition
 
 MAGIC = b"faces-compiled-1"
-KEPT = 12  # files in the folder: a few models, precisions and thread counts
+KEPT = 16  # files in the folder: a few models, precisions and thread counts
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # largest difference from torch, over the largest number
 
 log = logging.getLogger(__name__)

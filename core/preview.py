@@ -31,9 +31,9 @@ class PreviewDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.patches(x), FACTOR)
 
-    def pixels(self, x: Tensor) -> Tensor:
-        """The same as uint8 [B, 8h, 8w, 3]; bytes are moved into their places faster than floats."""
-        levels = self.patches(x).mul_(127.5).add_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+    def levels(self, x: Tensor) -> Tensor:
+        """The same as floats [B, 8h, 8w, 3] in [0, 255], whose whole parts are the nearest grey levels."""
+        levels = (self.patches(x) * 127.5 + 128.0).clamp(0, 255)
         return F.pixel_shuffle(levels, FACTOR).permute(0, 2, 3, 1).contiguous()
 
 

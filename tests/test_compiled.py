@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 from core.compiled import KEPT, MAGIC, Compiled, CompileError, Compiler, Composed, Flat, installed_version
 from core.diffusion import Condition
+from core.preview import PreviewDecoder, save_preview
 from generator import DrawRequest, FaceGenerator, Picture, Run
+from vae import encoder_hash, load_vae
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a smiling woman with blond hair"
@@ -92,6 +95,26 @@ def test_both_draw_the_same_pictures(faces: FaceGenerator, plain: FaceGenerator,
     """To within two grey levels; what one engine draws itself must agree to within one."""
     options = {"num_images": 3, "num_inference_steps": 6, "seed": 4, "sampler": sampler}
     assert difference(faces.generate(PROMPT, **options), plain.generate(PROMPT, **options)) <= 2  # type: ignore[arg-type]
+
+
+def test_both_show_the_same_previews(tiny_folder: Path, cache: Path, tmp_path: Path) -> None:
+    """The preview decoder is compiled with the rest; what lies on the edge of two grey levels may fall either way."""
+    if installed_version() is None:
+        pytest.skip("OpenVINO is not installed")
+    folder = shutil.copytree(tiny_folder, tmp_path / "with-preview")
+    vae = load_vae(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_preview(PreviewDecoder(vae.config.latent_channels), folder, encoder_hash(vae))
+    torch_shows, shows = (FaceGenerator.load(folder, device="cpu", engine=engine, cache=cache)
+                          for engine in ("torch", "openvino"))
+    assert isinstance(shows.sketch, Compiled) and not isinstance(torch_shows.sketch, Compiled)
+    run = torch_shows.begin(DrawRequest(PROMPT, num_images=3, num_inference_steps=4))
+    while not run.finished:
+        torch_shows.step([run])
+        wanted, found = torch_shows.previews(run), shows.previews(run)
+        assert difference(found, wanted) <= 1 and found[0].pixels.std() > 1
+        assert np.mean([np.abs(a.pixels.astype(int) - b.pixels) for a, b in zip(found, wanted, strict=True)]) < 1e-3
 
 
 def test_a_seed_is_its_picture_in_any_company(faces: FaceGenerator) -> None:

@@ -47,7 +47,7 @@ def test_it_minimises_the_mean_square_error() -> None:
 def test_its_bytes_are_those_of_its_picture() -> None:
     x = 3 * seeded(3, 4, 4, 6)
     shown = teacher()(x)
-    pixels = teacher().pixels(x)
+    pixels = teacher().levels(x).to(torch.uint8)
     assert pixels.shape == (3, 32, 48, 3) and shown.abs().max() > 1 > shown.abs().min()
     assert (pixels.numpy() == to_pixels(shown)).all()
 
