@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -63,26 +63,40 @@ NEGATIONS = (
 # ------------------------------------------------------------------------------------------------------- model outputs
 
 
-@torch.inference_mode()
 def generate_images(
+    folder: str | Path, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, **options: Any
+) -> Pictures:
+    """Faces for prompts, each from its own seed: N prompts -> uint8 [N, 128, 128, 3].
+
+    Options: `sampler` and `begin` (`core.diffusion.NoiseSchedule`), the model's own where None; `px`, `device`,
+    `batch`; `precision`: "fp32", as is served on a CPU, or "bf16" for machines with more pictures than time.
+    """
+    return np.concatenate(list(_drawn(folder, prompts, seeds, steps, guidance, decode=True, **options)))
+
+
+def draw_latents(
+    folder: str | Path, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, **options: Any
+) -> np.ndarray:
+    """What `generate_images` decodes: whitened latents, float16 [N, C, h, w]."""
+    return np.concatenate(list(_drawn(folder, prompts, seeds, steps, guidance, decode=False, **options)))
+
+
+@torch.inference_mode()
+def _drawn(
     folder: str | Path,
     prompts: Sequence[str],
     seeds: Sequence[int],
     steps: int,
     guidance: float,
-    px: int = 128,
     *,
+    decode: bool,
+    px: int = 128,
     sampler: str | None = None,
     begin: Sequence[float] | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     batch: int = 32,
-) -> Pictures:
-    """Faces for prompts, each from its own seed: N prompts -> uint8 [N, 128, 128, 3].
-
-    `sampler` and `begin` (`core.diffusion.NoiseSchedule`) are the model's own where they are None.
-    ``precision`` "bf16" is for machines with more pictures than time; "fp32" is what is served on a CPU.
-    """
+) -> Iterator[np.ndarray]:
     from tqdm import tqdm
 
     from conditional_ldm import encode_prompts
@@ -94,7 +108,7 @@ def generate_images(
     sampler = sampler or usual_sampler(engine.info, steps)
     config = engine.scheduler_config | ({} if begin is None else {"begin": list(begin)})
     schedule = schedule_from_config(config)
-    done, turbo = [], sampler == TURBO
+    turbo = sampler == TURBO
     if turbo and engine.turbo is None:
         raise ValueError(f"sampler {sampler!r}: {folder} has no turbo/")
     fast = engine.denoise_fast if turbo else None
@@ -114,8 +128,7 @@ def generate_images(
             denoise, condition, make_scheduler(sampler, config), noise.to(engine.device),
             steps, guidance, schedule=schedule, generators=generators, known=engine.known(turbo),
         )  # fmt: skip
-        done.append(metrics.to_pictures(engine.draw(latents)))
-    return np.concatenate(done)
+        yield metrics.to_pictures(engine.draw(latents)) if decode else latents.half().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -171,6 +184,7 @@ class Settings:
 
 
 FOR_SHARPNESS = Settings(samples=256, steps=20)
+FOR_FINISHING = Settings(samples=1536, steps=16)
 FOR_SLIDERS = Settings(samples=12, steps=10, out="docs")
 QUICK = Settings(samples=256, pool=2048, crowd_n=64, curve_n=64, curve_steps=(2, 8, 30))
 
@@ -568,6 +582,26 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     return found
 
 
+def draw_for_finishing(settings: Settings, path: Path) -> None:
+    """Write whitened latents [N, C, h, w] that this model draws, for captions of N sharp training pictures, as a .npy.
+
+    `vae.py --finish` learns from them. Fewer than N where there are fewer pictures.
+    """
+    from dataset import FaceStore
+
+    store = FaceStore.open(settings.data)
+    rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))[: settings.samples]
+    prompts = draw_prompts(store.attributes[rows], len(rows), settings.seed).texts
+    own = read_index(settings.model)["defaults"]["guidance_scale"]
+    seeds = range(settings.seed, settings.seed + len(rows))
+    latents = draw_latents(settings.model, prompts, seeds, settings.steps,
+                           float(own if settings.guidance is None else settings.guidance), sampler=settings.sampler,
+                           begin=settings.begin, device=settings.device, precision=settings.precision)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, latents)
+    print(f"{len(latents)} latents in {path}")
+
+
 # -------------------------------------------------------------------------------------------------------- the sliders
 
 
@@ -707,6 +741,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit-sharpness", action="store_true", help="fit the decoder's last filter to pictures drawn "
                         f"for training captions (default: {FOR_SHARPNESS.samples}, {FOR_SHARPNESS.steps} steps), "
                         "then stop")
+    parser.add_argument("--draw-latents", type=Path, metavar="FILE", help="draw latents for training captions, for "
+                        f"vae.py --finish (default: {FOR_FINISHING.samples}, {FOR_FINISHING.steps} steps), then stop")
     parser.add_argument("--sliders", nargs="?", const=",".join(sliders()), metavar="NAMES",
                         help="measure all attribute sliders, or these (Smiling,Young), then stop (defaults: "
                         f"{FOR_SLIDERS.samples} people, "
@@ -729,7 +765,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown := set(names) - set(sliders()):
             raise ValueError(f"--sliders {', '.join(sorted(unknown))}: choose from {', '.join(sliders())}")
         settings = replace(FOR_SLIDERS if options.sliders else FOR_SHARPNESS if options.fit_sharpness
-                           else QUICK if options.quick else base, **given)
+                           else FOR_FINISHING if options.draw_latents else QUICK if options.quick else base, **given)
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
@@ -752,7 +788,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure_watermark(settings)
         return 0
     if options.fit_sharpness:
-        fit_sharpness(settings)
+        try:
+            fit_sharpness(settings)
+        except ValueError as error:  # a decoder that has been finished
+            parser.error(str(error))
+        return 0
+    if options.draw_latents:
+        draw_for_finishing(settings, options.draw_latents)
         return 0
     if options.build_nearest:
         build_nearest(settings)

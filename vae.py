@@ -3,11 +3,15 @@
 The whole autoencoder: network, losses, training loop, measurements, command line. Space-to-depth at the door means that
 nothing runs at full resolution with many channels, so the decoder costs under 4 GFLOP and draws four faces in a blink
 on a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks across places or depends on the size of
-the picture. The last layer is a linear filter, fitted and not trained, that makes pictures as sharp as photographs
-(`core.sharpness`). It does not know about text or diffusion.
+the picture. Then comes a linear filter, fitted and not trained, that makes pictures as sharp as photographs
+(`core.sharpness`), and a last small stage at full resolution that an adversary teaches (`core.finishing`). It does not
+know about text or diffusion.
+
+Long because the autoencoder is trained in two ways, as a whole and at its end, by the same losses and measurements.
 
     python vae.py --train                    train, measure the latent statistics, release to the model folder
     python vae.py --train --decoder-only     continue the decoder alone; encoder and cached latents stay valid
+    python vae.py --finish --drawn FILE...   teach the decoder's end by an adversary, for copies and for drawn latents
     python vae.py --fit-preview              only fit the preview decoder again (also done by --train)
     python vae.py --eval                     PSNR, SSIM, MS-SSIM on the test split and a grid of reconstructions
 
@@ -30,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.checkpoint import build, git_commit, load_component, load_strictly, save_component
+from core.finishing import Finish
 from core.preview import fit_preview, load_preview, save_preview
 from core.sharpness import Sharpen, fit_kernel
 
@@ -48,7 +53,8 @@ class VAEConfig:
     encoder_blocks: tuple[int, int] = (1, 2)
     decoder_channels: tuple[int, int, int] = (256, 128, 64)  # at H/8, H/4, H/2
     decoder_blocks: tuple[int, int, int] = (3, 2, 1)
-    sharpen_size: int = 0  # of the filter at the decoder's end; 0: none, as while training
+    sharpen_size: int = 0  # of the filter after the decoder; 0: none, as while training
+    finish_channels: int = 0  # at full resolution, after the filter; 0: not finished
 
 
 PRESETS = {
@@ -151,9 +157,15 @@ class Decoder(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = nn.Conv2d(c, 12, 3, padding=1)
         self.sharpen = Sharpen(config.sharpen_size) if config.sharpen_size else nn.Identity()
+        self.finish = Finish(c, config.finish_channels) if config.finish_channels else None
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.sharpen(self.soft(z))  # type: ignore[no-any-return]
+        return self.end(self.stages(z))
+
+    def end(self, features: Tensor) -> Tensor:
+        """Features of the last stage [B, c, H/2, W/2] -> images [B, 3, H, W]."""
+        images: Tensor = self.sharpen(F.pixel_shuffle(self.head(features), 2))
+        return images if self.finish is None else self.finish(features, images)
 
     def soft(self, z: Tensor) -> Tensor:
         """Before the filter: what the losses look at, which would otherwise teach the layers to undo it."""
@@ -431,6 +443,167 @@ def train(args: argparse.Namespace) -> None:
         print(f"released to {args.model}/vae")
 
 
+@dataclass(frozen=True)
+class FinishWeights:
+    """Weights of the terms that teach the decoder's end. Fine: every pixel of a copy; coarse: means of 2x2 pixels;
+    anchor: means of 4x4 pixels of drawn latents, which have no original, and stay where the decoder had put them."""
+
+    fine: float = 0.3
+    coarse: float = 1.0
+    anchor: float = 1.0
+    adversarial: float = 0.02
+    penalty: float = 0.05  # of the critic's squared gradient, half of it each for real and generated pictures
+    penalty_every: int = 4  # steps, at so many times the weight
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Teach the end of a trained decoder by an adversary and release it; the same command resumes.
+
+    Encoder, latents and the decoder's first stages stay; what is behind the last upsampling learns, with a new stage at
+    full resolution. Half of a batch are photographs: their copies stand against them, patch by patch. The other half
+    are latents that the UNet drew (``--drawn``), against photographs: pictures that are drawn have no original.
+    """
+    from core.training import (
+        EpochSampler,
+        PowerEMA,
+        RunFolder,
+        StepGuard,
+        agreed,
+        average_gradients,
+        learning_rate,
+        make_accelerator,
+        process_slice,
+        run_steps,
+        send,
+        step_generator,
+    )
+    from dataset import FaceStore
+    from discriminator import TEXTURE_CHANNELS, TextureCritic, gradient_penalty, relativistic_loss
+
+    accelerator = make_accelerator(args.device, args.precision)
+    device = accelerator.device
+    weights = FinishWeights()
+    store = FaceStore.open(args.data)
+    pixels = load_pixels(store, store.select(split="train", px=128), device)
+    held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
+    before = load_vae(args.init or args.model, device)
+    if before.config.finish_channels:
+        raise SystemExit(f"{args.init or args.model} is finished already: --init a folder as it was before")
+    torch.manual_seed(args.seed)  # initial weights
+    model = VAE(replace(before.config, finish_channels=args.finish_channels))
+    load_strictly(model, model.state_dict() | before.state_dict(), "the VAE to finish")
+    model = model.to(device, memory_format=torch.channels_last)
+    critic = TextureCritic(TEXTURE_CHANNELS[args.preset]).to(device, memory_format=torch.channels_last)
+    drawn = torch.from_numpy(np.concatenate([np.load(path) for path in args.drawn])).to(device) if args.drawn else None
+    if drawn is not None and drawn.shape[1] != model.config.latent_channels:
+        raise SystemExit(f"--drawn holds latents of {drawn.shape[1]} channels, this VAE's have "
+                         f"{model.config.latent_channels}")
+
+    decoder = model.decoder
+    last = max(place for place, stage in enumerate(decoder.stages) if isinstance(stage, Up))
+    front, back = decoder.stages[:last], decoder.stages[last:]
+    new = list(decoder.finish.parameters()) if decoder.finish is not None else []
+    trained = [*new, *back.parameters(), *decoder.head.parameters()]
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    groups = [{"params": new}, {"params": trained[len(new):]}]
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.0, 0.99), weight_decay=0.0, fused=True)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, betas=(0.0, 0.99),
+                                         weight_decay=0.0, fused=True)
+    ema = PowerEMA(model, relative_std=0.05)
+    halves = args.batch_size if drawn is None else args.batch_size // 2
+    sampler = EpochSampler(len(pixels), halves, args.seed)
+    settings = {"component": "vae-finish", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
+                "learning_rate": args.learning_rate, "drawn": 0 if drawn is None else len(drawn),
+                "weights": asdict(weights), "network": json.loads(json.dumps(asdict(model.config)))}
+    run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
+                    main=accelerator.is_main_process,
+                    parts={"model": model, "critic": critic, "optimizer": optimizer,
+                           "critic_optimizer": critic_optimizer, "ema": ema})
+    first = run.resume()
+    guard, critic_guard = StepGuard(skipped=run.extra.get("skipped", 0)), StepGuard()
+    mine = process_slice(accelerator, halves)
+
+    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
+                                label="finish", agree=agreed(accelerator)):
+        rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
+                             decay_share=args.decay_share)
+        for parameters, share in zip((*optimizer.param_groups, *critic_optimizer.param_groups), (1, 0.25, 1),
+                                     strict=True):  # what has learned already takes smaller steps
+            parameters["lr"] = rate * share
+        generator = step_generator(args.seed, step)
+        images = mirror(to_images(pixels[send(sampler.batch(step), device)]), generator)[mine]
+        noise = send(torch.randn(halves, model.config.latent_channels, images.shape[2] // FACTOR,
+                                 images.shape[3] // FACTOR, generator=generator), device)[mine]
+        real = images.contiguous(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            with torch.no_grad():
+                posterior = model.encode(real)
+                z = posterior.mean + posterior.std * noise
+                if drawn is not None:
+                    rows = torch.randint(len(drawn), (halves,), generator=generator)[mine]
+                    others = torch.randint(len(pixels), (halves,), generator=generator)[mine]
+                    z = torch.cat([z, model.unwhiten(drawn[send(rows, device)].float())])
+                    real = torch.cat([real, to_images(pixels[send(others, device)])])
+                z, real = (one.contiguous(memory_format=torch.channels_last) for one in (z, real))
+                features = front(z)
+                wanted = critic(real)
+                soft = before.decoder.end(before.decoder.stages[last:](features)).float()[len(images):]
+            pictures = decoder.end(back(features)).float()
+            copies, rest = pictures[: len(images)], pictures[len(images) :]
+            terms = {"fine": charbonnier(copies, images), "coarse": charbonnier(halved(copies), halved(images))}
+            if len(rest):
+                terms["anchor"] = charbonnier(halved(halved(rest)), halved(halved(soft)))
+            critic.requires_grad_(False)
+            terms["adversarial"] = relativistic_loss(critic(pictures), wanted)
+            critic.requires_grad_(True)
+            loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+        loss.backward()
+        average_gradients(accelerator, trained)
+        norm = guard.step(optimizer, trained)
+
+        penalised = step % weights.penalty_every == 0
+        real, fake = real.requires_grad_(penalised), pictures.detach().requires_grad_(penalised)
+        with accelerator.autocast():
+            logits_real, logits_fake = critic(real), critic(fake)
+            terms["critic"] = critic_loss = relativistic_loss(logits_real, logits_fake)
+        if penalised:
+            terms["penalty"] = gradient_penalty(logits_real, real) + gradient_penalty(logits_fake, fake)
+            critic_loss = critic_loss + weights.penalty_every * weights.penalty / 2 * terms["penalty"]
+        critic_loss.backward()
+        average_gradients(accelerator, critic.parameters())
+        critic_guard.step(critic_optimizer, list(critic.parameters()), max_norm=10.0)
+        ema.update(model, step + 1)
+
+        if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
+            values = {name: float(value.detach()) for name, value in terms.items()}
+            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
+                       "psnr": float(-10 * torch.log10(((copies - images).detach() / 2).square().mean()))}
+            run.log(step + 1, values)
+            show(f"critic {values['critic']:.3f} psnr {values['psnr']:.2f}")
+        if (step + 1) % args.save_every == 0 or show.last:
+            run.save(step + 1, {"skipped": guard.skipped})
+        if run.main and len(held_out) and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
+            snapshot = averaged(model, ema, device)
+            with torch.inference_mode(), accelerator.autocast():
+                copies = snapshot.decode(snapshot.encode(to_images(held_out)).mean)
+            run.picture(f"step-{step + 1:07d}", torch.cat([to_images(held_out), copies]), columns=8)
+    run.finish()
+    if run.main and run.finished:
+        final = averaged(model, ema, device)
+        kept = {name: value for name, value in before.state_dict().items() if not name.startswith("decoder.")}
+        final.load_state_dict(kept, strict=False)  # bit for bit, as in `train`
+        config, _ = load_component(args.init or args.model, "vae")
+        release(final, Path(args.model), config.get("training", {}) | {"finish": settings | {"steps": args.steps}})
+        print(f"released to {args.model}/vae")
+
+
+def halved(images: Tensor) -> Tensor:
+    """Means of 2x2 pixels: [B, 3, H, W] -> [B, 3, H/2, W/2]."""
+    return F.avg_pool2d(images, 2)
+
+
 def averaged(model: VAE, ema: Any, device: torch.device) -> VAE:
     """A copy of the model that carries the averaged weights."""
     copy = VAE(model.config)
@@ -448,12 +621,15 @@ def sharpened(model: VAE, pixels: Tensor) -> VAE:
 
 
 def without_filter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that are trained."""
-    return {name: value for name, value in state.items() if not name.startswith("decoder.sharpen.")}
+    """The weights that `train` learns: without the filter and what was finished behind it."""
+    return {name: value for name, value in state.items()
+            if not name.startswith(("decoder.sharpen.", "decoder.finish."))}
 
 
 def with_kernel(model: VAE, kernel: Tensor | None) -> VAE:
-    """The same VAE with this filter [k, k] after its decoder, or with none."""
+    """The same VAE with this filter [k, k] after its decoder, or with none. Raises ValueError for a finished one."""
+    if model.config.finish_channels:
+        raise ValueError("this decoder was finished behind the filter that it has: fit another before vae.py --finish")
     copy = VAE(replace(model.config, sharpen_size=0 if kernel is None else len(kernel)))
     state = without_filter(model.state_dict())
     copy.load_state_dict(state if kernel is None else state | {"decoder.sharpen.kernel": kernel})
@@ -558,11 +734,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
+    mode.add_argument("--finish", action="store_true", help="teach the end of a trained decoder by an adversary")
     mode.add_argument("--fit-preview", action="store_true", help="fit the preview decoder of --model again")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
     parser.add_argument("--model", default="models/celeba128", help="model folder to release to and read CLIP from")
-    parser.add_argument("--run", default="runs/vae", help="folder of this run; the same command resumes from it")
+    parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/vae, runs/finish)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", help="model folder whose VAE to start from (--decoder-only: --model)")
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
@@ -582,6 +759,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "converged; fixed: the weight itself")
     parser.add_argument("--matching-weight", type=float, default=LossWeights().feature_matching,
                         help="strength of the distance between the discriminator's features")
+    parser.add_argument("--drawn", nargs="+", metavar="FILE", help="--finish: latents that the UNet drew "
+                        "(evaluate.py --draw-latents FILE), half of every batch")
+    parser.add_argument("--finish-channels", type=int, default=32, help="--finish: width of the new stage")
     parser.add_argument("--measure", type=int, default=8192,
                         help="images that the latent statistics (and, at most 2048, the preview decoder) come from")
     parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")
@@ -592,7 +772,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=500)
     args = parser.parse_args(argv)
-    (train if args.train else refit if args.fit_preview else evaluate)(args)
+    args.run = args.run or ("runs/finish" if args.finish else "runs/vae")
+    (train if args.train else finish if args.finish else refit if args.fit_preview else evaluate)(args)
     return 0
 
 

@@ -75,6 +75,7 @@ ROOMS: dict[str, set[str]] = {
     "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
     "core.preview": {"torch"},
     "core.sharpness": {"numpy", "torch"},
+    "core.finishing": {"torch"},
     "core.compiled": {"openvino", "torch"},
     "core.devices": {"torch"},
     "core.figures": set(),
@@ -287,7 +288,7 @@ def randomness_is_passed_in(source: Source) -> list[str]:
     """The libraries' hidden generators are seeded by a command only, or put back afterwards: (seed, step) says all."""
     seeders = {"random.seed", "np.random.seed", "numpy.random.seed", "torch.manual_seed", "torch.seed", "set_seed"}
     seeders |= {"torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "accelerate.utils.set_seed"}
-    commands = {"main", "train"} if source.module in MINIMUM - set(ROOMS) else set()
+    commands = {"main", "train", "finish"} if source.module in MINIMUM - set(ROOMS) else set()
     scopes = [n for n in source.tree.body if isinstance(n, ast.FunctionDef) and n.name in commands]
     scopes += [n for n in ast.walk(source.tree) if isinstance(n, ast.With) and "fork_rng" in ast.unparse(n.items[0])]
     allowed = {id(node) for scope in scopes for node in ast.walk(scope)}
