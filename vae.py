@@ -448,10 +448,10 @@ class FinishWeights:
     """Weights of the terms that teach the decoder's end. Fine: every pixel of a copy; coarse: means of 2x2 pixels;
     anchor: means of 4x4 pixels of drawn latents, which have no original, and stay where the decoder had put them."""
 
-    fine: float = 0.3
+    fine: float = 0.1
     coarse: float = 1.0
     anchor: float = 1.0
-    adversarial: float = 0.02
+    adversarial: float = 0.2
     penalty: float = 0.05  # of the critic's squared gradient, half of it each for real and generated pictures
     penalty_every: int = 4  # steps, at so many times the weight
 
