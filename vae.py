@@ -463,24 +463,11 @@ def finish(args: argparse.Namespace) -> None:
     full resolution. Half of a batch are photographs: their copies stand against them, patch by patch. The other half
     are latents that the UNet drew (``--drawn``), against photographs: pictures that are drawn have no original.
     """
-    from core.training import (
-        EpochSampler,
-        PowerEMA,
-        RunFolder,
-        StepGuard,
-        agreed,
-        average_gradients,
-        learning_rate,
-        make_accelerator,
-        process_slice,
-        run_steps,
-        send,
-        step_generator,
-    )
+    from core import training
     from dataset import FaceStore
     from discriminator import TEXTURE_CHANNELS, TextureCritic, gradient_penalty, relativistic_loss
 
-    accelerator = make_accelerator(args.device, args.precision)
+    accelerator = training.make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = FinishWeights()
     store = FaceStore.open(args.data)
@@ -511,31 +498,31 @@ def finish(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.0, 0.99), weight_decay=0.0, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, betas=(0.0, 0.99),
                                          weight_decay=0.0, fused=True)
-    ema = PowerEMA(model, relative_std=0.05)
+    ema = training.PowerEMA(model, relative_std=0.05)
     halves = args.batch_size if drawn is None else args.batch_size // 2
-    sampler = EpochSampler(len(pixels), halves, args.seed)
+    sampler = training.EpochSampler(len(pixels), halves, args.seed)
     settings = {"component": "vae-finish", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "drawn": 0 if drawn is None else len(drawn),
                 "weights": asdict(weights), "network": json.loads(json.dumps(asdict(model.config)))}
-    run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
+    run = training.RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process,
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     first = run.resume()
-    guard, critic_guard = StepGuard(skipped=run.extra.get("skipped", 0)), StepGuard()
-    mine = process_slice(accelerator, halves)
+    guard, critic_guard = training.StepGuard(skipped=run.extra.get("skipped", 0)), training.StepGuard()
+    mine = training.process_slice(accelerator, halves)
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="finish", agree=agreed(accelerator)):
-        rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
-                             decay_share=args.decay_share)
+    for step, show in training.run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after,
+                                         enabled=run.main, label="finish", agree=training.agreed(accelerator)):
+        rate = training.learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
+                                      warmup_steps=args.warmup_steps, decay_share=args.decay_share)
         for parameters, share in zip((*optimizer.param_groups, *critic_optimizer.param_groups), (1, 0.25, 1),
                                      strict=True):  # what has learned already takes smaller steps
             parameters["lr"] = rate * share
-        generator = step_generator(args.seed, step)
-        images = mirror(to_images(pixels[send(sampler.batch(step), device)]), generator)[mine]
-        noise = send(torch.randn(halves, model.config.latent_channels, images.shape[2] // FACTOR,
-                                 images.shape[3] // FACTOR, generator=generator), device)[mine]
+        generator = training.step_generator(args.seed, step)
+        images = mirror(to_images(pixels[training.send(sampler.batch(step), device)]), generator)[mine]
+        shape = (halves, model.config.latent_channels, images.shape[2] // FACTOR, images.shape[3] // FACTOR)
+        noise = training.send(torch.randn(shape, generator=generator), device)[mine]
         real = images.contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
             with torch.no_grad():
@@ -544,12 +531,12 @@ def finish(args: argparse.Namespace) -> None:
                 if drawn is not None:
                     rows = torch.randint(len(drawn), (halves,), generator=generator)[mine]
                     others = torch.randint(len(pixels), (halves,), generator=generator)[mine]
-                    z = torch.cat([z, model.unwhiten(drawn[send(rows, device)].float())])
-                    real = torch.cat([real, to_images(pixels[send(others, device)])])
+                    z = torch.cat([z, model.unwhiten(drawn[training.send(rows, device)].float())])
+                    real = torch.cat([real, to_images(pixels[training.send(others, device)])])
                 z, real = (one.contiguous(memory_format=torch.channels_last) for one in (z, real))
                 features = front(z)
                 wanted = critic(real)
-                soft = before.decoder.end(before.decoder.stages[last:](features)).float()[len(images):]
+                soft = before.decoder.end(before.decoder.stages[last:](features[len(images):])).float()
             pictures = decoder.end(back(features)).float()
             copies, rest = pictures[: len(images)], pictures[len(images) :]
             terms = {"fine": charbonnier(copies, images), "coarse": charbonnier(halved(copies), halved(images))}
@@ -560,7 +547,7 @@ def finish(args: argparse.Namespace) -> None:
             critic.requires_grad_(True)
             loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         loss.backward()
-        average_gradients(accelerator, trained)
+        training.average_gradients(accelerator, trained)
         norm = guard.step(optimizer, trained)
 
         penalised = step % weights.penalty_every == 0
@@ -572,7 +559,7 @@ def finish(args: argparse.Namespace) -> None:
             terms["penalty"] = gradient_penalty(logits_real, real) + gradient_penalty(logits_fake, fake)
             critic_loss = critic_loss + weights.penalty_every * weights.penalty / 2 * terms["penalty"]
         critic_loss.backward()
-        average_gradients(accelerator, critic.parameters())
+        training.average_gradients(accelerator, critic.parameters())
         critic_guard.step(critic_optimizer, list(critic.parameters()), max_norm=10.0)
         ema.update(model, step + 1)
 
