@@ -77,7 +77,7 @@ def generate_images(
 def draw_latents(
     folder: str | Path, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, **options: Any
 ) -> np.ndarray:
-    """What `generate_images` decodes: whitened latents, float16 [N, C, h, w]."""
+    """What `generate_images` decodes: whitened latents, float16 [N, C, h, w]; not `corrected`: as the solver ends."""
     return np.concatenate(list(_drawn(folder, prompts, seeds, steps, guidance, decode=False, **options)))
 
 
@@ -90,6 +90,7 @@ def _drawn(
     guidance: float,
     *,
     decode: bool,
+    corrected: bool = True,
     px: int = 128,
     sampler: str | None = None,
     begin: Sequence[float] | None = None,
@@ -127,6 +128,7 @@ def _drawn(
         latents = sample(
             denoise, condition, make_scheduler(sampler, config), noise.to(engine.device),
             steps, guidance, schedule=schedule, generators=generators, known=engine.known(turbo),
+            correction=engine.correction if corrected else None,
         )  # fmt: skip
         yield metrics.to_pictures(engine.draw(latents)) if decode else latents.half().cpu().numpy()
 
@@ -185,6 +187,7 @@ class Settings:
 
 FOR_SHARPNESS = Settings(samples=256, steps=20)
 FOR_FINISHING = Settings(samples=1536, steps=16)
+FOR_FEW_STEPS = Settings(samples=1024)
 FOR_SLIDERS = Settings(samples=12, steps=10, out="docs")
 QUICK = Settings(samples=256, pool=2048, crowd_n=64, curve_n=64, curve_steps=(2, 8, 30))
 
@@ -582,6 +585,42 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     return found
 
 
+def fit_few_steps(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
+    """Measure what these numbers of steps get wrong in all pictures alike, and release what mends it with the model.
+
+    `samples` latents each are drawn for captions of as many sharp training pictures, whose own latents (up to 2,048)
+    they are compared with.
+    """
+    from core.correction import fit_correction, save_correction
+    from dataset import FaceStore
+    from vae import load_vae, to_images
+
+    store = FaceStore.open(settings.data)
+    rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))
+    prompts = draw_prompts(store.attributes[rows[: settings.samples]], min(settings.samples, len(rows)), settings.seed)
+    own = read_index(settings.model)["defaults"]["guidance_scale"]
+    guidance = float(own if settings.guidance is None else settings.guidance)
+    drawn = {}
+    for count in sorted(set(counts)):
+        seeds = range(settings.seed, settings.seed + len(prompts.texts))
+        latents = draw_latents(settings.model, prompts.texts, seeds, count, guidance, corrected=False,
+                               begin=settings.begin, device=settings.device, precision=settings.precision)
+        drawn[count] = torch.from_numpy(latents)
+    vae, generator = load_vae(settings.model), torch.Generator().manual_seed(settings.seed)
+    with torch.inference_mode():
+        posteriors = (vae.encode(to_images(torch.from_numpy(store.images[np.sort(chunk)])))
+                      for chunk in np.array_split(rows[:2048], -(-len(rows[:2048]) // 64)))
+        photographs = torch.cat([vae.whiten(posterior.sample(generator)) for posterior in posteriors])
+    correction = fit_correction(drawn, photographs)
+    save_correction(correction, settings.model)
+    report = {"n": len(prompts.texts), "guidance": guidance,
+              "gain": {count: float(gain) for count, gain in zip(correction.steps, correction.gain, strict=True)},
+              "shift_rms": {count: float(shift.square().mean().sqrt())
+                            for count, shift in zip(correction.steps, correction.shift, strict=True)}}
+    print(json.dumps(report, indent=2))
+    return report
+
+
 def draw_for_finishing(settings: Settings, path: Path) -> None:
     """Write whitened latents [N, C, h, w] that this model draws, for captions of N sharp training pictures, as a .npy.
 
@@ -741,6 +780,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit-sharpness", action="store_true", help="fit the decoder's last filter to pictures drawn "
                         f"for training captions (default: {FOR_SHARPNESS.samples}, {FOR_SHARPNESS.steps} steps), "
                         "then stop")
+    parser.add_argument("--fit-few-steps", nargs="?", const="2,4,8", metavar="STEPS",
+                        help="measure what so few steps get wrong in all pictures alike, release what mends it, then "
+                        f"stop (default: %(const)s; {FOR_FEW_STEPS.samples} pictures each)")
     parser.add_argument("--draw-latents", type=Path, metavar="FILE", help="draw latents for training captions, for "
                         f"vae.py --finish (default: {FOR_FINISHING.samples}, {FOR_FINISHING.steps} steps), then stop")
     parser.add_argument("--sliders", nargs="?", const=",".join(sliders()), metavar="NAMES",
@@ -761,11 +803,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--parts {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
         if options.curve_steps is not None:
             given["curve_steps"] = tuple(int(steps) for steps in options.curve_steps.split(","))
+        counts = [int(count) for count in options.fit_few_steps.split(",")] if options.fit_few_steps else []
         names = options.sliders.split(",") if options.sliders else []
         if unknown := set(names) - set(sliders()):
             raise ValueError(f"--sliders {', '.join(sorted(unknown))}: choose from {', '.join(sliders())}")
         settings = replace(FOR_SLIDERS if options.sliders else FOR_SHARPNESS if options.fit_sharpness
-                           else FOR_FINISHING if options.draw_latents else QUICK if options.quick else base, **given)
+                           else FOR_FINISHING if options.draw_latents else FOR_FEW_STEPS if options.fit_few_steps
+                           else QUICK if options.quick else base, **given)
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
@@ -792,6 +836,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fit_sharpness(settings)
         except ValueError as error:  # a decoder that has been finished
             parser.error(str(error))
+        return 0
+    if counts:
+        fit_few_steps(settings, counts)
         return 0
     if options.draw_latents:
         draw_for_finishing(settings, options.draw_latents)

@@ -53,6 +53,8 @@ from torch import Tensor, nn
 from conditional_ldm import encode_prompts, load_turbo, load_unet, read_schedule
 from core.checkpoint import folder_hash, read_index
 from core.compiled import CompileError, Compiler, Composed, Flat
+from core.correction import COMPONENT as CORRECTION
+from core.correction import Correction, load_correction
 from core.devices import is_out_of_memory, pick_device, pick_dtype
 from core.diffusion import (
     TURBO,
@@ -217,7 +219,9 @@ class FaceGenerator:
         judge: Judge | None = None,
         index: Index | None = None,
         turbo: nn.Module | None = None,
+        correction: Correction | None = None,
     ) -> None:
+        self.correction = correction
         self.clip, self.tokenizer, self.vae, self.unet, self.preview = clip, tokenizer, vae, unet, preview
         self.judge, self.index = judge, index
         self.scheduler_config, self.info = scheduler_config, info
@@ -288,7 +292,8 @@ class FaceGenerator:
         judge = find_judge(folder.parent / "judge", chosen)
         vae, unet, turbo = vae.to(chosen), unet.to(chosen), turbo and turbo.to(chosen)
         known = find_index(folder)
-        faces = cls(clip.to(chosen), tokenizer, vae, unet, scheduler_config, info, dtype, preview, judge, known, turbo)
+        faces = cls(clip.to(chosen), tokenizer, vae, unet, scheduler_config, info, dtype, preview, judge, known, turbo,
+                    load_correction(folder))
         if engine == "openvino" or (engine == "auto" and chosen.type == "cpu"):
             try:
                 faces.compile(None if cache is None else Path(cache))
@@ -381,6 +386,7 @@ class FaceGenerator:
             generators=noise.generators,
             start=start,
             z=z,
+            correction=self.correction,
         )
         prompts = [request.prompt] * count
         if request.balance:  # candidate j is another try at image j modulo kept
@@ -664,9 +670,10 @@ class FaceGenerator:
 
 
 def model_hash(folder: str | Path) -> str:
-    """The hash of all that decides what a seed looks like: the weights, and where the way from noise begins."""
-    turbo = ["turbo"] if "turbo" in read_index(folder)["components"] else []
-    weights = folder_hash(folder, ["clip", "vae", "unet", *turbo])
+    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, and what mends
+    the end of short ways."""
+    more = [name for name in ("turbo", CORRECTION) if name in read_index(folder)["components"]]
+    weights = folder_hash(folder, ["clip", "vae", "unet", *more])
     begin = read_schedule(folder).begin
     return weights if begin == NoiseSchedule.begin else hashlib.sha256(f"{weights} {list(begin)}".encode()).hexdigest()
 

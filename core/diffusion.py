@@ -220,12 +220,12 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A fresh scheduler for one job; schedulers keep state, so they are never shared.
 
-    ``begin`` of it is where this model begins (`NoiseSchedule`), for ``set_timesteps``. Raises ValueError for a name
-    that does not fit the schedule in ``config``.
+    ``begin`` of it is where this model begins (`NoiseSchedule`), for ``set_timesteps``, ``usual`` whether it is the
+    schedule's default. Raises ValueError for a name that does not fit the schedule in ``config``.
     """
     schedule = schedule_from_config(config)
     scheduler = _bare_scheduler(name, schedule)
-    scheduler.begin = schedule.first_timestep
+    scheduler.begin, scheduler.usual = schedule.first_timestep, name == samplers_for(schedule)[0]
     return scheduler
 
 
@@ -437,7 +437,9 @@ class Denoising:
 
     ``noise`` [B, C, h, w] is the starting noise and ``generators`` (one a picture, on the CPU) feed stochastic
     samplers, so a picture does not depend on its neighbours. ``start`` in [0, 1] skips that share of the steps and
-    begins from ``z`` with noise added to the level of the first remaining step. ``x`` is the noisy latent as the
+    begins from ``z`` with noise added to the level of the first remaining step. ``correction`` takes the clean latents
+    and the number of steps at the end of a whole way by the schedule's default sampler, whose errors it knows
+    (`core.correction`). ``x`` is the noisy latent as the
     scheduler keeps it; ``done`` of ``total`` steps are behind it. Raises ValueError for a number of steps outside
     1 ... 1000 and for a start without latents.
     """
@@ -452,6 +454,7 @@ class Denoising:
         generators: Sequence[torch.Generator] | None = None,
         start: float = 0.0,
         z: Tensor | None = None,
+        correction: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         self.schedule = schedule or NoiseSchedule()
         timesteps, flow = set_timesteps(scheduler, num_inference_steps), self.schedule.kind == "flow"
@@ -468,6 +471,7 @@ class Denoising:
         else:
             t = timesteps[self.done].expand(len(z)).to(z.device)
             self.x = self.schedule.add_noise(z, noise, t - 1) if flow else scheduler.add_noise(z, noise, t)
+        self._correction = correction if self.done == 0 and getattr(scheduler, "usual", False) else None
         takes_noise = generators is not None and "generator" in inspect.signature(scheduler.step).parameters
         self._extra = {"generator": list(generators or ())} if takes_noise else {}
         self._scheduler, self._seen = scheduler, (self.x, 0.0)
@@ -496,10 +500,12 @@ class Denoising:
         t, self._prediction = self._timesteps[self.done], prediction
         self.x = self._scheduler.step(prediction, t, self.x, **self._extra, return_dict=False)[0]
         self.done += 1
+        if self.finished and self._correction is not None:
+            self.x = self._correction(self.x, self.total)
 
     def denoised(self) -> Tensor:
         """The clean latents [B, C, h, w] as the last prediction has them; the starting point before the first."""
-        if self._prediction is None:
+        if self._prediction is None or (self.finished and self._correction is not None):
             return self.x
         x, level = self._seen
         return self.schedule.denoised(x, self._prediction, torch.full((len(x),), level, device=x.device))
@@ -519,6 +525,7 @@ def sample(
     generators: Sequence[torch.Generator] | None = None,
     start: float = 0.0,
     z: Tensor | None = None,
+    correction: Callable[[Tensor, int], Tensor] | None = None,
     on_step: Callable[[int, int, Tensor], bool | None] | None = None,
 ) -> Tensor:
     """Run the whole of one job; returns whitened clean latents [B, C, h, w]. The arguments are those of ``Denoising``
@@ -527,7 +534,8 @@ def sample(
     ``on_step(done, total, denoised)`` sees the predicted clean latent after every step and stops the loop by returning
     True. Raises NotFiniteError on NaN/inf.
     """
-    job = Denoising(scheduler, noise, num_inference_steps, schedule=schedule, generators=generators, start=start, z=z)
+    job = Denoising(scheduler, noise, num_inference_steps, schedule=schedule, generators=generators, start=start, z=z,
+                    correction=correction)
     batch = GuidedBatch([Guidance(condition, guidance_scale, negative, known=known)])
     while not job.finished:
         x, level = job.model_input()

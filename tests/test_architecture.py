@@ -76,6 +76,7 @@ ROOMS: dict[str, set[str]] = {
     "core.preview": {"torch"},
     "core.sharpness": {"numpy", "torch"},
     "core.finishing": {"torch"},
+    "core.correction": {"torch"},
     "core.compiled": {"openvino", "torch"},
     "core.devices": {"torch"},
     "core.figures": set(),
