@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.checkpoint import git_commit, load_component, read_index, save_component
+from core.checkpoint import component_hash, git_commit, load_component, read_index, save_component
 
 COMPONENT = "correction"
 
@@ -76,14 +76,17 @@ def _spread(latents: Tensor) -> Tensor:
 
 
 def save_correction(correction: Correction, folder: str | Path) -> None:
-    """Write it into a model folder as the component ``correction``."""
+    """Write it into a model folder as the component ``correction`` of the UNet there."""
     save_component(folder, COMPONENT, {"gain": correction.gain, "shift": correction.shift},
-                   {"steps": list(correction.steps)}, extra={"commit": git_commit(Path(__file__).parent)})
+                   {"steps": list(correction.steps), "unet": component_hash(folder, "unet")},
+                   extra={"commit": git_commit(Path(__file__).parent)})
 
 
 def load_correction(folder: str | Path) -> Correction | None:
-    """The correction of a model folder; None when it has none."""
+    """The correction of a model folder; None when it has none, or one that was measured on another UNet."""
     if COMPONENT not in read_index(folder)["components"]:
         return None
     config, state = load_component(folder, COMPONENT)
+    if config["unet"] != component_hash(folder, "unet"):
+        return None
     return Correction(tuple(config["steps"]), state["gain"].float(), state["shift"].float())

@@ -14,6 +14,7 @@ from torch import Tensor
 from training import Workplace, make_workplace
 
 import evaluate
+from core.checkpoint import load_component, save_component
 from core.correction import Correction, fit_correction, load_correction, save_correction
 from core.diffusion import SAMPLERS, Denoising, NoiseSchedule, make_scheduler, scheduler_config
 from generator import DrawRequest, FaceGenerator
@@ -80,6 +81,15 @@ def test_it_survives_being_written(folder: Path, tiny_folder: Path, correction: 
     assert found is not None and found.steps == (2, 8) and found.gain.dtype == torch.float32
     assert torch.allclose(found.shift, correction.shift, atol=2e-3)  # kept in half precision
     assert load_correction(tiny_folder) is None
+
+
+def test_it_belongs_to_one_unet(folder: Path, tmp_path: Path) -> None:
+    """Another UNet makes other mistakes: what was measured of the old one is not used."""
+    copy = Path(shutil.copytree(folder, tmp_path / "other"))
+    config, state = load_component(copy, "unet")
+    name = next(iter(state))
+    save_component(copy, "unet", state | {name: state[name] * 1.5}, config)
+    assert load_correction(copy) is None
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
