@@ -49,6 +49,7 @@ from core.checkpoint import (
     update_index,
     write_json,
 )
+from core.correction import Correction, load_correction
 from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
 from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Lesson, Teacher, make_lesson
 from vae import VAE, PixelNorm
@@ -621,7 +622,8 @@ GRID_PROMPTS = (
 @torch.inference_mode()
 def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, schedule: NoiseSchedule, accelerator: Any,
               prompts: Sequence[str] = GRID_PROMPTS, *, per_prompt: int = 4, steps: int = 20,
-              guidance_scale: float = 2.0, seed: int = 0, sampler: str | None = None) -> Tensor:
+              guidance_scale: float = 2.0, seed: int = 0, sampler: str | None = None,
+              correction: Correction | None = None) -> Tensor:
     """Pictures [len(prompts) * per_prompt, 3, 128, 128] in [-1, 1]; fixed seeds, so grids of a run compare."""
     device = next(model.parameters()).device
     condition = encode_prompts(clip, tokenizer, prompts).repeat(per_prompt)
@@ -634,7 +636,8 @@ def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, sched
             from core.diffusion import make_scheduler
 
             z = sample(model, condition, make_scheduler(sampler or config["default_sampler"], config), noise, steps,
-                       guidance_scale, schedule=schedule, generators=generators, known=model.guidance_range)
+                       guidance_scale, schedule=schedule, generators=generators, known=model.guidance_range,
+                       correction=correction)
         except ModuleNotFoundError as error:  # a training machine without diffusers still shows its progress
             if error.name != "diffusers":
                 raise
@@ -698,12 +701,12 @@ def evaluate(args: argparse.Namespace) -> Path:
     if unet is None:
         raise ModelFolderError(f"{args.model} has no turbo/; train it with `--distill consistency` or draw otherwise")
     vae = load_vae(args.model, device)
-    own = read_index(args.model)["defaults"]["guidance_scale"]
+    own, correction = read_index(args.model)["defaults"]["guidance_scale"], load_correction(args.model)
 
     def draw(prompts: Sequence[str]) -> Tensor:
         return draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, prompts, per_prompt=args.n_images,
                          steps=args.n_inf_steps, guidance_scale=own if args.guidance_scale is None
-                         else args.guidance_scale, seed=args.seed, sampler=args.sampler)
+                         else args.guidance_scale, seed=args.seed, sampler=args.sampler, correction=correction)
 
     if args.gallery:
         target, firsts = Path(args.gallery), []

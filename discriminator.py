@@ -104,7 +104,7 @@ class TextureCritic(nn.Module):
     A first stage at the resolution of the Haar bands, then two strided ones; each logit sees 40 x 40 pixels.
     """
 
-    def __init__(self, channels: tuple[int, int, int] = (64, 128, 192)) -> None:
+    def __init__(self, channels: tuple[int, int, int]) -> None:
         super().__init__()
         a, b, c = channels
         self.stages = nn.Sequential(

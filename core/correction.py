@@ -40,19 +40,15 @@ class Correction:
 
     def at(self, num_inference_steps: int) -> tuple[float, Tensor | None]:
         """(gain, shift [C, h, w]) for a number of steps, linear in its logarithm; (1, None) where there is none."""
-        place = math.log2(max(num_inference_steps, 1))
-        knots = [math.log2(count) for count in self.steps]
-        if place <= knots[0]:
-            return float(self.gain[0]), self.shift[0]
-        for i in range(len(knots)):
-            after = knots[i + 1] if i + 1 < len(knots) else knots[i] + 1
-            if place < after:
-                share = (place - knots[i]) / (after - knots[i])
-                last = i + 1 == len(knots)
-                gain = float(torch.lerp(self.gain[i], torch.ones(()) if last else self.gain[i + 1], share))
-                shift = torch.lerp(self.shift[i], torch.zeros_like(self.shift[i]) if last else self.shift[i + 1], share)
-                return gain, shift
-        return 1.0, None
+        knots = [*self.steps, 2 * self.steps[-1]]
+        count = max(num_inference_steps, knots[0])
+        if count >= knots[-1]:
+            return 1.0, None
+        i = max(i for i, knot in enumerate(knots) if knot <= count)
+        share = math.log(count / knots[i]) / math.log(knots[i + 1] / knots[i])
+        gains = torch.cat([self.gain, torch.ones(1)])  # at the last knot there is nothing to mend
+        shifts = torch.cat([self.shift, torch.zeros_like(self.shift[:1])])
+        return float(torch.lerp(gains[i], gains[i + 1], share)), torch.lerp(shifts[i], shifts[i + 1], share)
 
 
 def fit_correction(drawn: Mapping[int, Tensor], photographs: Tensor) -> Correction:

@@ -439,9 +439,8 @@ class Denoising:
     samplers, so a picture does not depend on its neighbours. ``start`` in [0, 1] skips that share of the steps and
     begins from ``z`` with noise added to the level of the first remaining step. ``correction`` takes the clean latents
     and the number of steps at the end of a whole way by the schedule's default sampler, whose errors it knows
-    (`core.correction`). ``x`` is the noisy latent as the
-    scheduler keeps it; ``done`` of ``total`` steps are behind it. Raises ValueError for a number of steps outside
-    1 ... 1000 and for a start without latents.
+    (`core.correction`). ``x`` is the noisy latent as the scheduler keeps it; ``done`` of ``total`` steps are behind it.
+    Raises ValueError for a number of steps outside 1 ... 1000 and for a start without latents.
     """
 
     def __init__(

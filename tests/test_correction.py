@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from training import Workplace, make_workplace
 
+import conditional_ldm
 import evaluate
 from core.checkpoint import load_component, save_component
 from core.correction import Correction, fit_correction, load_correction, save_correction
@@ -123,6 +124,16 @@ def test_pictures_of_few_steps_change_and_of_many_do_not(mended: FaceGenerator, 
     edited = {"init_image": np.full((128, 128, 3), 90, np.uint8), "strength": 0.5, "num_inference_steps": 4}
     pixels = [drawer.generate("a smiling woman", **edited)[0].pixels for drawer in (mended, faces)]  # type: ignore[arg-type]
     assert np.array_equal(*pixels)  # a photograph needs no mending
+
+
+def test_a_grid_is_drawn_as_the_server_draws(folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    def grid(model: Path, steps: str) -> bytes:
+        out = tmp_path / "grid.png"
+        assert conditional_ldm.main(["--eval", "--prompt", "a smiling woman", "--model", str(model), "--n-images", "2",
+                                     "--n-inf-steps", steps, "--device", "cpu", "--out", str(out)]) == 0
+        return out.read_bytes()
+
+    assert grid(folder, "3") != grid(tiny_folder, "3") and grid(folder, "16") == grid(tiny_folder, "16")
 
 
 def test_a_seed_is_its_picture_in_any_company(mended: FaceGenerator) -> None:
