@@ -547,7 +547,20 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
     return report
 
 
-# ------------------------------------------------------------------------------------------------------- the sharpness
+# ------------------------------------------------------------------------------------------------ fits to what is drawn
+
+
+def training_captions(settings: Settings) -> tuple[FaceStore, np.ndarray, list[str], float]:
+    """What the fits below draw: the store, its sharp training rows in random order, captions of the first `samples` of
+    them, and the guidance scale, the model's own unless told."""
+    from dataset import FaceStore
+
+    store = FaceStore.open(settings.data)
+    rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))
+    count = min(settings.samples, len(rows))
+    texts = draw_prompts(store.attributes[rows[:count]], count, settings.seed).texts
+    own = read_index(settings.model)["defaults"]["guidance_scale"]
+    return store, rows, texts, float(own if settings.guidance is None else settings.guidance)
 
 
 def fit_sharpness(settings: Settings) -> dict[str, float]:
@@ -559,15 +572,12 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     """
     from core.checkpoint import load_component
     from core.sharpness import fit_kernel
-    from dataset import FaceStore
     from vae import load_vae, release, with_kernel
 
-    store = FaceStore.open(settings.data)
-    rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))[: settings.samples]
-    prompts = draw_prompts(store.attributes[rows], len(rows), settings.seed).texts
+    store, rows, prompts, guidance = training_captions(settings)
+    rows = rows[: len(prompts)]
     config, _ = load_component(settings.model, "vae")
-    vae, own = load_vae(settings.model), read_index(settings.model)["defaults"]["guidance_scale"]
-    guidance = float(own if settings.guidance is None else settings.guidance)
+    vae = load_vae(settings.model)
     with tempfile.TemporaryDirectory() as aside:  # a run that ends early leaves the model as it was
         soft_model = shutil.copytree(settings.model, Path(aside) / "model")
         release(with_kernel(vae, None), soft_model, config.get("training", {}))
@@ -592,18 +602,13 @@ def fit_few_steps(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
     they are compared with.
     """
     from core.correction import fit_correction, save_correction
-    from dataset import FaceStore
     from vae import load_vae, to_images
 
-    store = FaceStore.open(settings.data)
-    rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))
-    prompts = draw_prompts(store.attributes[rows[: settings.samples]], min(settings.samples, len(rows)), settings.seed)
-    own = read_index(settings.model)["defaults"]["guidance_scale"]
-    guidance = float(own if settings.guidance is None else settings.guidance)
+    store, rows, texts, guidance = training_captions(settings)
     drawn = {}
     for count in sorted(set(counts)):
-        seeds = range(settings.seed, settings.seed + len(prompts.texts))
-        latents = draw_latents(settings.model, prompts.texts, seeds, count, guidance, corrected=False,
+        seeds = range(settings.seed, settings.seed + len(texts))
+        latents = draw_latents(settings.model, texts, seeds, count, guidance, corrected=False,
                                begin=settings.begin, device=settings.device, precision=settings.precision)
         drawn[count] = torch.from_numpy(latents)
     vae, generator = load_vae(settings.model), torch.Generator().manual_seed(settings.seed)
@@ -613,7 +618,7 @@ def fit_few_steps(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
         photographs = torch.cat([vae.whiten(posterior.sample(generator)) for posterior in posteriors])
     correction = fit_correction(drawn, photographs)
     save_correction(correction, settings.model)
-    report = {"n": len(prompts.texts), "guidance": guidance,
+    report = {"n": len(texts), "guidance": guidance,
               "gain": {count: float(gain) for count, gain in zip(correction.steps, correction.gain, strict=True)},
               "shift_rms": {count: float(shift.square().mean().sqrt())
                             for count, shift in zip(correction.steps, correction.shift, strict=True)}}
@@ -626,16 +631,10 @@ def draw_for_finishing(settings: Settings, path: Path) -> None:
 
     `vae.py --finish` learns from them. Fewer than N where there are fewer pictures.
     """
-    from dataset import FaceStore
-
-    store = FaceStore.open(settings.data)
-    rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))[: settings.samples]
-    prompts = draw_prompts(store.attributes[rows], len(rows), settings.seed).texts
-    own = read_index(settings.model)["defaults"]["guidance_scale"]
-    seeds = range(settings.seed, settings.seed + len(rows))
-    latents = draw_latents(settings.model, prompts, seeds, settings.steps,
-                           float(own if settings.guidance is None else settings.guidance), sampler=settings.sampler,
-                           begin=settings.begin, device=settings.device, precision=settings.precision)
+    _, _, texts, guidance = training_captions(settings)
+    latents = draw_latents(settings.model, texts, range(settings.seed, settings.seed + len(texts)), settings.steps,
+                           guidance, sampler=settings.sampler, begin=settings.begin, device=settings.device,
+                           precision=settings.precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, latents)
     print(f"{len(latents)} latents in {path}")
