@@ -70,13 +70,14 @@ function showExpected() {
     : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps));
 }
 
-/** What steps buy: how much further their pictures are from real faces than the nearest. */
+/** What more steps would buy: how much further these pictures are from real faces than the nearest of more steps. */
 function worth(steps) {
   if (!curve.length || !(steps > 0)) return "";
   const after = curve.find((point) => point.steps >= steps) ?? curve.at(-1);
   const before = curve.findLast((point) => point.steps <= steps) ?? curve[0];
   const share = after.steps > before.steps ? Math.log(steps / before.steps) / Math.log(after.steps / before.steps) : 0;
-  const best = curve.reduce((least, point) => (point.frechet_over_floor < least.frechet_over_floor ? point : least));
+  const more = curve.filter((point) => point.steps >= after.steps);
+  const best = more.reduce((least, point) => (point.frechet_over_floor < least.frechet_over_floor ? point : least));
   const distance = before.frechet_over_floor + share * (after.frechet_over_floor - before.frechet_over_floor);
   const worse = Math.round(100 * (distance / best.frechet_over_floor - 1));
   return worse < 2 ? " As near to real faces as this model comes."
