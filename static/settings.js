@@ -19,7 +19,7 @@ export const isReady = () => fields !== null;
 
 // ---- how long does it take here?
 
-const samples = []; // {rows, perStep}: what earlier jobs took
+const samples = []; // {rows, perStep} of earlier jobs
 
 /** Passes of the network a step: guidance takes two where it was not taught to one, each slider two more. */
 const rowsOf = ({ n_images: count, candidates, guidance_scale: scale, negative_prompt: away, attributes }) => {
@@ -76,11 +76,10 @@ function worth(steps) {
   const after = curve.find((point) => point.steps >= steps) ?? curve.at(-1);
   const before = curve.findLast((point) => point.steps <= steps) ?? curve[0];
   const share = after.steps > before.steps ? Math.log(steps / before.steps) / Math.log(after.steps / before.steps) : 0;
-  const more = curve.filter((point) => point.steps >= after.steps);
-  const best = more.reduce((least, point) => (point.frechet_over_floor < least.frechet_over_floor ? point : least));
-  const distance = before.frechet_over_floor + share * (after.frechet_over_floor - before.frechet_over_floor);
-  const worse = Math.round(100 * (distance / best.frechet_over_floor - 1));
-  return worse < 2 ? " As near to real faces as this model comes."
+  const [a, b] = [before, after].map((point) => point.frechet_over_floor);
+  const [best] = curve.filter((point) => point.steps >= after.steps).sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
+  const worse = Math.round(100 * ((a + share * (b - a)) / best.frechet_over_floor - 1));
+  return worse < 2 ? " More steps come no nearer to real faces."
     : ` Pictures ${worse} % further from real faces than with ${best.steps} steps.`;
 }
 

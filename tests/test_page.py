@@ -363,7 +363,7 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
     page.get_by_text("More settings").click()
     page.get_by_role("button", name="Back to the defaults").click()
     assert page.get_by_label("Steps", exact=True).input_value() == "50"
-    expect(page.locator("#expected")).to_have_text(re.compile(r"As near to real faces as this model comes\.$"))
+    expect(page.locator("#expected")).to_have_text(re.compile(r"More steps come no nearer to real faces\.$"))
     assert page.get_by_label("Seed", exact=True).input_value() == ""
 
 
