@@ -462,23 +462,6 @@ def test_the_progress_bar_starts_and_stops_where_told() -> None:
     assert [(step, progress.last) for step, progress in steps] == [(0, False), (1, False), (2, True)]
 
 
-@pytest.mark.parametrize("component", ["vae", "clip", "unet"])
-def test_a_run_that_the_clock_stopped_is_resumed(
-    place: Workplace, component: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = place.train(component, f"{component}-clock", "--steps", 3)
-    assert MAIN[component]([*command, "--stop-after", "0"]) == 0
-    assert [step for step, _ in checkpoints(place.root / f"{component}-clock")] == [1]
-    assert "released" not in capsys.readouterr().out
-    assert MAIN[component]([*command, "--stop-after", "1000"]) == 0
-    assert [step for step, _ in checkpoints(place.root / f"{component}-clock")][-1] == 3
-    assert "released" in capsys.readouterr().out
-    assert [progress.last for _, progress in run_steps(3, 10, stop_at=6, enabled=False)] == [False, False, True]
-    said = iter([False, False, True, True])  # of a clock that another process looks at
-    steps = run_steps(0, 10, stop_after=1e9, enabled=False, agree=lambda mine: next(said))
-    assert [(step, progress.last) for step, progress in steps] == [(0, False), (1, False), (2, True)]
-
-
 def stops(run: Path) -> list[str]:
     return sorted(folder.name for folder in (run / "checkpoints").glob("step-*"))
 
