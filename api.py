@@ -178,7 +178,7 @@ def create_app(
     add_results(app, queue)
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
-    add_prompts(app, words)
+    add_prompts(app, service, words)
     add_state(app, service, telemetry)
     add_reference(app, lambda: document(service.info is not None))
     add_page(app, api_key)
@@ -347,17 +347,19 @@ def add_jobs(
 # ---- what the model understands --------------------------------------------------------------------------------------
 
 
-def add_prompts(app: Flask, words: Mapping[str, str]) -> None:
-    """What the model was trained to understand: none of this needs it to be loaded."""
+def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) -> None:
+    """What the model was trained to understand. Only in which words it hears a prompt is known when it is loaded."""
 
     @app.post("/prompt/analyze")
     @operation("What does the model understand of a prompt?", "prompts",
                {200: Answer("The analysis.", {JSON: answers.AnalysisAnswer})}, bodies={JSON: schemas.AnalyzePrompt})
     def analyze() -> Response:
         """Positions count code points."""
-        found = read_prompt(validate(schemas.AnalyzePrompt, read_json()).prompt, words)
+        prompt = validate(schemas.AnalyzePrompt, read_json()).prompt
+        found = read_prompt(prompt, words)
         return json_response({
             "attributes": dict(found.attributes),
+            "heard": prompt if service.info is None else service.info.emphasis(prompt),
             "open": [facet.to_dict() for facet in open_facets(found.attributes)],
             "words": [asdict(word) for word in found.words],
             "claims": [asdict(claim) for claim in found.claims],

@@ -52,6 +52,7 @@ from core.checkpoint import (
 from core.correction import Correction, load_correction
 from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
 from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Lesson, Teacher, make_lesson
+from core.emphasis import Emphasis, load_emphasis
 from vae import VAE, PixelNorm
 
 if TYPE_CHECKING:
@@ -623,10 +624,11 @@ GRID_PROMPTS = (
 def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, schedule: NoiseSchedule, accelerator: Any,
               prompts: Sequence[str] = GRID_PROMPTS, *, per_prompt: int = 4, steps: int = 20,
               guidance_scale: float = 2.0, seed: int = 0, sampler: str | None = None,
-              correction: Correction | None = None) -> Tensor:
+              correction: Correction | None = None, emphasis: Emphasis | None = None) -> Tensor:
     """Pictures [len(prompts) * per_prompt, 3, 128, 128] in [-1, 1]; fixed seeds, so grids of a run compare."""
     device = next(model.parameters()).device
-    condition = encode_prompts(clip, tokenizer, prompts).repeat(per_prompt)
+    heard = prompts if emphasis is None else [emphasis(prompt) for prompt in prompts]
+    condition = encode_prompts(clip, tokenizer, heard).repeat(per_prompt)
     generators = [torch.Generator().manual_seed(seed + i % per_prompt) for i in range(len(condition))]
     shape = (model.config.latent_channels, 16, 16)
     noise = torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device)
@@ -702,11 +704,13 @@ def evaluate(args: argparse.Namespace) -> Path:
         raise ModelFolderError(f"{args.model} has no turbo/; train it with `--distill consistency` or draw otherwise")
     vae = load_vae(args.model, device)
     own, correction = read_index(args.model)["defaults"]["guidance_scale"], load_correction(args.model)
+    emphasis = load_emphasis(args.model)
 
     def draw(prompts: Sequence[str]) -> Tensor:
         return draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, prompts, per_prompt=args.n_images,
                          steps=args.n_inf_steps, guidance_scale=own if args.guidance_scale is None
-                         else args.guidance_scale, seed=args.seed, sampler=args.sampler, correction=correction)
+                         else args.guidance_scale, seed=args.seed, sampler=args.sampler, correction=correction,
+                         emphasis=emphasis)
 
     if args.gallery:
         target, firsts = Path(args.gallery), []

@@ -59,6 +59,7 @@ NEGATIONS = (
     ("no beard", "No_Beard", True),
     ("not smiling", "Smiling", False),
 )
+NEGATIONS_AIM = 0.9  # how often they should be obeyed, whatever the judge says of photographs
 
 # ------------------------------------------------------------------------------------------------------- model outputs
 
@@ -69,7 +70,8 @@ def generate_images(
     """Faces for prompts, each from its own seed: N prompts -> uint8 [N, 128, 128, 3].
 
     Options: `sampler` and `begin` (`core.diffusion.NoiseSchedule`), the model's own where None; `px`, `device`,
-    `batch`; `precision`: "fp32", as is served on a CPU, or "bf16" for machines with more pictures than time.
+    `batch`; `emphasised`: in the words that the model follows (`core.emphasis`); `precision`: "fp32", as is served on a
+    CPU, or "bf16" for machines with more pictures than time.
     """
     return np.concatenate(list(_drawn(folder, prompts, seeds, steps, guidance, decode=True, **options)))
 
@@ -91,6 +93,7 @@ def _drawn(
     *,
     decode: bool,
     corrected: bool = True,
+    emphasised: bool = True,
     px: int = 128,
     sampler: str | None = None,
     begin: Sequence[float] | None = None,
@@ -122,7 +125,9 @@ def _drawn(
             return network(x, timestep, condition).float()  # the solver's sums stay in fp32
 
     for start in tqdm(range(0, len(prompts), batch), desc=f"{steps} steps", unit="batch"):
-        condition = encode_prompts(engine.clip, engine.tokenizer, prompts[start : start + batch], px=float(px))
+        told = prompts[start : start + batch]
+        heard = [engine.info.emphasis(prompt) for prompt in told] if emphasised else told
+        condition = encode_prompts(engine.clip, engine.tokenizer, heard, px=float(px))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
         noise = torch.stack([torch.randn(engine.info.latent_shape, generator=g) for g in generators])
         latents = sample(
@@ -187,7 +192,8 @@ class Settings:
 
 FOR_SHARPNESS = Settings(samples=256, steps=20)
 FOR_FINISHING = Settings(samples=1536, steps=16)
-FOR_FEW_STEPS = Settings(samples=1024)
+FOR_CORRECTION = Settings(samples=1024)
+FOR_EMPHASIS = Settings(split="val", samples=64, steps=8, out="runs/emphasis")
 FOR_SLIDERS = Settings(samples=12, steps=10, out="docs")
 QUICK = Settings(samples=256, pool=2048, crowd_n=64, curve_n=64, curve_steps=(2, 8, 30))
 
@@ -595,7 +601,7 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     return found
 
 
-def fit_few_steps(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
+def measure_correction(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
     """Measure what these numbers of steps get wrong in all pictures alike, and release what mends it with the model.
 
     `samples` latents each are drawn for captions of as many sharp training pictures, whose own latents (up to 2,048)
@@ -618,11 +624,69 @@ def fit_few_steps(settings: Settings, counts: Sequence[int]) -> dict[str, Any]:
         photographs = torch.cat([vae.whiten(posterior.sample(generator)) for posterior in posteriors])
     correction = fit_correction(drawn, photographs)
     save_correction(correction, settings.model)
-    report = {"n": len(texts), "guidance": guidance,
-              "gain": {count: float(gain) for count, gain in zip(correction.steps, correction.gain, strict=True)},
-              "shift_rms": {count: float(shift.square().mean().sqrt())
-                            for count, shift in zip(correction.steps, correction.shift, strict=True)}}
+    figures = {
+        count: {"spread": float(drawn[count].float().var(0).mean().sqrt()),
+                "strongest": float(torch.linalg.svdvals(transport).max()),
+                "shift_rms": float(shift.square().mean().sqrt())}
+        for count, transport, shift in zip(correction.steps, correction.transport, correction.shift, strict=True)
+    }
+    report = {"n": len(texts), "guidance": guidance, "steps": figures}
     print(json.dumps(report, indent=2))
+    return report
+
+
+def fit_emphasis(settings: Settings) -> dict[str, Any]:
+    """Measure in which words the model follows descriptions better, on people it never saw, and release the table.
+
+    `samples` captions of held-out pictures (`split`) each for every fact and every change of words that may serve it,
+    out of 32 times as many.
+    """
+    from core.emphasis import chosen, outcome, save_emphasis, trials
+    from dataset import FaceStore
+    from generator import pick_device
+
+    store = FaceStore.open(settings.data)
+    judge, _ = load_judge(settings.judge, pick_device(settings.device))
+    rows = np.random.default_rng(settings.seed).permutation(store.select(settings.split, px=128))
+    prompts = draw_prompts(store.attributes[rows], 32 * settings.samples, settings.seed)
+    stated = [{name: bool(say) for name, say in zip(ATTRIBUTES, says, strict=True) if say >= 0}
+              for says in prompts.asserted]
+    own = read_index(settings.model)["defaults"]["guidance_scale"]
+
+    def verdicts(places: Sequence[int], texts: Sequence[str]) -> dict[int, Any]:
+        drawn = generate_images(settings.model, texts, [settings.seed + place for place in places], settings.steps,
+                                float(own if settings.guidance is None else settings.guidance), emphasised=False,
+                                device=settings.device, precision=settings.precision)
+        return dict(zip(places, look(judge, drawn).verdicts, strict=True))
+
+    found = trials(stated, prompts.texts, settings.samples)
+    everybody = sorted({place for trial in found for place in trial.places})
+    plain = verdicts(everybody, [prompts.texts[place] for place in everybody])
+    real = dict(zip(everybody, look(judge, store.images[rows[prompts.source[everybody]]]).verdicts, strict=True))
+    asked = {(name, value): NEGATIONS_AIM for _, name, value in NEGATIONS}
+    outcomes = []
+    for trial in found:
+        name, value = trial.fact
+        column = ATTRIBUTES.index(name)
+
+        def shows(seen: Mapping[int, Any], trial: Any = trial, column: int = column, value: bool = value) -> list[bool]:
+            return [bool(seen[place][column]) == value for place in trial.places]
+
+        wanted = max(float(np.mean(shows(real))), asked.get(trial.fact, 0.0))
+        if np.mean(shows(plain)) < wanted:  # nothing is said in other words that is followed as it is
+            changed = verdicts(trial.places, [trial.emphasis(prompts.texts[place]) for place in trial.places])
+            outcomes.append(outcome(trial, wanted, shows(plain), shows(changed)))
+    emphasis = chosen(outcomes)
+    save_emphasis(emphasis, settings.model)
+    report = {"steps": settings.steps, "tried": [
+        {"fact": "".join(("" if one.trial.fact[1] else "not ", one.trial.fact[0])), "words": one.trial.words,
+         "n": len(one.trial.places), "wanted": one.wanted, "plain": one.plain, "changed": one.changed,
+         "error": one.error, "kept": one.worth} for one in outcomes],
+        "left_out": list(emphasis.left_out), "said_again": dict(emphasis.said_again)}
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "emphasis.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
     return report
 
 
@@ -779,9 +843,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fit-sharpness", action="store_true", help="fit the decoder's last filter to pictures drawn "
                         f"for training captions (default: {FOR_SHARPNESS.samples}, {FOR_SHARPNESS.steps} steps), "
                         "then stop")
-    parser.add_argument("--fit-few-steps", nargs="?", const="2,4,8", metavar="STEPS",
-                        help="measure what so few steps get wrong in all pictures alike, release what mends it, then "
-                        f"stop (default: %(const)s; {FOR_FEW_STEPS.samples} pictures each)")
+    parser.add_argument("--fit-correction", nargs="?", const="2,4,8,16,50", metavar="STEPS",
+                        help="measure what so many steps get wrong in all pictures alike, release what mends it, "
+                        f"then stop (default: %(const)s; {FOR_CORRECTION.samples} pictures each)")
+    parser.add_argument("--fit-emphasis", action="store_true", help="measure in which words descriptions are followed "
+                        f"better, {FOR_EMPHASIS.samples} of each kind, release the table, then stop")
     parser.add_argument("--draw-latents", type=Path, metavar="FILE", help="draw latents for training captions, for "
                         f"vae.py --finish (default: {FOR_FINISHING.samples}, {FOR_FINISHING.steps} steps), then stop")
     parser.add_argument("--sliders", nargs="?", const=",".join(sliders()), metavar="NAMES",
@@ -802,12 +868,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--parts {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
         if options.curve_steps is not None:
             given["curve_steps"] = tuple(int(steps) for steps in options.curve_steps.split(","))
-        counts = [int(count) for count in options.fit_few_steps.split(",")] if options.fit_few_steps else []
+        counts = [int(count) for count in options.fit_correction.split(",")] if options.fit_correction else []
         names = options.sliders.split(",") if options.sliders else []
         if unknown := set(names) - set(sliders()):
             raise ValueError(f"--sliders {', '.join(sorted(unknown))}: choose from {', '.join(sliders())}")
         settings = replace(FOR_SLIDERS if options.sliders else FOR_SHARPNESS if options.fit_sharpness
-                           else FOR_FINISHING if options.draw_latents else FOR_FEW_STEPS if options.fit_few_steps
+                           else FOR_EMPHASIS if options.fit_emphasis
+                           else FOR_FINISHING if options.draw_latents else FOR_CORRECTION if options.fit_correction
                            else QUICK if options.quick else base, **given)
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
@@ -830,6 +897,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.watermark:
         measure_watermark(settings)
         return 0
+    if options.fit_emphasis:
+        fit_emphasis(settings)
+        return 0
     if options.fit_sharpness:
         try:
             fit_sharpness(settings)
@@ -837,7 +907,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(str(error))
         return 0
     if counts:
-        fit_few_steps(settings, counts)
+        measure_correction(settings, counts)
         return 0
     if options.draw_latents:
         draw_for_finishing(settings, options.draw_latents)

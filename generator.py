@@ -71,6 +71,7 @@ from core.diffusion import (
     set_timesteps,
 )
 from core.editing import Inversion, Inverting, Redraw, starting_noise
+from core.emphasis import Emphasis, load_emphasis
 from core.engine import DrawRequest, Interpolation, usual_sampler, usual_strength
 from core.jobs import JobError
 from core.judge import Judge, best, find_judge
@@ -115,6 +116,7 @@ class ModelInfo:
     sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
     few_steps: Mapping[str, int] = field(default_factory=dict)  # samplers made for few steps -> how many
     step_curve: tuple[Mapping[str, Any], ...] = ()  # what more steps buy, if that was measured
+    emphasis: Emphasis = field(default_factory=Emphasis)  # in which words a description is heard
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ class FaceGenerator:
             sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
             few_steps={} if turbo is None else {TURBO: TURBO_STEPS},
             step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
+            emphasis=load_emphasis(folder),
         )
         make_scheduler(info.default_sampler, scheduler_config)  # what it imports is imported now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)
@@ -386,14 +389,15 @@ class FaceGenerator:
             generators=noise.generators,
             start=start,
             z=z,
-            correction=self.correction,
+            correction=None if redraw is not None else self.correction,  # what stays of a photograph needs no mending
         )
         prompts = [request.prompt] * count
         if request.balance:  # candidate j is another try at image j modulo kept
             prompts = [balanced(request.prompt, request.seed + j % kept) for j in range(count)]
-        target, negative = request.interpolate_to, request.negative_prompt
-        goal = None if target is None or target.prompt is None else encode([target.prompt] * count)
-        plain = Guidance(encode(prompts), scale, encode([negative] * count) if negative.strip() else None,
+        target, negative, in_words = request.interpolate_to, request.negative_prompt, self.info.emphasis
+        goal = None if target is None or target.prompt is None else encode([in_words(target.prompt)] * count)
+        away = encode([negative] * count) if negative.strip() else None
+        plain = Guidance(encode([in_words(prompt) for prompt in prompts]), scale, away,
                          goal, noise.weights if goal is not None else (), known=self.known(sampler == TURBO))
         sliders = moved(request.attributes)
         steered = replace(plain, pushes=pushes(prompts, sliders, encode)) if sliders else plain
@@ -539,7 +543,7 @@ class FaceGenerator:
         Shapes and errors: as `encode`.
         """
         z = torch.from_numpy(self.encode(pixels))[None]
-        batch = GuidedBatch([Guidance(self._read(prompt))])
+        batch = GuidedBatch([Guidance(self._read(self.info.emphasis(prompt)))])
         timesteps = set_timesteps(make_scheduler(inverse_sampler(self.info), self.scheduler_config), steps)
         way = Inversion(z, schedule_from_config(self.scheduler_config), timesteps, INVERSION_ROUNDS)
 
@@ -670,12 +674,14 @@ class FaceGenerator:
 
 
 def model_hash(folder: str | Path) -> str:
-    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, and what mends
-    the end of short ways."""
+    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, what mends the
+    end of short ways, and in which words a description is heard."""
     more = [name for name in ("turbo", CORRECTION) if name in read_index(folder)["components"]]
     weights = folder_hash(folder, ["clip", "vae", "unet", *more])
-    begin = read_schedule(folder).begin
-    return weights if begin == NoiseSchedule.begin else hashlib.sha256(f"{weights} {list(begin)}".encode()).hexdigest()
+    begin, emphasis = read_schedule(folder).begin, load_emphasis(folder)
+    rest = [str(list(begin))] if begin != NoiseSchedule.begin else []
+    rest += [emphasis.to_json()] if emphasis != Emphasis() else []
+    return hashlib.sha256(" ".join([weights, *rest]).encode()).hexdigest() if rest else weights
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

@@ -379,6 +379,8 @@ class AnalysisAnswer(TypedDict):
     """What was understood of a prompt."""
 
     attributes: dict[str, bool]
+    heard: Annotated[str, Field(description="the words that are encoded: denials that the model does not follow are "
+                                            "left out, facts that it overlooks are said again")]
     open: Annotated[list[OpenFacet], Field(description="what the prompt leaves open and `balance` would go round")]
     words: list[PromptWord]
     claims: list[PromptClaim]

@@ -70,6 +70,8 @@ class EngineInfo(Protocol):
     def few_steps(self) -> Mapping[str, int]: ...  # samplers made for few steps -> how many
     @property
     def step_curve(self) -> Sequence[Mapping[str, Any]]: ...  # what steps buy (core.answers.StepQuality), by steps
+    @property
+    def emphasis(self) -> Callable[[str], str]: ...  # a description -> the words in which the model hears it
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ Chapman et al., 2001, https://doi.org/10.1006/jbin.2001.1029
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -308,6 +309,60 @@ def _claims(
             denial = "" if not no else "not " if sense.kind == "adj" else "no "
             claims += [_Claim(fact, denial + quotes[at], at, *places[at]) for fact in facts]
     return claims, useful, hair
+
+
+# -- leaving denials out -----------------------------------------------------------------------------------------------
+
+_LISTING = ("comma", "and", "or")
+_LOOSE = re.compile(
+    r"\s*\b(?:(?:(?:that|who|which)\s+)?(?:is|are|has|have|does|do|did)|with|wearing)\s*$", re.IGNORECASE
+)
+_LOOSE_END = re.compile(r"(?:\s|,|\b(?:and|but|with|wearing)\b)+$", re.IGNORECASE)
+_GOES_ON = re.compile(r"\s*(?:$|[,.;]|(?:and|but)\b)", re.IGNORECASE)
+
+
+def without_denials(prompt: str, attributes: Collection[str]) -> str:
+    """The description without what it denies of these attributes: "no hat or tie" without hats is "no tie".
+
+    Only denials go ("no bangs", not "clean-shaven"), and nothing goes where the rest would say anything else.
+    """
+    tokens = tokenize(prompt)
+    units = find_units(tokens)
+    denied = _denied(units)
+    places = [(tokens[unit.first].start, tokens[unit.last - 1].end) for unit in units]
+    claims = _claims(units, denied, [prompt[start:end] for start, end in places], places)[0]
+    gone = {claim.unit for claim in claims if denied[claim.unit] and claim.fact[0] in attributes and not claim.fact[1]}
+    text = prompt
+    for first in reversed([at for at, unit in enumerate(units) if unit.sense.kind in ("not", "without")]):
+        items = _denied_items(units, denied, first)
+        kept = [item for item in items if not gone.intersection(item)]
+        if len(kept) == len(items):
+            continue
+        start, end = places[items[0][0]][0], places[items[-1][-1]][1]
+        if kept:
+            rest = " or ".join(prompt[places[item[0]][0]:places[item[-1]][1]] for item in kept)
+            text = text[:start] + rest + text[end:]
+        else:
+            left, right = _LOOSE.sub("", text[:places[first][0]]), text[end:]
+            text = (_LOOSE_END.sub("", left) if _GOES_ON.match(right) else left) + right
+    text = text.strip(" ,;")
+    before, after = (dict(read(one, {}).attributes) for one in (prompt, text))
+    silent = {name for name in attributes if before.get(name) is False}
+    return text if after == {name: value for name, value in before.items() if name not in silent} else prompt
+
+
+def _denied_items(units: list[Unit], denied: list[bool], first: int) -> list[list[int]]:
+    """The units that the denial at `first` covers, by the items of its list: "no hat, red tie or beard" has three."""
+    items: list[list[int]] = [[]]
+    for at in range(first + 1, len(units)):
+        if denied[at]:
+            if items[-1] or units[at].sense.kind not in ("verb", "copula"):  # of "not wearing a hat", the hat
+                items[-1].append(at)
+        elif units[at].sense.kind in _LISTING:
+            items.append([])
+        else:
+            break
+    return [item for item in items if item]
 
 
 # -- the answer ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from core.captions import ATTRIBUTES
+from core.emphasis import Emphasis
 from core.engine import DrawRequest
 from core.ledger import JobError
 from core.metadata import encode_png
@@ -46,6 +47,7 @@ class DrawingInfo:
     sliders: Mapping[str, Any] = field(default_factory=lambda: {"Wearing_Hat": HAT})
     few_steps: Mapping[str, int] = field(default_factory=lambda: {"Sketch": 4})
     step_curve: tuple[Mapping[str, Any], ...] = STEP_CURVE
+    emphasis: Emphasis = field(default_factory=lambda: Emphasis(("Wearing_Hat",), {"Eyeglasses": "glasses"}))
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ ROOMS: dict[str, set[str]] = {
     "core.sharpness": {"numpy", "torch"},
     "core.finishing": {"torch"},
     "core.correction": {"torch"},
+    "core.emphasis": set(),
     "core.compiled": {"openvino", "torch"},
     "core.devices": {"torch"},
     "core.figures": set(),
@@ -94,7 +95,7 @@ SERVING = {  # what only the server imports, and training can do without
     "core.schemas", "core.serializers", "core.serving", "core.streams", "core.submission", "core.telemetry",
     "core.verification", "core.web",
 }
-TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.engine", "core.environment",
+TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.emphasis", "core.engine", "core.environment",
                         "core.jobs", "core.ledger", "core.machine", "core.metadata", "core.pictures",
                         "core.population", "core.receipts", "core.sliders", "core.store", "core.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}

@@ -227,6 +227,9 @@ def test_analyze_reads_a_prompt(client: FlaskClient) -> None:
     assert found["words"][1] == {"text": "smiling", "start": 2, "end": 9, "status": "known", "suggestion": None}
     assert {"attribute": "Smiling", "value": True, "start": 2, "end": 9} in found["claims"]
     assert found["contradictions"] == []
+    assert found["heard"] == "a smiling woman with blond hair"
+    other = client.post("/prompt/analyze", json={"prompt": "a woman with glasses and no hat"}).get_json()
+    assert other["heard"] == "a woman with glasses, glasses" and other["attributes"]["Wearing_Hat"] is False
     strange = client.post("/prompt/analyze", json={"prompt": "a smilling wombat"}).get_json()
     assert {word["text"]: word["status"] for word in strange["words"]}["wombat"] == "unknown"
     assert strange["warnings"] and post(client, prompt="a smilling wombat")["warnings"] == strange["warnings"]
