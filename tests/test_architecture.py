@@ -95,9 +95,10 @@ SERVING = {  # what only the server imports, and training can do without
     "core.schemas", "core.serializers", "core.serving", "core.streams", "core.submission", "core.telemetry",
     "core.verification", "core.web",
 }
-TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.emphasis", "core.engine", "core.environment",
-                        "core.jobs", "core.ledger", "core.machine", "core.metadata", "core.pictures",
-                        "core.population", "core.receipts", "core.sliders", "core.store", "core.watermark"}
+TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.emphasis", "core.engine",
+                        "core.environment", "core.jobs", "core.ledger", "core.machine", "core.metadata",
+                        "core.pictures", "core.population", "core.receipts", "core.sliders", "core.store",
+                        "core.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
 SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}
 LONGEST = 600  # lines of a file that needs no defence
