@@ -659,7 +659,8 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
                                 device=settings.device, precision=settings.precision)
         return dict(zip(places, look(judge, drawn).verdicts, strict=True))
 
-    found = trials(stated, prompts.texts, settings.samples)
+    shares = store.attributes[store.select("train")].mean(axis=0)
+    found = trials(stated, prompts.texts, dict(zip(ATTRIBUTES, map(float, shares), strict=True)), settings.samples)
     everybody = sorted({place for trial in found for place in trial.places})
     plain = verdicts(everybody, [prompts.texts[place] for place in everybody])
     real = dict(zip(everybody, look(judge, store.images[rows[prompts.source[everybody]]]).verdicts, strict=True))

@@ -27,7 +27,9 @@ from core.prompts import read, without_denials
 FOLDER = "emphasis"
 FEWEST = 16  # descriptions that state a fact, to judge by
 PHRASES = 2  # that are tried for saying it again, the commonest
-LEFT_OUT, SAID_AGAIN = (0.05, 1.0), (0.1, 2.0)  # what it has to gain: share of the pictures, standard errors of that
+RARE = 0.25  # of people; what more of them have is drawn unless it is denied
+LEFT_OUT, SAID_AGAIN = (0.03, 1.0), (0.075, 2.0)  # what it has to gain: share of the pictures, standard errors of that
+BEHIND = 0.8  # of what is wanted; a caption grows longer than any in training only where less is drawn
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,16 @@ class Trial:
         return Emphasis((name,)) if self.words is None else Emphasis(said_again={name: self.words})
 
 
-def trials(stated: Sequence[Mapping[str, bool]], prompts: Sequence[str], most: int) -> list[Trial]:
-    """What may be tried for descriptions that state these facts: at most so many of each, those that it changes."""
+def trials(stated: Sequence[Mapping[str, bool]], prompts: Sequence[str], rates: Mapping[str, float], most: int
+           ) -> list[Trial]:
+    """What may be tried for descriptions that state these facts: at most so many of each, those that it changes.
+
+    ``rates`` is how many people have each attribute: silence says only of the rare ones that they are not there.
+    """
     known: dict[Fact, list[str | None]] = {}
     for name in ATTRIBUTES:
         texts = [phrase.text for phrase in phrases() if (phrase.attribute, phrase.value) == (name, True)]
-        known |= {(name, False): [None], (name, True): [*texts[:PHRASES]]}
+        known |= {(name, False): [None] if rates[name] < RARE else [], (name, True): [*texts[:PHRASES]]}
     found = []
     for fact, changes in known.items():
         where = [i for i, facts in enumerate(stated) if facts.get(fact[0]) is fact[1]]
@@ -106,8 +112,10 @@ class Outcome:
     @property
     def worth(self) -> bool:
         """Does the model fall behind there, and does this gain enough to be told from chance?"""
-        least, errors = LEFT_OUT if self.trial.words is None else SAID_AGAIN
-        return self.plain < self.wanted and self.changed - self.plain >= max(least, errors * self.error)
+        leaves = self.trial.words is None
+        least, errors = LEFT_OUT if leaves else SAID_AGAIN
+        behind = self.plain < (1.0 if leaves else BEHIND) * self.wanted
+        return behind and self.changed - self.plain >= max(least, errors * self.error)
 
 
 def outcome(trial: Trial, wanted: float, plain: Sequence[bool], changed: Sequence[bool]) -> Outcome:
@@ -118,10 +126,10 @@ def outcome(trial: Trial, wanted: float, plain: Sequence[bool], changed: Sequenc
 
 
 def chosen(outcomes: Sequence[Outcome]) -> Emphasis:
-    """The changes that are worth making; of several ways to say one fact again the best."""
-    best = sorted((one for one in outcomes if one.worth), key=lambda one: one.changed)
-    again = {one.trial.fact[0]: one.trial.words for one in best if one.trial.words is not None}
-    left = {one.trial.fact[0] for one in best if one.trial.words is None}
+    """The changes that are worth making; of several ways to say one fact again the first, which is the commonest."""
+    worth = [one for one in outcomes if one.worth]
+    again = {one.trial.fact[0]: one.trial.words for one in reversed(worth) if one.trial.words is not None}
+    left = {one.trial.fact[0] for one in worth if one.trial.words is None}
     return Emphasis(tuple(name for name in ATTRIBUTES if name in left),
                     {name: again[name] for name in ATTRIBUTES if name in again})
 

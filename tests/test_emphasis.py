@@ -164,11 +164,14 @@ def test_a_grid_and_the_report_hear_the_same(folder: Path, tiny_folder: Path, tm
 
 def test_what_may_be_tried() -> None:
     prompts = ["a woman with a hat", "a man without a hat", "a hatless man"] * 20
-    found = {(trial.fact, trial.words): trial.places for trial in trials([facts(p) for p in prompts], prompts, 17)}
+    stated, rates = [facts(p) for p in prompts], dict.fromkeys(ATTRIBUTES, 0.1)
+    found = {(trial.fact, trial.words): trial.places for trial in trials(stated, prompts, rates, 17)}
     assert found[("Wearing_Hat", False), None] == tuple(range(1, 50, 3))  # "hatless" cannot be left out
     assert found[("Wearing_Hat", True), "a hat"] == tuple(range(0, 50, 3))
     assert (("Smiling", True), "smiling") not in found
-    assert trials([facts(p) for p in prompts[:20]], prompts[:20], 17) == []  # too few to judge by
+    assert trials(stated[:20], prompts[:20], rates, 17) == []  # too few to judge by
+    common = {trial.fact for trial in trials(stated, prompts, rates | {"Wearing_Hat": 0.4}, 17)}
+    assert ("Wearing_Hat", True) in common and ("Wearing_Hat", False) not in common  # silence would not deny it
 
 
 def test_what_is_worth_it() -> None:
@@ -178,12 +181,13 @@ def test_what_is_worth_it() -> None:
         return outcome(trial, wanted, [i < plain for i in range(100)], [i < changed for i in range(100)])
 
     assert of("bangs", 0.9, 50, 70).error == pytest.approx(0.04)
-    assert of(None, 0.9, 50, 60).worth and not of(None, 0.9, 50, 53).worth  # too little
+    assert of(None, 0.9, 50, 60).worth and not of(None, 0.9, 50, 52).worth  # too little
     assert not of(None, 0.4, 50, 60).worth  # as good as it gets already
-    assert of("bangs", 0.9, 50, 70).worth and not of("bangs", 0.9, 50, 58).worth
-    table = chosen([of("bangs", 0.9, 50, 70), of("a fringe", 0.9, 50, 80), of(None, 0.9, 50, 70),
-                    of("smiling", 0.9, 80, 70, "Smiling"), of(None, 0.9, 20, 50, "Bald")])
-    assert table == Emphasis(("Bald", "Bangs"), {"Bangs": "a fringe"})
+    assert of("bangs", 0.9, 50, 70).worth and not of("bangs", 0.9, 50, 57).worth
+    assert not of("bangs", 0.9, 75, 90).worth and of(None, 0.9, 75, 90).worth  # near enough to make no caption longer
+    table = chosen([of("a little", 0.9, 50, 52), of("bangs", 0.9, 50, 70), of("a fringe", 0.9, 50, 80),
+                    of(None, 0.9, 50, 70), of("smiling", 0.9, 60, 50, "Smiling"), of(None, 0.9, 20, 50, "Bald")])
+    assert table == Emphasis(("Bald", "Bangs"), {"Bangs": "bangs"})
 
 
 def test_the_command_measures_and_releases_it(
