@@ -397,7 +397,8 @@ class FaceGenerator:
         target, negative, in_words = request.interpolate_to, request.negative_prompt, self.info.emphasis
         goal = None if target is None or target.prompt is None else encode([in_words(target.prompt)] * count)
         away = encode([negative] * count) if negative.strip() else None
-        plain = Guidance(encode([in_words(prompt) for prompt in prompts]), scale, away,
+        heard = {prompt: in_words(prompt) for prompt in dict.fromkeys(prompts)}
+        plain = Guidance(encode([heard[prompt] for prompt in prompts]), scale, away,
                          goal, noise.weights if goal is not None else (), known=self.known(sampler == TURBO))
         sliders = moved(request.attributes)
         steered = replace(plain, pushes=pushes(prompts, sliders, encode)) if sliders else plain
