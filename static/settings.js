@@ -79,7 +79,7 @@ function worth(steps) {
   const [a, b] = [before, after].map((point) => point.frechet_over_floor);
   const [best] = curve.filter((point) => point.steps >= after.steps).sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
   const worse = Math.round(100 * ((a + share * (b - a)) / best.frechet_over_floor - 1));
-  return worse < 2 ? " More steps come no nearer to real faces."
+  return worse < 3 ? " More steps come no nearer to real faces."
     : ` Pictures ${worse} % further from real faces than with ${best.steps} steps.`;
 }
 
