@@ -641,7 +641,7 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
     `samples` captions of held-out pictures (`split`) each for every fact and every change of words that may serve it,
     out of 32 times as many.
     """
-    from core.emphasis import chosen, outcome, save_emphasis, trials
+    from core.emphasis import Trial, chosen, outcome, save_emphasis, trials
     from dataset import FaceStore
     from generator import pick_device
 
@@ -665,22 +665,21 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
     plain = verdicts(everybody, [prompts.texts[place] for place in everybody])
     real = dict(zip(everybody, look(judge, store.images[rows[prompts.source[everybody]]]).verdicts, strict=True))
     asked = {(name, value): NEGATIONS_AIM for _, name, value in NEGATIONS}
+
+    def shows(seen: Mapping[int, Any], trial: Trial) -> list[bool]:
+        name, value = trial.fact
+        return [bool(seen[place][ATTRIBUTES.index(name)]) == value for place in trial.places]
+
     outcomes = []
     for trial in found:
-        name, value = trial.fact
-        column = ATTRIBUTES.index(name)
-
-        def shows(seen: Mapping[int, Any], trial: Any = trial, column: int = column, value: bool = value) -> list[bool]:
-            return [bool(seen[place][column]) == value for place in trial.places]
-
-        wanted = max(float(np.mean(shows(real))), asked.get(trial.fact, 0.0))
-        if np.mean(shows(plain)) < wanted:  # nothing is said in other words that is followed as it is
+        wanted = max(float(np.mean(shows(real, trial))), asked.get(trial.fact, 0.0))
+        if np.mean(shows(plain, trial)) < wanted:  # nothing is said in other words that is followed as it is
             changed = verdicts(trial.places, [trial.emphasis(prompts.texts[place]) for place in trial.places])
-            outcomes.append(outcome(trial, wanted, shows(plain), shows(changed)))
+            outcomes.append(outcome(trial, wanted, shows(plain, trial), shows(changed, trial)))
     emphasis = chosen(outcomes)
     save_emphasis(emphasis, settings.model)
     report = {"steps": settings.steps, "tried": [
-        {"fact": "".join(("" if one.trial.fact[1] else "not ", one.trial.fact[0])), "words": one.trial.words,
+        {"fact": f"{'' if one.trial.fact[1] else 'not '}{one.trial.fact[0]}", "words": one.trial.words,
          "n": len(one.trial.places), "wanted": one.wanted, "plain": one.plain, "changed": one.changed,
          "error": one.error, "kept": one.worth} for one in outcomes],
         "left_out": list(emphasis.left_out), "said_again": dict(emphasis.said_again)}

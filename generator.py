@@ -675,8 +675,8 @@ class FaceGenerator:
 
 
 def model_hash(folder: str | Path) -> str:
-    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, what mends the
-    end of short ways, and in which words a description is heard."""
+    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, what mends
+    its end, and in which words a description is heard."""
     more = [name for name in ("turbo", CORRECTION) if name in read_index(folder)["components"]]
     weights = folder_hash(folder, ["clip", "vae", "unet", *more])
     begin, emphasis = read_schedule(folder).begin, load_emphasis(folder)

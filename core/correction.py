@@ -11,9 +11,10 @@ linear, and at each spatial frequency a matrix of its own mixes the channels:
 for the cross-spectra D of drawn latents and S of photographs'. Between two measured numbers of steps the correction is
 interpolated, beyond the last it stays. It knows neither networks nor solvers.
 
-Optimal transport between Gaussians: Dowson and Landau, 1982, https://doi.org/10.1016/0047-259X(82)90077-X; at each
-frequency of stationary fields: https://arxiv.org/abs/1905.10927. Exposure bias, which makes samplers drift, and scaling
-against it: https://arxiv.org/abs/2308.15321. Here it is taken back once, at the end.
+Optimal transport between Gaussians: Dowson and Landau, 1982, https://doi.org/10.1016/0047-259X(82)90077-X; frequency by
+frequency between stationary fields: Xia, Ferradans, Peyre and Aujol, "Synthesizing and Mixing Stationary Gaussian
+Texture Models", SIAM J. Imaging Sciences, 2014. Exposure bias, which makes samplers drift, and scaling against it:
+https://arxiv.org/abs/2308.15321. Here it is taken back once, at the end.
 """
 
 from __future__ import annotations

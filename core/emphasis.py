@@ -1,7 +1,7 @@
 """In which words does the text encoder hear a description, so that the model follows it?
 
-A model trained for so long obeys some facts less than others: it draws glasses for two of three who ask for them, and
-because it hears "bangs" in "no bangs", it may draw them there. What it follows better is measured on people it never
+A model obeys some facts less than others: it overlooks glasses, and because it hears "bangs" in "no bangs", it may draw
+them there. What it follows better is measured on people it never
 saw (`python evaluate.py --fit-emphasis`) and kept as a table: denials that are best left out, and facts that are best
 said again at the end. It costs nothing where a picture is drawn, and the network stays as it is. It knows neither
 networks nor which facts those are.
@@ -29,7 +29,7 @@ FEWEST = 16  # descriptions that state a fact, to judge by
 PHRASES = 2  # that are tried for saying it again, the commonest
 RARE = 0.25  # of people; what more of them have is drawn unless it is denied
 LEFT_OUT, SAID_AGAIN = (0.03, 1.0), (0.075, 2.0)  # what it has to gain: share of the pictures, standard errors of that
-BEHIND = 0.8  # of what is wanted; a caption grows longer than any in training only where less is drawn
+BEHIND = 0.8  # of what is wanted; only where less is drawn does a caption repeat itself, as none in training did
 
 
 @dataclass(frozen=True)
