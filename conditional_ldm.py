@@ -20,6 +20,7 @@ micro-conditioning on resolution https://arxiv.org/abs/2307.01952.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import re
@@ -51,7 +52,7 @@ from core.checkpoint import (
 )
 from core.correction import Correction, load_correction
 from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
-from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Lesson, Teacher, make_lesson
+from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Away, Lesson, Teacher, make_lesson
 from core.emphasis import Emphasis, load_emphasis
 from vae import VAE, PixelNorm
 
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Widths per level (16x16, 8x8, 4x4), blocks per level, which levels attend, and which guidance scales one pass
-    answers (none before `--distill guidance`)."""
+    """Widths per level (16x16, 8x8, 4x4), blocks per level, which levels attend, which guidance scales one pass answers
+    (none before `--distill guidance`), and by which layers."""
 
     latent_channels: int = 16
     channels: tuple[int, ...] = (96, 192, 192)
@@ -76,6 +77,7 @@ class UNetConfig:
     embed_width: int = 384
     dropout: float = 0.1
     guidance_range: tuple[float, float] | None = None
+    guided_attention: bool | None = None  # does guidance change what self-attention adds, too
 
 
 PRESETS = {
@@ -133,8 +135,11 @@ class AdaptiveResBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys; ``context`` None attends to x itself.
 
-    Shapes: x [B, N, C], context [B, L, T], mask [B, L] bool, result [B, N, C].
+    ``perturbed``: every position hears itself alone, whatever it would attend to (the identity as attention map,
+    https://arxiv.org/abs/2403.17377). Shapes: x [B, N, C], context [B, L, T], mask [B, L] bool, result [B, N, C].
     """
+
+    perturbed = False
 
     def __init__(self, width: int, context_width: int, head_width: int) -> None:
         super().__init__()
@@ -155,8 +160,15 @@ class Attention(nn.Module):
         k, v = self.kv(source).view(batch, source.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         attend = None if mask is None else mask[:, None, None, :]
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+        h = v if self.perturbed else F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         return x + self.out(h.transpose(1, 2).reshape(batch, count, width))
+
+
+def louder(before: Tensor, after: Tensor, embedding: Tensor, layer: nn.Linear | None) -> Tensor:
+    """What attention made of a sequence [B, N, C], with what it added times 1 + what the layer says to guidance."""
+    if layer is None:
+        return after
+    return after + layer(embedding[:, -layer.in_features :])[:, None] * (after - before)
 
 
 class TransformerBlock(nn.Module):
@@ -171,15 +183,13 @@ class TransformerBlock(nn.Module):
         nn.init.zeros_(self.feed[2].weight)
         nn.init.zeros_(self.feed[2].bias)
         self.guidance = guidance_layer(width, config)
+        self.self_guidance = guidance_layer(width, config) if config.guided_attention else None
 
     def forward(self, x: Tensor, embedding: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         batch, width, height, columns = x.shape
         h = x.permute(0, 2, 3, 1).reshape(batch, height * columns, width)  # free for channels-last tensors
-        h = self.self_attention(h)
-        heard = self.cross_attention(h, tokens, mask)
-        if self.guidance is not None:  # hears the text louder
-            heard = heard + self.guidance(embedding[:, -self.guidance.in_features :])[:, None] * (heard - h)
-        h = heard
+        h = louder(h, self.self_attention(h), embedding, self.self_guidance)
+        h = louder(h, self.cross_attention(h, tokens, mask), embedding, self.guidance)
         h = h + self.feed(self.norm(h))
         return h.view(batch, height, columns, width).permute(0, 3, 1, 2)
 
@@ -297,6 +307,16 @@ def read_config(config: Mapping[str, Any]) -> UNetConfig:
 def write_config(config: UNetConfig) -> dict[str, Any]:
     """The same as JSON has it; what a network does not have is not mentioned."""
     return {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if value is not None}
+
+
+def perturbed(model: ConditionalUNet) -> ConditionalUNet:
+    """The same weights, deaf to what stands elsewhere in the picture: all self-attention is perturbed. What this
+    network draws worse is what attention was for: to lead away from it is to lead to faces that hold together."""
+    other = copy.deepcopy(model)
+    for block in other.modules():
+        if isinstance(block, TransformerBlock):
+            block.self_attention.perturbed = True
+    return other
 
 
 def frozen(model: ConditionalUNet, device: torch.device | str) -> ConditionalUNet:
@@ -435,8 +455,9 @@ def train(args: argparse.Namespace) -> None:
         target.eval().requires_grad_(False)
     shapes = False if device.type == "cuda" else None  # there all captions are as long as the longest
     quick = partial(torch.compile, dynamic=shapes) if args.compile else (lambda network: network)
-    lesson = make_lesson(quick(model), schedule, teacher and replace(teacher, network=quick(teacher.network)),
-                         target and quick(target))
+    taught = teacher and replace(teacher, network=quick(teacher.network), away=teacher.away and replace(
+        teacher.away, network=quick(teacher.away.network)))
+    lesson = make_lesson(quick(model), schedule, taught, target and quick(target))
     settings = {"component": "unet", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
                 "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
@@ -446,6 +467,7 @@ def train(args: argparse.Namespace) -> None:
                 "network": write_config(model.config)}
     if teacher is not None:
         settings |= {"preset": None, "distill": args.distill, "teacher": teacher.source, "schedule": schedule.kind}
+        settings |= {"self_guidance": args.self_guidance} if args.self_guidance else {}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
@@ -510,9 +532,9 @@ def train(args: argparse.Namespace) -> None:
         else:
             from core.distillation import relative_errors
 
-            errors = relative_errors(finished[best], teacher.network, schedule, held_out, accelerator)
+            errors = relative_errors(finished[best], teacher.network, schedule, held_out, accelerator, teacher.away)
             for scale, (one, plain) in errors.items():
-                print(f"scale {scale}: one pass differs from two by {one:.3f}; if it knew no scale, by {plain:.3f}")
+                print(f"scale {scale}: one pass is {one:.3f} off what it is to say; if it knew no scale, {plain:.3f}")
             if args.guidance_scale is None:
                 suggested = read_index(args.model)["defaults"]["guidance_scale"]
             release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
@@ -539,12 +561,15 @@ def find_teacher(args: argparse.Namespace, accelerator: Any) -> Teacher:
     config, state, source = keep_teacher(Path(args.run), Path(args.model), "unet", accelerator.is_main_process)
     network = ConditionalUNet(read_config(config))
     load_strictly(network, state, "the teacher")
-    return Teacher(frozen(network, accelerator.device), config, source, network.guidance_range)
+    network = frozen(network, accelerator.device)
+    away = Away(perturbed(network), args.self_guidance) if args.self_guidance else None
+    return Teacher(network, config, source, network.guidance_range, away)
 
 
 def student_of(teacher: Teacher) -> ConditionalUNet:
     """The same network, which is to know the scale too: until it has learned, it is deaf to it. No dropout."""
-    student = ConditionalUNet(replace(read_config(teacher.config), guidance_range=teacher.known or GUIDANCE_RANGE))
+    config = replace(read_config(teacher.config), guidance_range=teacher.known or GUIDANCE_RANGE)
+    student = ConditionalUNet(config if teacher.away is None else replace(config, guided_attention=True))
     missing, unexpected = student.load_state_dict(teacher.network.state_dict(), strict=False)
     assert all("guidance" in name for name in missing) and not unexpected
     return student.eval()
@@ -752,6 +777,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
                         "whose guidance to start from, such as what the UNet had before it was trained further")
+    parser.add_argument("--self-guidance", type=float, default=0.0, metavar="S", help="--distill guidance: also lead "
+                        "away, by S at scale 2.5 and more, from what is drawn without self-attention (0: not)")
     parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only pictures of this source resolution")
     parser.add_argument("--sharp-times", type=int, default=1, help="how often an epoch shows pictures of 128 px")
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
@@ -783,6 +810,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
+    if args.self_guidance and args.distill != "guidance":
+        parser.error("--self-guidance belongs to --distill guidance")
     if args.distill == "consistency" and args.init:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
     if args.train or args.distill:

@@ -1,11 +1,14 @@
 """How does one answer of a network come to stand for two, and a few steps for fifty?
 
-Guidance distillation: the student hears the guidance scale and says in one pass what the frozen teacher says in two.
+Guidance distillation: the student hears the guidance scale and says in one pass what the frozen teacher says in two, or
+in three: away from what it would say without text, and away from what it would say without self-attention.
 Consistency distillation: from any point of a path the student says where the path ends, because at neighbouring points
 of it, one step of the teacher apart, it has to say the same. Here are the losses and the steps of drawing; the networks
 are functions (x, timestep, condition) -> prediction and nothing else is known of them.
 
-Sources: guidance distillation https://arxiv.org/abs/2210.03142 (stage 1), consistency models
+Sources: guidance distillation https://arxiv.org/abs/2210.03142 (stage 1), leading away from perturbed self-attention
+https://arxiv.org/abs/2403.17377 (section 4), from a worse version of the network in general
+https://arxiv.org/abs/2406.02507, at some levels alone https://arxiv.org/abs/2404.07724, consistency models
 https://arxiv.org/abs/2303.01469 (algorithms 1 and 2), latent consistency with guidance and skipped steps
 https://arxiv.org/abs/2310.04378, the loss and its constant https://arxiv.org/abs/2310.14189 (section 3.3).
 """
@@ -39,25 +42,52 @@ def spread(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def by_two_passes(teacher: Model, x: Tensor, timestep: Tensor, condition: Condition, scale: Tensor) -> Tensor:
-    """u + w (c - u) with a scale [B] for each row, in one call of twice as many. Shapes: x, result [B, C, h, w]."""
+@dataclass(frozen=True)
+class Away:
+    """A network that draws worse than the teacher, to be led away from: by ``strength`` times the difference.
+
+    All of that from guidance scale 2.5 on, in proportion below, nothing at 1; and where there is much noise, which is
+    where a face is composed: all of it at timesteps from 600 on, nothing up to 400.
+    """
+
+    network: Model
+    strength: float
+
+    def shares(self, timestep: Tensor, scale: Tensor) -> Tensor:
+        """How much of the difference is added to each row's prediction [B]."""
+        return self.strength * ((scale - 1.0) / 1.5).clamp(0.0, 1.0) * ((timestep - 400.0) / 200.0).clamp(0.0, 1.0)
+
+
+def by_two_passes(teacher: Model, x: Tensor, timestep: Tensor, condition: Condition, scale: Tensor,
+                  away: Away | None = None) -> Tensor:
+    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; with ``away`` + s (c - worse), which
+    takes another one of the rows with an s. Shapes: x, result [B, C, h, w]."""
     both = join_conditions([condition, condition.nulled()])
     wanted, unwanted = teacher(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
-    return unwanted + spread(scale) * (wanted - unwanted)
+    guided = unwanted + spread(scale) * (wanted - unwanted)
+    if away is None:
+        return guided
+    shares = away.shares(timestep, scale)
+    rows = shares.nonzero().flatten()
+    if not len(rows):
+        return guided
+    worse = away.network(x[rows], timestep[rows], condition[rows])
+    return guided.index_add(0, rows, spread(shares[rows]) * (wanted[rows] - worse))
 
 
 @torch.inference_mode()
 def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, batches: Iterable[Any], accelerator: Any,
-                    scales: Iterable[float] = (1.0, 1.5, 2.5, 4.5)) -> dict[str, tuple[float, float]]:
-    """For each scale how far one pass of the student is from the teacher's two, over the length of those, and how far
-    one pass of the teacher is, which knows no scale."""
+                    away: Away | None = None, scales: Iterable[float] = (1.0, 1.5, 2.5, 4.5),
+                    ) -> dict[str, tuple[float, float]]:
+    """For each scale how far one pass of the student is from the teacher's two or three, over the length of those, and
+    how far one pass of the teacher is, which knows no scale."""
     found = {}
     for scale in scales:
         total: Tensor = torch.zeros(3, device=accelerator.device)
         for batch in batches:
             x, t = schedule.add_noise(batch.z, batch.noise, batch.timestep), batch.timestep
             with accelerator.autocast():
-                goal = by_two_passes(teacher, x, t, batch.condition, torch.full_like(t, scale))
+                goal = by_two_passes(teacher, x, t, batch.condition, torch.full_like(t, scale), away)
                 guesses = student(x, t, batch.condition.at_scale(scale)), teacher(x, t, batch.condition), 0.0 * goal
             total += torch.stack([(guess - goal).square().sum() for guess in guesses])
         one, plain, length = total.sqrt().tolist()
@@ -66,10 +96,10 @@ def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, bat
 
 
 def guidance_error(student: Model, teacher: Model, x: Tensor, timestep: Tensor, condition: Condition,
-                   scale: Tensor) -> Tensor:
-    """Mean squared distance [B] of the student's one pass from the teacher's two."""
+                   scale: Tensor, away: Away | None = None) -> Tensor:
+    """Mean squared distance [B] of the student's one pass from the teacher's two, or three."""
     with torch.no_grad():
-        goal = by_two_passes(teacher, x, timestep, condition, scale)
+        goal = by_two_passes(teacher, x, timestep, condition, scale, away)
     return (student(x, timestep, condition.at_scale(scale)) - goal).square().mean((1, 2, 3))
 
 
@@ -122,13 +152,14 @@ def end_of_path(teach: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedu
 
 @dataclass(frozen=True)
 class Teacher:
-    """A released network that another learns from: with its configuration, the hash of its weights, and the guidance
-    scales that it knows."""
+    """A released network that another learns from: with its configuration, the hash of its weights, the guidance
+    scales that it knows, and what guidance leads away from beside the absence of text."""
 
     network: nn.Module
     config: dict[str, Any]
     source: str
     known: tuple[float, float] | None
+    away: Away | None = None
 
     def guided(self, condition: Condition, scale: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Its guided prediction for (x, timestep): in one pass if it knows scales."""
@@ -152,7 +183,7 @@ def make_lesson(student: Model, schedule: NoiseSchedule, teacher: Teacher | None
             error = (student(x, t, condition) - schedule.target(batch.z, batch.noise, t)).square().mean((1, 2, 3))
             return error, schedule.loss_weight(t)
         if target is None and not to_the_end:
-            error = guidance_error(student, teacher.network, x, t, condition, batch.scale)
+            error = guidance_error(student, teacher.network, x, t, condition, batch.scale, teacher.away)
             return error, torch.ones_like(error)
         asked, teach = condition.at_scale(batch.scale), teacher.guided(condition, batch.scale)
         if target is None:

@@ -14,10 +14,10 @@ from torch import Tensor
 from training import Workplace, checkpoint, differences, make_workplace
 
 import conditional_ldm
-from conditional_ldm import PRESETS, ConditionalUNet, load_unet
+from conditional_ldm import PRESETS, Attention, ConditionalUNet, load_unet, perturbed
 from core.checkpoint import ModelFolderError, component_hash, read_index
 from core.diffusion import Condition, Guidance, GuidedBatch, NoiseSchedule, guided
-from core.distillation import GUIDANCE_RANGE, by_two_passes, draw_scales, guidance_error, relative_errors
+from core.distillation import GUIDANCE_RANGE, Away, by_two_passes, draw_scales, guidance_error, relative_errors
 from core.latents import Batch
 from core.training import CheckpointMismatch
 from generator import DrawRequest, FaceGenerator
@@ -107,11 +107,14 @@ def test_pushes_and_ways_between_two_texts_need_no_second_pass_either() -> None:
 # ---- the network -----------------------------------------------------------------------------------------------------
 
 
-def test_scale_1_adds_exactly_nothing_and_a_new_embedding_nothing_at_all() -> None:
+@pytest.mark.parametrize("attention", [None, True])
+def test_scale_1_adds_exactly_nothing_and_a_new_embedding_nothing_at_all(attention: bool | None) -> None:
     old = speaking(PRESETS["tiny"])
-    new = ConditionalUNet(dataclasses.replace(PRESETS["tiny"], guidance_range=GUIDANCE_RANGE)).eval()
+    config = dataclasses.replace(PRESETS["tiny"], guidance_range=GUIDANCE_RANGE, guided_attention=attention)
+    new = ConditionalUNet(config).eval()
     missing, unexpected = new.load_state_dict(old.state_dict(), strict=False)
     assert missing and all("guidance" in name for name in missing) and not unexpected
+    assert any("self_guidance" in name for name in missing) == bool(attention)
     x, t, condition = seeded(3, 4, 16, 16), torch.tensor([10.0, 500.0, 990.0]), told(3)
     with torch.inference_mode():
         before = old(x, t, condition)
@@ -123,6 +126,45 @@ def test_scale_1_adds_exactly_nothing_and_a_new_embedding_nothing_at_all() -> No
         apart = [float((new(x, t, condition.at_scale(w)) - before).abs().max()) for w in (1.01, 1.5, 6.0)]
         assert 0 < apart[0] < apart[1] and apart[2] > 1e-3
         assert torch.equal(old(x, t, condition.at_scale(4.0)), before)  # a network that was not distilled does not hear
+
+
+def test_perturbed_attention_hears_no_other_position_and_the_text_as_before() -> None:
+    attention, x = Attention(16, 16, 8).eval(), seeded(2, 6, 16)
+    attention.out.weight.data.normal_()
+    moved = x.clone()
+    moved[:, 3] = 5.0
+    elsewhere = [0, 1, 2, 4, 5]
+    assert not torch.allclose(attention(moved)[:, elsewhere], attention(x)[:, elsewhere])
+    attention.perturbed = True
+    assert torch.equal(attention(moved)[:, elsewhere], attention(x)[:, elsewhere])
+    assert not torch.allclose(attention(moved)[:, 3] - moved[:, 3], attention(x)[:, 3] - x[:, 3])
+    network = speaking(PRESETS["tiny"])
+    worse, told_of = perturbed(network), (seeded(2, 4, 16, 16), torch.tensor([500.0, 900.0]), told(2))
+    assert all(torch.equal(a, b) for a, b in zip(worse.parameters(), network.parameters(), strict=True))
+    before = network(*told_of)
+    assert not torch.allclose(worse(*told_of), before) and torch.equal(network(*told_of), before)  # a copy
+    changed = dataclasses.replace(told_of[2], tokens=seeded(2, 5, 32, seed=7))
+    assert not torch.allclose(worse(*told_of[:2], changed), worse(*told_of))  # the text is heard
+
+
+def test_a_worse_network_is_led_away_from_where_a_face_is_composed() -> None:
+    """And it is asked nothing elsewhere, nor without guidance."""
+    asked = []
+
+    def worse(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        asked.append(timestep.tolist())
+        return 0.5 * network(x, timestep, condition)
+
+    away = Away(worse, 0.6)
+    t, scale = torch.tensor([300.0, 500.0, 700.0, 900.0, 900.0, 900.0]), torch.tensor([2.5, 2.5, 2.5, 1.75, 6.0, 1.0])
+    shares = away.shares(t, scale)
+    assert torch.allclose(shares, torch.tensor([0.0, 0.3, 0.6, 0.3, 0.6, 0.0]))
+    x, condition = seeded(6, 1, 2, 2), told(6)
+    found = by_two_passes(network, x, t, condition, scale, away)
+    plain, wanted = by_two_passes(network, x, t, condition, scale), network(x, t, condition)
+    assert torch.allclose(found, plain + shares.view(-1, 1, 1, 1) * 0.5 * wanted, atol=1e-4)
+    assert asked == [[500, 700, 900, 900]]
+    assert torch.equal(by_two_passes(network, x[:1], t[:1], condition[:1], scale[:1], away), plain[:1])
 
 
 def test_scales_cover_the_range_and_some_are_off() -> None:
@@ -249,12 +291,31 @@ def test_guidance_goes_on_from_what_another_learned(place: Workplace, distilled:
         conditional_ldm.main(distill(place, "none", "--steps", 1, "--init", place.model))
 
 
+def test_one_pass_learns_to_lead_away_from_its_own_perturbed_attention(place: Workplace, distilled: Path) -> None:
+    """By layers of its own for what self-attention adds; what is said without guidance stays to the bit."""
+    teacher = place.copy_model("speaking-model")
+    parents = json.loads((teacher / "unet" / "config.json").read_text())["parents"]
+    conditional_ldm.release(speaking(PRESETS["tiny"], seed=1), teacher, NoiseSchedule(), parents, {}, 2.0)
+    x, t, condition = seeded(3, 4, 16, 16), torch.tensor([500.0, 800.0, 990.0]), told(3)
+    command = distill(place, "selfish", *LEARNED, "--self-guidance", 2, "--init", distilled, model=teacher)
+    before = load_unet(teacher)(x, t, condition)
+    assert conditional_ldm.main(command) == 0
+    config = json.loads((teacher / "unet" / "config.json").read_text())
+    assert config["network"]["guided_attention"] is True and config["distilled"]["self_guidance"] == 2
+    found = load_unet(teacher)
+    assert torch.equal(found(x, t, condition), before)
+    assert any(bool(w.any()) for name, w in found.named_parameters() if "self_guidance" in name)
+    one, plain = config["distilled"]["errors"]["2.5"]
+    assert 0 < one < 0.85 * plain, config["distilled"]["errors"]
+
+
 def test_the_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--distill", "consistency", "--init", "somewhere"], ["--distill", "speed"],
-                  ["--distill", "guidance", "--train"]):
+                  ["--distill", "guidance", "--train"], ["--distill", "consistency", "--self-guidance", "0.5"]):
         with pytest.raises(SystemExit):
             conditional_ldm.main(words)
-    assert "takes no --init" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "takes no --init" in said and "--self-guidance belongs to --distill guidance" in said
 
 
 # ---- what draws ------------------------------------------------------------------------------------------------------
