@@ -319,6 +319,10 @@ _LOOSE = re.compile(
 )
 _LOOSE_END = re.compile(r"(?:\s|,|\b(?:and|but|with|wearing)\b)+$", re.IGNORECASE)
 _GOES_ON = re.compile(r"\s*(?:$|[,.;]|(?:and|but)\b)", re.IGNORECASE)
+_LINK = re.compile(r"\s*,?\s*\b(?:and|but|or)\s+", re.IGNORECASE)
+_LEADS = re.compile(r"\b(?:with|wearing|has|have|wears)\s*$", re.IGNORECASE)
+_LEADS_ON = re.compile(r"(?:with|who|that|wearing)\b", re.IGNORECASE)
+_NOBODY = re.compile(r"(?:^|(?<=[.!?;]))\s*(?:(?:he|she|they|it|this person)\s*)?[.!?;]", re.IGNORECASE)
 
 
 def without_denials(prompt: str, attributes: Collection[str]) -> str:
@@ -343,12 +347,30 @@ def without_denials(prompt: str, attributes: Collection[str]) -> str:
             rest = " or ".join(prompt[places[item[0]][0]:places[item[-1]][1]] for item in kept)
             text = text[:start] + rest + text[end:]
         else:
-            left, right = _LOOSE.sub("", text[:places[first][0]]), text[end:]
-            text = (_LOOSE_END.sub("", left) if _GOES_ON.match(right) else left) + right
-    text = text.strip(" ,;")
-    before, after = (dict(read(one, {}).attributes) for one in (prompt, text))
-    silent = {name for name in attributes if before.get(name) is False}
-    return text if after == {name: value for name, value in before.items() if name not in silent} else prompt
+            text = _joined(text[:places[first][0]], text[end:])
+    said = dict(read(prompt, {}).attributes)
+    wanted = {name: value for name, value in said.items() if value or name not in attributes}
+    tidy = " ".join(_NOBODY.sub(" ", text).split())
+    texts = (re.sub(r"\s([.!?;])", r"\1", tidy).strip(" ,;"), text.strip(" ,;"))
+    return next((one for one in texts if dict(read(one, {}).attributes) == wanted), prompt)
+
+
+def _joined(left: str, right: str) -> str:
+    """What stood before a denial and what stands after it, without the words that only led to it.
+
+    A list that it began goes on without it: "with [no hat] and a tie" is "with a tie", "with [no hat] and smiling" is
+    "smiling", "[without a hat] and with a tie" is "with a tie".
+    """
+    listed, leads = _LINK.match(right), _LEADS.search(left)
+    if listed is not None and leads is None and _LEADS_ON.match(right, listed.end()):
+        return f"{left.rstrip(' ,')} {right[listed.end():]}"
+    if listed is None or leads is None:
+        left = _LOOSE.sub("", left)
+        return (_LOOSE_END.sub("", left) if _GOES_ON.match(right) else left) + right
+    rest = right[listed.end():]
+    kinds = [unit.sense.kind for unit in find_units(tokenize(rest)) if unit.sense.kind != "adverb"]
+    thing = kinds[:1] and kinds[0] in ("determiner", "thing", "head", "compound") or kinds[:2] == ["adj", "head"]
+    return left + rest if thing else left[:leads.start()] + rest
 
 
 def _denied_items(units: list[Unit], denied: list[bool], first: int) -> list[list[int]]:

@@ -53,7 +53,15 @@ def facts(prompt: str) -> dict[str, bool]:
     ("a man, not wearing a hat, a tie or glasses", ["Wearing_Hat"], "a man, not wearing a tie or glasses"),
     ("a woman, not wearing glasses, smiling", ["Eyeglasses"], "a woman, smiling"),
     ("straight hair that is not brown, a woman", ["Brown_Hair"], "straight hair, a woman"),
-    ("She isn't wearing a hat. She has no bangs. She smiles.", ["Bangs"], "She isn't wearing a hat. She. She smiles."),
+    ("She isn't wearing a hat. She has no bangs. She smiles.", ["Bangs"], "She isn't wearing a hat. She smiles."),
+    ("She has no bangs. A hat.", ["Bangs"], "She. A hat."),  # no other word says that it is a woman
+    ("A woman. No glasses.", ["Eyeglasses"], "A woman."),
+    ("No hat. No glasses. A man", ["Eyeglasses", "Wearing_Hat"], "A man"),
+    ("a woman with no glasses and blond hair", ["Eyeglasses"], "a woman with blond hair"),
+    ("a man with no hat, no tie and a beard", ["Wearing_Hat", "Wearing_Necktie"], "a man with a beard"),
+    ("a man without a hat and with brown hair", ["Wearing_Hat"], "a man with brown hair"),
+    ("a man with no glasses and smiling", ["Eyeglasses"], "a man smiling"),
+    ("a woman who has no bangs and wears lipstick", ["Bangs"], "a woman who wears lipstick"),
     ("She is wearing makeup and does not wear glasses. A smile.", ["Eyeglasses"], "She is wearing makeup. A smile."),
     ("no glasses", ["Eyeglasses"], ""),
     ("a bareheaded, clean-shaven man", ["Wearing_Hat", "Goatee"], "a bareheaded, clean-shaven man"),  # no denials
