@@ -59,6 +59,7 @@ NEGATIONS = (
     ("no beard", "No_Beard", True),
     ("not smiling", "Smiling", False),
 )
+NEIGHBOURS = 3  # for precision and recall, as in the paper
 NEGATIONS_AIM = 0.9  # how often they should be obeyed, whatever the judge says of photographs
 
 # ------------------------------------------------------------------------------------------------------- model outputs
@@ -272,13 +273,17 @@ class Evaluation:
                                device=self.device, precision=own.precision)
 
     def distance(self, seen: Seen, pictures: Pictures, n: int | None = None) -> dict[str, float]:
-        """The distances to the reference at n, and the Frechet distances over those of held-out real pictures at n."""
+        """The distances to the reference at n, the Frechet distances over those of held-out real pictures at n, and
+        precision and recall by what hears shapes."""
         n = min(len(seen), n or self.n)
         reference, held = self.reference.features[:n], self.held.features[:n]
         found = {"n": n, **self._over_floor("frechet", seen.features[:n], held, reference)}
         if self.clip is not None:
             mine = self.shapes[1][:n] if seen is self.held else shape_features(self.clip, pictures[:n])
             found |= self._over_floor("shape", mine, self.shapes[1][:n], self.shapes[0][:n])
+            if n > NEIGHBOURS:
+                both = metrics.precision_and_recall(mine, self.shapes[0][:n], NEIGHBOURS)
+                found |= dict(zip(("precision", "recall"), both, strict=True))
         return found | {"mmd": metrics.polynomial_mmd(seen.features[:n], reference)}
 
     def _over_floor(self, name: str, features: np.ndarray, held: np.ndarray, reference: np.ndarray) -> dict[str, float]:

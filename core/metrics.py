@@ -1,11 +1,12 @@
 """How far are two sets of pictures apart, and what is a picture short of?
 
-Pure functions of arrays: distances between feature sets (Frechet, polynomial MMD), the share of fine detail, the
-degradations that a distance must notice, agreement with asserted facts, closeness to training pictures, reconstruction
-figures. It knows neither the judge whose features it compares nor where pictures come from.
+Pure functions of arrays: distances between feature sets (Frechet, polynomial MMD), precision and recall, the share of
+fine detail, the degradations that a distance must notice, agreement with asserted facts, closeness to training
+pictures, reconstruction figures. It knows neither the judge whose features it compares nor where pictures come from.
 
 Frechet distance: https://arxiv.org/abs/1706.08500. Unbiased polynomial MMD: https://arxiv.org/abs/1801.01401.
 Bias of the Frechet distance in n (why every floor here has the same n): https://arxiv.org/abs/1911.07023.
+Precision and recall of a generative model: https://arxiv.org/abs/1904.06991.
 MS-SSIM: https://ieeexplore.ieee.org/document/1292216.
 """
 
@@ -68,6 +69,25 @@ def polynomial_mmd(a: Array, b: Array) -> float:
         return float((gram.sum() - np.trace(gram)) / (len(x) * (len(x) - 1)))
 
     return within(a) + within(b) - 2.0 * float(kernel(a, b).mean())
+
+
+def precision_and_recall(made: Array, real: Array, k: int = 3) -> tuple[float, float]:
+    """(precision, recall): the share of what was made that lies among real pictures, and of real pictures that lie
+    among what was made (https://arxiv.org/abs/1904.06991, eq. 1 and 2).
+
+    A point lies among others when it is no further from one of them than that one's k-th nearest neighbour among them.
+    Shapes: made [N, D], real [M, D], N and M > k. Depends on N and M: compare only numbers with the same.
+    """
+    _check_sets(made, real)
+    if min(len(made), len(real)) <= k:
+        raise ValueError(f"more than {k} points of each set are needed, got {len(made)} and {len(real)}")
+    ours, theirs = (torch.from_numpy(np.asarray(points, np.float64)) for points in (made, real))
+
+    def share_among(points: Tensor, others: Tensor) -> float:
+        radii = torch.cdist(others, others).kthvalue(k + 1, dim=1).values  # the nearest is the point itself
+        return float((torch.cdist(points, others) <= radii).any(dim=1).double().mean())
+
+    return share_among(ours, theirs), share_among(theirs, ours)
 
 
 def _check_sets(a: Array, b: Array) -> None:

@@ -19,7 +19,8 @@ from PIL import Image
 from core.checkpoint import write_atomically
 from core.metrics import Array, Pictures
 
-DISTANCES = ("n", "frechet", "frechet_over_floor", "shape_over_floor", "mmd")  # the columns of their table
+# the columns of their table
+DISTANCES = ("n", "frechet", "frechet_over_floor", "shape_over_floor", "precision", "recall", "mmd")
 # What a model worth shipping reaches: (path in the report, "min" or "max", bound).
 TARGETS: tuple[tuple[str, str, float], ...] = (
     ("distances.generated.frechet_over_floor", "max", 4.0),
@@ -176,8 +177,8 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"Measured by `python evaluate.py`, judge `{str(lookup(report, 'judge.hash'))[:12]}`; "
              "distances are in the judge's features and are not FID.", ""]  # fmt: skip
     if distances := report.get("distances"):
-        lines += ["| pictures against sharp training pictures | n | Frechet | over floor | shape over floor | MMD |",
-                  "| --- " * 6 + "|"]  # fmt: skip
+        lines += ["| pictures against sharp training pictures | n | Frechet | over floor | shape over floor "
+                  "| precision | recall | MMD |", "| --- " * (len(DISTANCES) + 1) + "|"]  # fmt: skip
         for name in ("floor", "vae", "generated"):
             if entry := distances.get(name):
                 cells = tuple(entry.get(key) for key in DISTANCES)

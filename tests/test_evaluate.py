@@ -148,7 +148,27 @@ def test_mmd_equals_its_definition() -> None:
     assert metrics.polynomial_mmd(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
 
 
-@pytest.mark.parametrize("function", [metrics.frechet_distance, metrics.polynomial_mmd])
+def test_precision_and_recall_tell_worse_pictures_from_fewer_kinds() -> None:
+    """By their definition, point by point; and on a crowd of two kinds, one of which is missing, or all is off."""
+    rng = np.random.default_rng(5)
+    made, real = rng.standard_normal((30, 4)) * 0.8, rng.standard_normal((40, 4))
+
+    def share(points: np.ndarray, others: np.ndarray) -> float:
+        radii = [sorted(np.linalg.norm(others - one, axis=1))[3] for one in others]
+        inside = [any(np.linalg.norm(point - one) <= radius for one, radius in zip(others, radii, strict=True))
+                  for point in points]
+        return float(np.mean(inside))
+
+    assert metrics.precision_and_recall(made, real) == pytest.approx((share(made, real), share(real, made)))
+    kinds = [rng.standard_normal((100, 4)) + shift for shift in (0.0, 20.0)]
+    everybody, others = np.concatenate(kinds), np.concatenate([rng.standard_normal((100, 4)) + s for s in (0.0, 20.0)])
+    whole, half, off = (metrics.precision_and_recall(one, everybody) for one in (others, others[:100], others + 7.0))
+    assert min(whole) > 0.8 and half[0] > 0.8 and half[1] < 0.55 and max(off) < 0.1
+    with pytest.raises(ValueError, match="more than 3 points"):
+        metrics.precision_and_recall(made[:3], real)
+
+
+@pytest.mark.parametrize("function", [metrics.frechet_distance, metrics.polynomial_mmd, metrics.precision_and_recall])
 def test_distances_refuse_what_they_cannot_compare(function) -> None:
     good = np.ones((3, 4))
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 5\)"):
