@@ -885,6 +885,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
             raise ValueError(f"--record keeps figures of {base.split}; --split {settings.split} is for choices")
+        if options.fit_emphasis and settings.split == base.split:
+            raise ValueError(f"--fit-emphasis is a choice: --split {settings.split} would spoil the report")
         device = pick_device(settings.device)
         if options.sliders:
             pick_dtype(settings.precision, device)  # the generator itself draws them, and it does not imitate

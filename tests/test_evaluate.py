@@ -434,6 +434,9 @@ def test_choices_are_made_on_other_people_than_the_report(
     with pytest.raises(SystemExit):
         evaluate.main([*command, "--split", "val", "--record"])
     assert "--split val is for choices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main([*command, "--split", "test", "--fit-emphasis"])
+    assert "--split test would spoil the report" in capsys.readouterr().err
 
 
 def test_bf16_is_warned_of_where_it_is_only_imitated(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
