@@ -45,6 +45,7 @@ from core.sliders import sliders
 if TYPE_CHECKING:
     from dataset import FaceStore
 
+PLACES = ("model", "data", "judge", "out", "cache", "inception")  # settings that say where things are on one machine
 HELD_OUT = ("test", "val")  # splits of people the model never saw
 PARTS = ("ladder", "vae", "samples", "crowd", "memorisation", "curve")
 HEADLINE = ("Smiling", "Male", "Blond_Hair", "Black_Hair", "Eyeglasses")
@@ -59,7 +60,6 @@ NEGATIONS = (
     ("no beard", "No_Beard", True),
     ("not smiling", "Smiling", False),
 )
-NEIGHBOURS = 3  # for precision and recall, as in the paper
 NEGATIONS_AIM = 0.9  # how often they should be obeyed, whatever the judge says of photographs
 
 # ------------------------------------------------------------------------------------------------------- model outputs
@@ -281,8 +281,8 @@ class Evaluation:
         if self.clip is not None:
             mine = self.shapes[1][:n] if seen is self.held else shape_features(self.clip, pictures[:n])
             found |= self._over_floor("shape", mine, self.shapes[1][:n], self.shapes[0][:n])
-            if n > NEIGHBOURS:
-                both = metrics.precision_and_recall(mine, self.shapes[0][:n], NEIGHBOURS)
+            if n > metrics.NEIGHBOURS:
+                both = metrics.precision_and_recall(mine, self.shapes[0][:n])
                 found |= dict(zip(("precision", "recall"), both, strict=True))
         return found | {"mmd": metrics.polynomial_mmd(seen.features[:n], reference)}
 
@@ -779,6 +779,7 @@ def kept_figures(report: Mapping[str, Any], before: Mapping[str, Any]) -> dict[s
     judge, so that the parts may be measured one after the other."""
     whose = {path: reporting.lookup(report, path) for path in ("model_hash", "judge.hash")}
     found = dict(before) if whose.items() <= before.items() else dict(whose)
+    report = {**report, "settings": {name: value for name, value in report["settings"].items() if name not in PLACES}}
     of_parts = {"samples": ("settings", "distances", "fidelity", "negations", "spectrum"), "vae": ("vae",),
                 "crowd": ("crowd",), "memorisation": ("memorisation",), "curve": ("curve",)}
     for part in report["settings"]["parts"]:

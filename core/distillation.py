@@ -60,19 +60,15 @@ class Away:
 
 def by_two_passes(teacher: Model, x: Tensor, timestep: Tensor, condition: Condition, scale: Tensor,
                   away: Away | None = None) -> Tensor:
-    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; with ``away`` + s (c - worse), which
-    takes another one of the rows with an s. Shapes: x, result [B, C, h, w]."""
+    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; with ``away`` + s (c - worse), by a
+    call of the worse network. Shapes: x, result [B, C, h, w]."""
     both = join_conditions([condition, condition.nulled()])
     wanted, unwanted = teacher(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
     guided = unwanted + spread(scale) * (wanted - unwanted)
     if away is None:
         return guided
-    shares = away.shares(timestep, scale)
-    rows = shares.nonzero().flatten()
-    if not len(rows):
-        return guided
-    worse = away.network(x[rows], timestep[rows], condition[rows])
-    return guided.index_add(0, rows, spread(shares[rows]) * (wanted[rows] - worse))
+    worse = away.network(x, timestep, condition)  # of all rows: compiled networks want one shape
+    return guided + spread(away.shares(timestep, scale)) * (wanted - worse)
 
 
 @torch.inference_mode()

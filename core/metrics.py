@@ -26,6 +26,7 @@ from torch.nn import functional
 Array = NDArray[np.floating]
 Pictures = NDArray[np.uint8]
 LADDER = ("blur_96", "blur_64", "blur_32", "jpeg_20", "noise", "half_mean_face", "warp_3", "warp_5")
+NEIGHBOURS = 3  # for precision and recall, as in the paper
 BLURS = ("blur_96", "blur_64", "blur_32")
 
 # ------------------------------------------------------------------------------------------- distances between two sets
@@ -71,7 +72,7 @@ def polynomial_mmd(a: Array, b: Array) -> float:
     return within(a) + within(b) - 2.0 * float(kernel(a, b).mean())
 
 
-def precision_and_recall(made: Array, real: Array, k: int = 3) -> tuple[float, float]:
+def precision_and_recall(made: Array, real: Array, k: int = NEIGHBOURS) -> tuple[float, float]:
     """(precision, recall): the share of what was made that lies among real pictures, and of real pictures that lie
     among what was made (https://arxiv.org/abs/1904.06991, eq. 1 and 2).
 

@@ -148,11 +148,9 @@ def test_perturbed_attention_hears_no_other_position_and_the_text_as_before() ->
 
 
 def test_a_worse_network_is_led_away_from_where_a_face_is_composed() -> None:
-    """And it is asked nothing elsewhere, nor without guidance."""
-    asked = []
+    """And nowhere else, nor without guidance."""
 
     def worse(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        asked.append(timestep.tolist())
         return 0.5 * network(x, timestep, condition)
 
     away = Away(worse, 0.6)
@@ -163,8 +161,7 @@ def test_a_worse_network_is_led_away_from_where_a_face_is_composed() -> None:
     found = by_two_passes(network, x, t, condition, scale, away)
     plain, wanted = by_two_passes(network, x, t, condition, scale), network(x, t, condition)
     assert torch.allclose(found, plain + shares.view(-1, 1, 1, 1) * 0.5 * wanted, atol=1e-4)
-    assert asked == [[500, 700, 900, 900]]
-    assert torch.equal(by_two_passes(network, x[:1], t[:1], condition[:1], scale[:1], away), plain[:1])
+    assert torch.equal(found[[0, 5]], plain[[0, 5]])
 
 
 def test_scales_cover_the_range_and_some_are_off() -> None:

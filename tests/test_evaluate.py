@@ -520,11 +520,12 @@ def test_a_whole_report_of_a_trained_model(
 
 
 def test_parts_are_recorded_one_after_the_other_for_the_same_weights() -> None:
-    first = {"model_hash": "m", "judge": {"hash": "j"}, "settings": {"parts": ["samples", "vae"]}, "distances": 1,
-             "fidelity": 2, "negations": 3, "spectrum": 4, "vae": 5}
+    first = {"model_hash": "m", "judge": {"hash": "j"}, "distances": 1,
+             "fidelity": 2, "negations": 3, "spectrum": 4, "vae": 5,
+             "settings": {"parts": ["samples", "vae"], "data": "a folder of one machine"}}
     curve = {"model_hash": "m", "judge": {"hash": "j"}, "settings": {"parts": ["curve"]}, "distances": 6, "curve": 7}
     before = evaluate.kept_figures(first, {"model_hash": "of other weights", "crowd": 8})
-    assert before == {"model_hash": "m", "judge.hash": "j", "settings": first["settings"], "distances": 1,
+    assert before == {"model_hash": "m", "judge.hash": "j", "settings": {"parts": ["samples", "vae"]}, "distances": 1,
                       "fidelity": 2, "negations": 3, "spectrum": 4, "vae": 5}
     assert evaluate.kept_figures(curve, before) == before | {"curve": 7}
     assert evaluate.kept_figures(curve | {"judge": {"hash": "another"}}, before) == {
