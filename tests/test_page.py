@@ -61,7 +61,7 @@ def test_a_job_fills_its_tiles_step_by_step(page: Page, site: Site, gate: Gate) 
         re.compile(r"^Face 3 of 4: a smiling young woman with wavy blond hair, seed \d+$"))
     page.get_by_role("button", name="Use the last seed again").click()
     seed = page.get_by_label("Seed", exact=True).input_value()
-    assert page.locator(".tile-tools a").first.get_attribute("download") == f"face-{seed}.png"
+    expect(page.locator(".tile-tools a").first).to_have_attribute("download", f"face-{seed}.png")
 
 
 def test_several_jobs_at_once_share_one_stream_and_survive_a_reload(page: Page, site: Site, gate: Gate) -> None:
@@ -89,7 +89,7 @@ def test_several_jobs_at_once_share_one_stream_and_survive_a_reload(page: Page, 
     expect(page.locator(".job")).to_have_count(2)
     step_of(page, "30/50", 0)
     step_of(page, "30/50", 1)
-    assert page.get_by_label("Describe a face").input_value() == "a smiling woman"
+    expect(page.get_by_label("Describe a face")).to_have_value("a smiling woman")
     gate.open_until(41)
     expect(page.locator(".job-status").nth(1)).to_contain_text("Step 41 of 50")
     other = page.context.new_page()  # a second reader, by the address alone
@@ -219,7 +219,7 @@ def test_words_are_marked_and_the_nearest_known_one_is_one_click_away(page: Page
     expect(page.locator("#marks mark.unknown")).to_have_text(["wombat"])
     write_prompt(page, "<img src=x onerror=alert(1)> a man")
     expect(page.locator(".fact")).to_have_text(["man"])
-    assert page.locator("#marks img, #notes img").count() == 0
+    expect(page.locator("#marks img, #notes img")).to_have_count(0)
 
 
 def test_suggestions_come_from_the_vocabulary_and_obey_the_keyboard(page: Page, site: Site) -> None:
@@ -314,20 +314,20 @@ def test_what_the_server_refuses_is_said_beside_its_field(page: Page, site: Site
     expect(steps).to_be_focused()
     steps.fill("20")
     expect(page.locator(".field-error")).to_have_count(0)
-    assert page.locator(".job").count() == 0
+    expect(page.locator(".job")).to_have_count(0)
 
 
 def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine: DrawingEngine, gate: Gate) -> None:
     visit(page, site.address)
     page.get_by_text("More settings").click()
-    assert page.locator("#sampler option").all_text_contents() == ["Automatic", "Pencil", "DPM++ 2M", "Sketch"]
+    expect(page.locator("#sampler option")).to_have_text(["Automatic", "Pencil", "DPM++ 2M", "Sketch"])
     assert page.locator("#counts input").evaluate_all("all => all.map(one => one.value)") == list("12345678")
     for name, (low, high) in {"n_inf_steps": ("1", "1000"), "guidance_scale": ("0", "20")}.items():
         expect(page.locator(f"#{name}")).to_have_attribute("min", low)
         expect(page.locator(f"#{name}")).to_have_attribute("max", high)
-    assert page.locator("#guidance-value").text_content() == "3.0"
+    expect(page.locator("#guidance-value")).to_have_text("3.0")
     page.get_by_role("radio", name="Best").check(force=True)
-    assert page.get_by_label("Steps", exact=True).input_value() == "500"
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("500")
     page.get_by_label("Steps", exact=True).fill("50")
     expect(page.get_by_role("radio", name="Fast")).to_be_checked()
     page.get_by_label("Steps", exact=True).fill("7")
@@ -335,7 +335,7 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
     further = "Pictures 60 % further from real faces than with 16 steps."  # between 4 and 16 steps, by their logarithms
     expect(page.locator("#expected")).to_have_text(f"{untimed} {further}")
     page.get_by_label("Sampler").select_option("Sketch")  # made for few steps
-    assert page.get_by_label("Steps", exact=True).input_value() == "4"
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("4")
     page.get_by_label("Steps", exact=True).fill("7")
     expect(page.get_by_role("radio", name="Fast")).not_to_be_checked()
     page.locator("#counts").get_by_text("3", exact=True).click()
@@ -357,14 +357,14 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
     expect(page.locator("#qualities small").last).to_have_text(re.compile(r"^500 · ≈ "))
     page.reload()  # the draft survives, seed and all, and the time is known from earlier jobs
     page.wait_for_selector("body[data-resumed]")
-    assert page.get_by_label("Seed", exact=True).input_value() == str(seed)
-    assert page.get_by_label("Steps", exact=True).input_value() == "7"
+    expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed))
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("7")
     expect(page.locator("#expected")).to_have_text(re.compile("^About "))
     page.get_by_text("More settings").click()
     page.get_by_role("button", name="Back to the defaults").click()
-    assert page.get_by_label("Steps", exact=True).input_value() == "50"
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("50")
     expect(page.locator("#expected")).to_have_text(re.compile(r"More steps come no nearer to real faces\.$"))
-    assert page.get_by_label("Seed", exact=True).input_value() == ""
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("")
 
 
 # ---- the server's states ---------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_a_photo_is_placed_and_changed(page: Page, site: Site, engine: DrawingEn
     dialog.get_by_role("button", name="Use this part").click()
     expect(dialog).to_be_hidden()
     strength = page.get_by_label("How much changes")
-    assert float(strength.input_value()) == 0.6
+    expect(strength).to_have_value("0.6")
     strength.fill("0.25")
     expect(page.locator("#edits")).to_contain_text("Picture, 25 % redrawn")
     draw(page)
@@ -157,13 +157,13 @@ def test_only_what_is_painted_is_drawn_anew(page: Page, site: Site, engine: Draw
     canvas.press("Space")  # the keyboard's brush stands in the middle
     assert violations(page) == []
     use.click()
-    assert page.get_by_label("How much changes").input_value() == "1"
+    expect(page.get_by_label("How much changes")).to_have_value("1")
     draw(page)
     mask = engine.begun[-1].mask
     assert mask.shape == (32, 32) and engine.begun[-1].strength == 1.0
     assert mask[16, 3] and mask[16, 28] and not mask[16, 16] and not mask[4].any() and not mask[28].any()
     page.get_by_role("button", name="Painted part alone: take out").click()
-    assert page.get_by_label("How much changes").input_value() == "0.6"
+    expect(page.get_by_label("How much changes")).to_have_value("0.6")
 
 
 def test_a_result_is_edited_and_a_dropped_photo_is_a_start(page: Page, site: Site, engine: DrawingEngine) -> None:
@@ -364,7 +364,7 @@ def test_what_the_server_refuses_of_an_edit_is_said_in_its_panel(page: Page, sit
     generate(page)
     expect(page.get_by_role("alert")).to_contain_text("Blend: ")
     expect(panel).to_be_visible()
-    assert page.locator(".job").count() == 0
+    expect(page.locator(".job")).to_have_count(0)
 
 
 def test_beside_a_slider_stands_what_else_it_moves(page: Page, site: Site) -> None:
@@ -382,7 +382,7 @@ def test_beside_a_slider_stands_what_else_it_moves(page: Page, site: Site) -> No
     visit(page, site.address)
     panel = tool(page, "Features")
     expect(panel).to_contain_text("Also moves High cheekbones +31 %, Masculine −12 %. Person changes by 42 %.")
-    assert panel.get_by_text("Also moves").count() == 1
+    expect(panel.get_by_text("Also moves")).to_have_count(1)
 
 
 # ---- trust -----------------------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_settings_and_relatives_of_a_picture(page: Page, site: Site) -> None:
     page.get_by_role("button", name=re.compile("^Face 2 of 2")).click()
     page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
     expect(page.get_by_label("Describe a face")).to_have_value("a bald man")
-    assert page.get_by_label("Seed", exact=True).input_value() == "61"
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("61")
     expect(page.get_by_role("radio", name="1", exact=True)).to_be_checked()
     page.get_by_role("button", name="Draw others like these").first.click()
     expect(page.locator(".job")).to_have_count(2)
@@ -282,7 +282,7 @@ def test_a_link_restores_everything_even_when_the_job_is_gone(page: Page, site: 
         expect(dialog.get_by_text("32", exact=True)).to_be_visible()
         other.keyboard.press("Escape")
         expect(other.get_by_label("Describe a face")).to_have_value("a woman with a hat & 20 % more")
-        assert other.get_by_label("Seed", exact=True).input_value() == "32"
+        expect(other.get_by_label("Seed", exact=True)).to_have_value("32")
     assert site.app.test_client().delete(f"/jobs/{job_id}/").status_code == 204
     with watched_page(browser) as other:
         visit(other, link)
@@ -312,7 +312,7 @@ def test_a_dropped_or_pasted_png_restores_its_settings(page: Page, site: Site) -
 
     def restored() -> None:
         expect(page.get_by_label("Describe a face")).to_have_value("a man with a goatee")
-        assert page.get_by_label("Seed", exact=True).input_value() == "5"
+        expect(page.get_by_label("Seed", exact=True)).to_have_value("5")
 
     for how in ("drop", "paste"):
         write_prompt(page, "something else")

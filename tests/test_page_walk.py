@@ -123,12 +123,12 @@ def test_from_words_to_a_picture_that_remembers_them(page: Page, server: Server,
     with watched_page(browser, wait_ms=LONG_MS) as other:  # somebody else, by link and then by the PNG
         visit(other, link)
         expect(other.locator(".job .tile img").nth(3)).to_be_visible()
-        assert other.get_by_label("Describe a face").input_value() == PROMPT
-        assert other.get_by_label("Seed", exact=True).input_value() == "11"
+        expect(other.get_by_label("Describe a face")).to_have_value(PROMPT)
+        expect(other.get_by_label("Seed", exact=True)).to_have_value("11")
         write_prompt(other, "somebody else")
         other.set_input_files("#restore-file", {"name": "a.png", "mimeType": "image/png", "buffer": content})
         expect(other.get_by_label("Describe a face")).to_have_value(PROMPT)
-        assert other.get_by_label("Seed", exact=True).input_value() == "12"
+        expect(other.get_by_label("Seed", exact=True)).to_have_value("12")
         generate(other)
         drawn(other, 2)  # the job of the link is the other one
         with other.expect_download() as again:
