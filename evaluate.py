@@ -14,6 +14,7 @@ Long because every measurement of the model is a command here; how each is compu
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -610,18 +611,18 @@ def measure_correction(settings: Settings, counts: Sequence[int]) -> dict[str, A
     """Measure what these numbers of steps get wrong in all pictures alike, and release what mends it with the model.
 
     `samples` latents each are drawn for captions of as many sharp training pictures, whose own latents (up to 2,048)
-    they are compared with.
+    they are compared with, without guidance (scale 1), with it, and with twice as much.
     """
     from core.correction import fit_correction, save_correction
     from vae import load_vae, to_images
 
     store, rows, texts, guidance = training_captions(settings)
-    drawn = {}
-    for count in sorted(set(counts)):
+    drawn: dict[float, dict[int, Tensor]] = {}
+    for scale, count in itertools.product(sorted({1.0, guidance, 2 * guidance}), sorted(set(counts))):
         seeds = range(settings.seed, settings.seed + len(texts))
-        latents = draw_latents(settings.model, texts, seeds, count, guidance, corrected=False,
+        latents = draw_latents(settings.model, texts, seeds, count, scale, corrected=False,
                                begin=settings.begin, device=settings.device, precision=settings.precision)
-        drawn[count] = torch.from_numpy(latents)
+        drawn.setdefault(scale, {})[count] = torch.from_numpy(latents)
     vae, generator = load_vae(settings.model), torch.Generator().manual_seed(settings.seed)
     with torch.inference_mode():
         posteriors = (vae.encode(to_images(torch.from_numpy(store.images[np.sort(chunk)])))
@@ -629,13 +630,15 @@ def measure_correction(settings: Settings, counts: Sequence[int]) -> dict[str, A
         photographs = torch.cat([vae.whiten(posterior.sample(generator)) for posterior in posteriors])
     correction = fit_correction(drawn, photographs)
     save_correction(correction, settings.model)
-    figures = {
-        count: {"spread": float(drawn[count].float().var(0).mean().sqrt()),
-                "strongest": float(torch.linalg.svdvals(transport).max()),
-                "shift_rms": float(shift.square().mean().sqrt())}
-        for count, transport, shift in zip(correction.steps, correction.transport, correction.shift, strict=True)
-    }
-    report = {"n": len(texts), "guidance": guidance, "steps": figures}
+    figures: dict[str, dict[int, dict[str, float]]] = {}
+    for scale, count in itertools.product(correction.scales, correction.steps):
+        transport, shift = correction.at(count, scale)
+        figures.setdefault(f"{scale:g}", {})[count] = {
+            "spread": float(drawn[scale][count].float().var(0).mean().sqrt()),
+            "strongest": float(torch.linalg.svdvals(transport).max()),
+            "shift_rms": float(shift.square().mean().sqrt()),
+        }
+    report = {"n": len(texts), "guidance_scales": figures}
     print(json.dumps(report, indent=2))
     return report
 

@@ -43,11 +43,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from conditional_ldm import encode_prompts, load_turbo, load_unet, read_schedule
@@ -87,6 +89,7 @@ from core.watermark import VERSION, mark
 from train_clip import load_clip
 from vae import VAE, encoder_hash, load_vae, to_images
 
+TEXTS = 64  # descriptions that are remembered as they were read
 CACHE = Path(__file__).resolve().parent / ".cache"  # networks compiled for this machine; may be deleted at any time
 T = TypeVar("T")
 INVERSION_STEPS, INVERSION_ROUNDS = 50, 3
@@ -235,6 +238,7 @@ class FaceGenerator:
         self.draw: Callable[[Tensor], Tensor] = self._draw_by_torch
         # whitened latents -> previews [B, H, W, 3] in [0, 255]; None: the folder has no preview decoder
         self.sketch: Callable[[Tensor], Tensor] | None = preview and preview.levels
+        self._texts: dict[str, Condition] = {}  # as they were read, the last ones last
         self._companies: dict[bool, Company] = {}  # of runs that are drawn by turbo, and of those that are not
 
     def known(self, turbo: bool = False) -> tuple[float, float] | None:
@@ -323,6 +327,8 @@ class FaceGenerator:
         if self.turbo is not None:
             self.denoise_fast = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash).denoise
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
+        # numpy's threads wait for their next product at full speed: the picture after it took half as long again
+        threadpool_limits(1, user_api="blas")
 
     def warm_up(self) -> None:
         """Draw one picture for nobody: a first call prepares kernels and tables, which no job has to wait for then."""
@@ -380,17 +386,6 @@ class FaceGenerator:
                 return known[texts[0]].repeat(count)
             return join_conditions([known[text] for text in texts])
 
-        # The sampler's arithmetic stays on the CPU: dozens of operations on a few kilobytes, the same on every device
-        denoising = Denoising(
-            scheduler,
-            noise.noise,
-            steps,
-            schedule=schedule_from_config(self.scheduler_config),
-            generators=noise.generators,
-            start=start,
-            z=z,
-            correction=None if redraw is not None else self.correction,  # what stays of a photograph needs no mending
-        )
         prompts = [request.prompt] * count
         if request.balance:  # candidate j is another try at image j modulo kept
             prompts = [balanced(request.prompt, request.seed + j % kept) for j in range(count)]
@@ -400,6 +395,17 @@ class FaceGenerator:
         heard = {prompt: in_words(prompt) for prompt in dict.fromkeys(prompts)}
         plain = Guidance(encode([heard[prompt] for prompt in prompts]), scale, away,
                          goal, noise.weights if goal is not None else (), known=self.known(sampler == TURBO))
+        # The sampler's arithmetic stays on the CPU: dozens of operations on a few kilobytes, the same on every device
+        denoising = Denoising(
+            scheduler,
+            noise.noise,
+            steps,
+            schedule=schedule_from_config(self.scheduler_config),
+            generators=noise.generators,
+            start=start,
+            z=z,  # what stays of a photograph needs no mending
+            correction=None if redraw else self.correction and partial(self.correction, scales=plain.scales),
+        )
         sliders = moved(request.attributes)
         steered = replace(plain, pushes=pushes(prompts, sliders, encode)) if sliders else plain
         asked = receipts(replace(request, attributes=sliders), prompts, noise.seeds, noise.weights, sampler, scale)
@@ -407,9 +413,18 @@ class FaceGenerator:
                    redraw, sampler == TURBO, request.watermark, [0] * count)
 
     def _read(self, text: str) -> Condition:
-        """One row; px asks for pictures as sharp as the best photographs. Raises JobError (`out_of_memory`)."""
-        px = self.info.image_size
-        return self._fit(lambda _: encode_prompts(self.clip, self.tokenizer, [text], px=px), 1)[0]
+        """One row; px asks for pictures as sharp as the best photographs. Raises JobError (`out_of_memory`).
+
+        The last texts are remembered: the same words come again with another seed.
+        """
+        found = self._texts.pop(text, None)
+        if found is None:
+            px = self.info.image_size
+            found = self._fit(lambda _: encode_prompts(self.clip, self.tokenizer, [text], px=px), 1)[0]
+        self._texts[text] = found  # to the end: the one that was not asked for longest goes first
+        if len(self._texts) > TEXTS:
+            del self._texts[next(iter(self._texts))]
+        return found
 
     @torch.inference_mode()
     def step(self, runs: Sequence[Run]) -> None:

@@ -8,8 +8,9 @@ linear, and at each spatial frequency a matrix of its own mixes the channels:
 
     x' = mean of photographs + A * (x - mean of drawn),  A = S^1/2 (S^1/2 D S^1/2)^-1/2 S^1/2
 
-for the cross-spectra D of drawn latents and S of photographs'. Between two measured numbers of steps the correction is
-interpolated, beyond the last it stays. It knows neither networks nor solvers.
+for the cross-spectra D of drawn latents and S of photographs'. Guidance errs in its own way, so this is measured with
+and without it. Between two measured numbers of steps and between two guidance scales the correction is interpolated,
+beyond the last it stays. It knows neither networks nor solvers.
 
 Optimal transport between Gaussians: Dowson and Landau, 1982, https://doi.org/10.1016/0047-259X(82)90077-X; frequency by
 frequency between stationary fields: Xia, Ferradans, Peyre and Aujol, "Synthesizing and Mixing Stationary Gaussian
@@ -20,7 +21,7 @@ https://arxiv.org/abs/2308.15321. Here it is taken back once, at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,49 +36,69 @@ FAINTEST = 1e-3  # power that is not told from none, where photographs' latents 
 
 @dataclass(frozen=True)
 class Correction:
-    """For each of k measured numbers of steps, ascending, of whitened latents [B, C, h, w]:
+    """For each of s guidance scales and k numbers of steps, ascending, of whitened latents [B, C, h, w]:
 
-    transport [k, h, w // 2 + 1, C, C], complex, a Hermitian matrix for each spatial frequency, and shift [k, C, h, w].
+    transport [s, k, h, w // 2 + 1, C, C], complex, a Hermitian matrix for each spatial frequency, and shift
+    [s, k, C, h, w].
     """
 
+    scales: tuple[float, ...]
     steps: tuple[int, ...]
     transport: Tensor
     shift: Tensor
 
-    def __call__(self, x: Tensor, num_inference_steps: int) -> Tensor:
-        """The same for clean latents [B, C, h, w] that so many steps ended with, corrected; on any device."""
-        transport, shift = self.at(num_inference_steps)
-        spectrum = torch.fft.rfft2(x.float().cpu())
-        mended = torch.einsum("uvcd,nduv->ncuv", transport, spectrum)
-        return (torch.fft.irfft2(mended, s=x.shape[-2:]) + shift).to(x)
+    def __call__(self, x: Tensor, num_inference_steps: int, scales: Sequence[float]) -> Tensor:
+        """The same for clean latents [B, C, h, w] that so many steps at these B guidance scales ended with, corrected;
+        on any device."""
+        spectrum, mended = torch.fft.rfft2(x.float().cpu()), torch.empty(x.shape)
+        for scale in set(scales):
+            transport, shift = self.at(num_inference_steps, scale)
+            rows = [row for row, own in enumerate(scales) if own == scale]
+            moved = torch.einsum("uvcd,nduv->ncuv", transport, spectrum[rows])
+            mended[rows] = torch.fft.irfft2(moved, s=x.shape[-2:]) + shift
+        return mended.to(x)
 
-    def at(self, num_inference_steps: int) -> tuple[Tensor, Tensor]:
-        """(transport, shift) for a number of steps, linear in its logarithm; those of the nearest end outside."""
-        count = min(max(num_inference_steps, self.steps[0]), self.steps[-1])
-        i = max(i for i, knot in enumerate(self.steps) if knot <= count)
-        if self.steps[i] == count:
-            return self.transport[i], self.shift[i]
-        share = math.log(count / self.steps[i]) / math.log(self.steps[i + 1] / self.steps[i])
-        a, b = self.transport[i : i + 2]
-        return a + share * (b - a), torch.lerp(self.shift[i], self.shift[i + 1], share)
+    def at(self, num_inference_steps: int, scale: float) -> tuple[Tensor, Tensor]:
+        """(transport, shift) for a number of steps, linear in its logarithm, and a guidance scale; those of the nearest
+        end outside."""
+        logarithms = [math.log(count) for count in self.steps]
+        (s, between), (k, along) = _place(self.scales, scale), _place(logarithms, math.log(num_inference_steps))
+
+        def inside(knots: Tensor) -> Tensor:
+            for share in (between, along):  # the first axis left is the next one to go
+                knots = knots[0] if share == 0 else knots[0] + share * (knots[1] - knots[0])
+            return knots
+
+        return inside(self.transport[s : s + 2, k : k + 2]), inside(self.shift[s : s + 2, k : k + 2])
 
 
-def fit_correction(drawn: Mapping[int, Tensor], photographs: Tensor) -> Correction:
-    """From whitened latents that each number of steps drew, and those of photographs, each [N, C, h, w].
+def _place(knots: Sequence[float], value: float) -> tuple[int, float]:
+    """The last of ascending knots that is not above a value, and the share of the way from there to the next."""
+    inside = min(max(value, knots[0]), knots[-1])
+    i = max(i for i, knot in enumerate(knots) if knot <= inside)
+    return i, 0.0 if knots[i] == inside else (inside - knots[i]) / (knots[i + 1] - knots[i])
 
-    The captions of the drawn ones have to be those of photographs, or it would mend what was asked for.
+
+def fit_correction(drawn: Mapping[float, Mapping[int, Tensor]], photographs: Tensor) -> Correction:
+    """From whitened latents that each guidance scale and number of steps drew, and those of photographs, each
+    [N, C, h, w]. The captions of the drawn ones have to be those of photographs, or it would mend what was asked for.
     """
-    if not drawn or min(drawn) < 1 or min(len(photographs), *map(len, drawn.values())) < 2:
+    counts, ways = sorted({count for ways in drawn.values() for count in ways}), sorted(drawn)
+    every = [latents for scale in ways for _, latents in sorted(drawn[scale].items())]
+    if not counts or counts[0] < 1 or min(len(photographs), *map(len, every)) < 2:
         raise ValueError("at least two latents of photographs and of one number of steps are needed")
+    if len(every) != len(ways) * len(counts):
+        raise ValueError("every guidance scale needs the same numbers of steps")
     wanted, root = photographs.double().mean(0), _power(cross_spectrum(photographs), 0.5)
     transports, shifts = [], []
-    for _, latents in sorted(drawn.items()):
+    for latents in every:
         transport = root @ _power(root @ cross_spectrum(latents) @ root, -0.5) @ root
         mean = torch.fft.rfft2(latents.double().mean(0))
         moved = torch.fft.irfft2(torch.einsum("uvcd,duv->cuv", transport, mean), s=wanted.shape[-2:])
         transports.append(transport.to(torch.complex64))
         shifts.append((wanted - moved).float())
-    return Correction(tuple(sorted(drawn)), torch.stack(transports), torch.stack(shifts))
+    found = (torch.stack(each).unflatten(0, (len(ways), len(counts))) for each in (transports, shifts))
+    return Correction(tuple(ways), tuple(counts), *found)
 
 
 def cross_spectrum(latents: Tensor) -> Tensor:
@@ -101,7 +122,8 @@ def save_correction(correction: Correction, folder: str | Path) -> None:
     """Write it into a model folder as the component ``correction`` of the UNet there."""
     state = {"transport": torch.view_as_real(correction.transport), "shift": correction.shift}
     save_component(folder, COMPONENT, state,
-                   {"steps": list(correction.steps), "unet": component_hash(folder, "unet")},
+                   {"guidance_scales": list(correction.scales), "steps": list(correction.steps),
+                    "unet": component_hash(folder, "unet")},
                    extra={"commit": git_commit(Path(__file__).parent)})
 
 
@@ -110,6 +132,7 @@ def load_correction(folder: str | Path) -> Correction | None:
     if COMPONENT not in read_index(folder)["components"]:
         return None
     config, state = load_component(folder, COMPONENT)
-    if config["unet"] != component_hash(folder, "unet") or "transport" not in state:
+    if config["unet"] != component_hash(folder, "unet") or "guidance_scales" not in config:
         return None
-    return Correction(tuple(config["steps"]), torch.view_as_complex(state["transport"].float()), state["shift"].float())
+    return Correction(tuple(config["guidance_scales"]), tuple(config["steps"]),
+                      torch.view_as_complex(state["transport"].float()), state["shift"].float())

@@ -18,6 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -314,6 +315,12 @@ class Guidance:
         inside = self.known is not None and self.known[0] <= self.scale <= self.known[1]
         return inside and self.scale != 1.0 and self.negative is None
 
+    @property
+    def scales(self) -> list[float]:
+        """How strongly each picture is guided: without text towards nothing, which is 1, unless away from something."""
+        towards_nothing = self.condition.null.tolist() if self.negative is None else [False] * len(self.condition)
+        return [1.0 if nothing else self.scale for nothing in towards_nothing]
+
     def passes(self) -> list[Condition]:
         """The conditions to run: the wanted alone (w = 1: off, or w known), the unwanted alone (w = 0), else both."""
         wanted = self.condition
@@ -524,18 +531,19 @@ def sample(
     generators: Sequence[torch.Generator] | None = None,
     start: float = 0.0,
     z: Tensor | None = None,
-    correction: Callable[[Tensor, int], Tensor] | None = None,
+    correction: Callable[..., Tensor] | None = None,
     on_step: Callable[[int, int, Tensor], bool | None] | None = None,
 ) -> Tensor:
     """Run the whole of one job; returns whitened clean latents [B, C, h, w]. The arguments are those of ``Denoising``
-    and of ``Guidance``.
+    and of ``Guidance``, but that ``correction`` is told the guidance scale of each picture, too.
 
     ``on_step(done, total, denoised)`` sees the predicted clean latent after every step and stops the loop by returning
     True. Raises NotFiniteError on NaN/inf.
     """
+    guidance = Guidance(condition, guidance_scale, negative, known=known)
     job = Denoising(scheduler, noise, num_inference_steps, schedule=schedule, generators=generators, start=start, z=z,
-                    correction=correction)
-    batch = GuidedBatch([Guidance(condition, guidance_scale, negative, known=known)])
+                    correction=correction and partial(correction, scales=guidance.scales))
+    batch = GuidedBatch([guidance])
     while not job.finished:
         x, level = job.model_input()
         job.advance(batch.combine(model(*batch.inputs(x, torch.full((len(x),), level, device=x.device)))))

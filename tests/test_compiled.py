@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 from core.compiled import KEPT, MAGIC, Compiled, CompileError, Compiler, Composed, Flat, installed_version
@@ -67,6 +68,12 @@ def test_both_say_who_they_are(faces: FaceGenerator, plain: FaceGenerator) -> No
     assert faces.info.engine == f"OpenVINO {installed_version()} f32"
     assert plain.info.engine == f"torch {torch.__version__} f32"
     assert faces.info.model_hash == plain.info.model_hash
+
+
+def test_numpy_keeps_its_threads_off_the_cores_that_draw(faces: FaceGenerator) -> None:
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert all(pool["num_threads"] == 1 for pool in pools), pools
+    assert pools or sys.platform == "darwin"  # Apple's own has no such pool
 
 
 def test_both_give_the_same_numbers(faces: FaceGenerator, plain: FaceGenerator) -> None:

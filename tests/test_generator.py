@@ -30,6 +30,7 @@ from core.judge import Judge, JudgeConfig
 from core.metadata import encode_png, read_request
 from core.watermark import VERSION, find, mark
 from generator import (
+    TEXTS,
     DrawRequest,
     FaceGenerator,
     JobCancelled,
@@ -614,3 +615,23 @@ def test_the_bundled_model_draws_faces_not_noise(bundled: FaceGenerator) -> None
         assert_same(pictures, finish(bundled, [bundled.begin(request)])[0])
     copy = bundled.decode(bundled.encode(alone[0].pixels))  # there and back: nearly the same face
     assert np.abs(copy.astype(float) - alone[0].pixels).mean() < 4
+
+
+def test_words_are_read_once(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    encode = faces.clip.encode_text
+
+    def counting(ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        read.append("once more")
+        return encode(ids, mask)
+
+    monkeypatch.setattr(faces.clip, "encode_text", counting)
+    monkeypatch.setattr(faces, "_texts", {})
+    first = faces.generate("an old man with a hat", num_inference_steps=1, seed=4)[0]
+    again = faces.generate("an old man with a hat", num_inference_steps=1, seed=4)[0]
+    assert len(read) == 1 and np.array_equal(first.pixels, again.pixels)
+    for number in range(TEXTS):
+        faces.generate(f"a man {number}", num_inference_steps=1)
+    assert len(read) == 1 + TEXTS
+    faces.generate("an old man with a hat", num_inference_steps=1)
+    assert len(read) == 2 + TEXTS  # forgotten by now
