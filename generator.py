@@ -324,6 +324,10 @@ class FaceGenerator:
         if self.preview is not None:  # two pools of threads in one step wait for each other: so this one, too
             sketch = Composed(self.preview, self.preview.levels)
             self.sketch = compiler.compile("preview", sketch, (latents,), self.info.model_hash)
+        if self.judge is not None and self.dtype == torch.float32:  # its opinions are never those of 16 bits
+            pictures = torch.zeros(2, 3, self.info.image_size, self.info.image_size)
+            pictures[1] += torch.linspace(-1, 1, self.info.image_size)
+            self.judge.faster = compiler.compile("judge", self.judge.trunk, (pictures,), self.judge.digest)
         if self.turbo is not None:
             self.denoise_fast = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash).denoise
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,6 +111,8 @@ class Judge(nn.Module):
     """
 
     log_odds: Tensor
+    digest = ""  # of the weights that were loaded
+    faster: Callable[[Tensor], Tensor] | None = None  # what computes the trunk, where that was compiled
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class Judge(nn.Module):
 
     def forward(self, images: Tensor) -> Verdict:
         """Shapes: images [B, 3, 128, 128] in [-1, 1]."""
-        features = self.trunk(images)  # [B, 512]
+        features = self.trunk(images) if self.faster is None else self.faster(images)  # [B, 512]
         return Verdict(self.attributes(features), self.px(features), features)
 
 
@@ -218,7 +220,8 @@ def load_judge(folder: str | Path, device: torch.device | str = "cpu") -> tuple[
     settings = JudgeConfig(tuple(config["blocks"]), config["num_attributes"], tuple(config["px_classes"]))
     judge = build(lambda: Judge(settings), state, "the judge")
     judge = judge.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return judge, component_hash(folder, "judge")
+    judge.digest = component_hash(folder, "judge")
+    return judge, judge.digest
 
 
 def find_judge(folder: str | Path, device: torch.device | str = "cpu") -> Judge | None:

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ import torch
 from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
+from core.checkpoint import save_component
 from core.compiled import KEPT, MAGIC, Compiled, CompileError, Compiler, Composed, Flat, installed_version
 from core.diffusion import Condition
+from core.judge import Judge, JudgeConfig, look
 from core.preview import PreviewDecoder, save_preview
 from generator import DrawRequest, FaceGenerator, Picture, Run
 from vae import encoder_hash, load_vae
@@ -122,6 +125,22 @@ def test_both_show_the_same_previews(tiny_folder: Path, cache: Path, tmp_path: P
         wanted, found = torch_shows.previews(run), shows.previews(run)
         assert difference(found, wanted) <= 1 and found[0].pixels.std() > 1
         assert np.mean([np.abs(a.pixels.astype(int) - b.pixels) for a, b in zip(found, wanted, strict=True)]) < 1e-3
+
+
+@needs_openvino
+def test_both_judge_alike(tiny_folder: Path, cache: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        save_component(tmp_path / "judge", "judge", Judge(JudgeConfig()).state_dict(), asdict(JudgeConfig()))
+    both = [FaceGenerator.load(folder, device="cpu", engine=engine, cache=cache) for engine in ("torch", "openvino")]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
+    judges = [faces.judge for faces in both]
+    assert judges[0] is not None and judges[1] is not None
+    assert judges[0].faster is None and judges[1].faster is not None
+    plain, fast = look(judges[0], pixels), look(judges[1], pixels)
+    assert np.allclose(plain.features, fast.features, rtol=1e-3, atol=1e-3)
+    assert np.allclose(plain.logits, fast.logits, rtol=1e-3, atol=1e-3)
 
 
 def test_a_seed_is_its_picture_in_any_company(faces: FaceGenerator) -> None:
