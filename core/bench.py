@@ -319,7 +319,8 @@ def as_a_client(serve: Sequence[str], repeats: int) -> Section:
                 seconds, _ = timed(partial(client.draw, **body, seed=repeat))
                 if repeat >= 2:
                     times.setdefault(name, []).append(1000 * seconds)
-        rows += [Row(f"POST to PNG, 1 image, {name}", values, "ms", at_most=100.0 if name == short[0][0] else None)
+        promised = {"4 evaluations with guidance": 100.0}  # the fewest that are within a quarter of many
+        rows += [Row(f"POST to PNG, 1 image, {name}", values, "ms", at_most=promised.get(name))
                  for name, values in times.items()]
         told(", ".join(f"{name} {statistics.median(values):.0f} ms" for name, values in times.items()))
         ratios = []
