@@ -49,7 +49,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from conditional_ldm import encode_prompts, load_turbo, load_unet, read_schedule
@@ -313,6 +312,8 @@ class FaceGenerator:
 
     def compile(self, cache: Path | None) -> None:
         """Let OpenVINO draw from now on, with the weights as they are now. Raises CompileError."""
+        from threadpoolctl import threadpool_limits  # here, because it changes the environment
+
         compiler = Compiler(cache, torch.get_num_threads(), self.dtype)
         with torch.inference_mode():
             condition = encode_prompts(self.clip, self.tokenizer, ["a face", ""])
