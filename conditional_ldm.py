@@ -57,7 +57,7 @@ from core.emphasis import Emphasis, load_emphasis
 from vae import VAE, PixelNorm
 
 if TYPE_CHECKING:
-    from core.latents import LatentCache, Reader
+    from core.latents import LatentCache
     from dataset import FaceStore
 
 # ------------------------------------------------------------------------------------------------------------- network
@@ -344,6 +344,7 @@ class Faces:
     """Everything around the UNet that a training run needs, from one place: data, VAE and text encoder."""
 
     def __init__(self, args: argparse.Namespace, accelerator: Any, schedule: NoiseSchedule) -> None:
+        from core.caption_bank import cached_bank, encode_captions, fits_encoded
         from core.latents import Lessons
         from dataset import FaceStore
         from train_clip import load_clip
@@ -354,15 +355,13 @@ class Faces:
         indices = self.store.select(split="train", px=args.px)
         self.vae = load_vae(args.model, device)
         self.clip, self.tokenizer = load_clip(args.model, device)
-        self.texts = [(self.clip, self.tokenizer)]  # and those of the UNet that is led away from
-        if args.weaker:
-            self.texts.append(load_clip(args.weaker, device))
         cache = encoded(self.vae, self.store, indices, Path(args.cache), accelerator)
-        readers = [read_captions(Path(args.cache) / f"captions{number or ''}.npz", self.store, indices, *text,
-                                 accelerator, args) for number, text in enumerate(self.texts)]
+        bank = cached_bank(Path(args.cache) / "captions.npz", self.store, indices, self.tokenizer, accelerator,
+                           captions_per_image=args.captions_per_image, seed=args.seed, empty_share=0.0).to(device)
+        read = encode_captions(self.clip, bank, accelerator) if fits_encoded(self.clip, bank) else None
         px = self.store.px[indices]
         self.lessons = Lessons(
-            cache, readers, torch.from_numpy(px.astype(np.float32)).to(device),
+            cache, read or bank, (read or self.clip).encode_text, torch.from_numpy(px.astype(np.float32)).to(device),
             favoured_rows(self.store.attributes[indices], args.favour, args.favour_times,
                           np.where(px == 128, args.sharp_times, 1)), schedule, args.seed,
             args.batch_size, args.caption_dropout, args.accumulate,
@@ -371,35 +370,17 @@ class Faces:
     def held_out(self, schedule: NoiseSchedule, accelerator: Any, limit: int = 1024) -> list[Any]:
         """Batches of held-out sharp faces, the same for every checkpoint."""
         from core.caption_bank import build_caption_bank
-        from core.latents import Reader, held_out
+        from core.latents import held_out
         from vae import to_images
 
         rows = self.store.select(split="val", px=128)[:limit]
-        readers = [Reader(build_caption_bank(self.store, rows, tokenizer, captions_per_image=1, seed=99,
-                                             empty_share=0.0), clip.encode_text) for clip, tokenizer in self.texts]
+        bank = build_caption_bank(self.store, rows, self.tokenizer, captions_per_image=1, seed=99, empty_share=0.0)
 
         def encode(some: slice) -> Tensor:
             images = to_images(torch.from_numpy(self.store.images[rows[some]]).to(accelerator.device))
             return self.vae.whiten(self.vae.encode(images).mean)
 
-        return list(held_out(encode, readers, schedule, accelerator))
-
-
-def read_captions(path: Path, store: FaceStore, indices: np.ndarray, clip: Any, tokenizer: Any, accelerator: Any,
-                  args: argparse.Namespace) -> Reader:
-    """Captions of the chosen images as a text encoder reads them: all at once where there is room, else batch by batch.
-
-    Kept in ``path``; another tokenizer gets the same captions.
-    """
-    from core.caption_bank import cached_bank, encode_captions, fits_encoded
-    from core.latents import Reader
-
-    bank = cached_bank(path, store, indices, tokenizer, accelerator, captions_per_image=args.captions_per_image,
-                       seed=args.seed, empty_share=0.0).to(accelerator.device)
-    if fits_encoded(clip, bank):
-        read = encode_captions(clip, bank, accelerator)
-        return Reader(read, read.encode_text)
-    return Reader(bank, clip.encode_text)
+        return list(held_out(encode, bank, self.clip.encode_text, schedule, accelerator))
 
 
 def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accelerator: Any) -> LatentCache:
@@ -474,8 +455,8 @@ def train(args: argparse.Namespace) -> None:
         target.eval().requires_grad_(False)
     shapes = False if device.type == "cuda" else None  # there all captions are as long as the longest
     quick = partial(torch.compile, dynamic=shapes) if args.compile else (lambda network: network)
-    taught = teacher and replace(teacher, network=quick(teacher.network), away=tuple(
-        replace(one, network=quick(one.network)) for one in teacher.away))  # type: ignore[arg-type]
+    taught = teacher and replace(teacher, network=quick(teacher.network), away=teacher.away and replace(
+        teacher.away, network=quick(teacher.away.network)))
     lesson = make_lesson(quick(model), schedule, taught, target and quick(target))
     settings = {"component": "unet", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
@@ -487,8 +468,6 @@ def train(args: argparse.Namespace) -> None:
     if teacher is not None:
         settings |= {"preset": None, "distill": args.distill, "teacher": teacher.source, "schedule": schedule.kind}
         settings |= {"self_guidance": args.self_guidance} if args.self_guidance else {}
-        if args.autoguidance:
-            settings |= {"autoguidance": args.autoguidance, "weaker": component_hash(args.weaker, "unet")}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
@@ -583,19 +562,14 @@ def find_teacher(args: argparse.Namespace, accelerator: Any) -> Teacher:
     network = ConditionalUNet(read_config(config))
     load_strictly(network, state, "the teacher")
     network = frozen(network, accelerator.device)
-    away = [Away(perturbed(network), args.self_guidance, timesteps=(400.0, 600.0))] if args.self_guidance else []
-    if args.autoguidance:
-        weaker = load_unet(args.weaker, accelerator.device)
-        if load_component(args.weaker, "unet")[0]["parents"]["vae"] != config["parents"]["vae"]:
-            raise ModelFolderError(f"the UNets in {args.weaker} and {args.model} draw latents of different VAEs")
-        away.append(Away(weaker, args.autoguidance, reads_otherwise=True))
-    return Teacher(network, config, source, network.guidance_range, tuple(away))
+    away = Away(perturbed(network), args.self_guidance) if args.self_guidance else None
+    return Teacher(network, config, source, network.guidance_range, away)
 
 
 def student_of(teacher: Teacher) -> ConditionalUNet:
     """The same network, which is to know the scale too: until it has learned, it is deaf to it. No dropout."""
     config = replace(read_config(teacher.config), guidance_range=teacher.known or GUIDANCE_RANGE)
-    student = ConditionalUNet(replace(config, guided_attention=True) if teacher.away else config)
+    student = ConditionalUNet(config if teacher.away is None else replace(config, guided_attention=True))
     missing, unexpected = student.load_state_dict(teacher.network.state_dict(), strict=False)
     assert all("guidance" in name for name in missing) and not unexpected
     return student.eval()
@@ -805,10 +779,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "whose guidance to start from, such as what the UNet had before it was trained further")
     parser.add_argument("--self-guidance", type=float, default=0.0, metavar="S", help="--distill guidance: also lead "
                         "away, by S at scale 2.5 and more, from what is drawn without self-attention (0: not)")
-    parser.add_argument("--autoguidance", type=float, default=0.0, metavar="S", help="--distill guidance: also lead "
-                        "away, by S at scale 2.5 and more, from what a less trained UNet draws (0: not)")
-    parser.add_argument("--weaker", metavar="FOLDER", help="the model folder of that one: a text encoder of its own, "
-                        "latents of the same VAE")
     parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only pictures of this source resolution")
     parser.add_argument("--sharp-times", type=int, default=1, help="how often an epoch shows pictures of 128 px")
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
@@ -840,10 +810,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
-    if (args.self_guidance or args.autoguidance) and args.distill != "guidance":
-        parser.error("--self-guidance and --autoguidance belong to --distill guidance")
-    if bool(args.autoguidance) != bool(args.weaker):
-        parser.error("--autoguidance and --weaker need each other")
+    if args.self_guidance and args.distill != "guidance":
+        parser.error("--self-guidance belongs to --distill guidance")
     if args.distill == "consistency" and args.init:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
     if args.train or args.distill:

@@ -257,7 +257,7 @@ class FaceGenerator:
 
         `engine` "openvino" compiles the networks that draw for this CPU and keeps the result in the folder `cache`
         (None: nowhere), "torch" does not; "auto" takes OpenVINO where it is installed, the device is the CPU and it
-        works.
+        works; then numpy's matrix products get one thread in the whole process.
 
         Raises ModelFolderError when the folder is missing or damaged, ValueError for a device, a precision or an engine
         that is not there.

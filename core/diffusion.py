@@ -317,9 +317,14 @@ class Guidance:
 
     @property
     def scales(self) -> list[float]:
-        """How strongly each picture is guided: without text towards nothing, which is 1, unless away from something."""
-        towards_nothing = self.condition.null.tolist() if self.negative is None else [False] * len(self.condition)
-        return [1.0 if nothing else self.scale for nothing in towards_nothing]
+        """How strongly each picture is guided: away from a negative always, else where there is text, on a way from one
+        text to another in proportion."""
+        if self.negative is not None:
+            return [self.scale] * len(self.condition)
+        found = self.condition.at_scale(self.scale).guidance
+        if self.target is not None:
+            found = found.lerp(self.target.at_scale(self.scale).guidance, torch.tensor(list(self.weights)).to(found))
+        return found.tolist()
 
     def passes(self) -> list[Condition]:
         """The conditions to run: the wanted alone (w = 1: off, or w known), the unwanted alone (w = 0), else both."""

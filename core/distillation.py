@@ -1,7 +1,7 @@
 """How does one answer of a network come to stand for two, and a few steps for fifty?
 
 Guidance distillation: the student hears the guidance scale and says in one pass what the frozen teacher says in two, or
-more: away from what it would say without text, and away from what networks say that draw worse.
+in three: away from what it would say without text, and away from what it would say without self-attention.
 Consistency distillation: from any point of a path the student says where the path ends, because at neighbouring points
 of it, one step of the teacher apart, it has to say the same. Here are the losses and the steps of drawing; the networks
 are functions (x, timestep, condition) -> prediction and nothing else is known of them.
@@ -46,46 +46,36 @@ def spread(values: Tensor) -> Tensor:
 class Away:
     """A network that draws worse than the teacher, to be led away from: by ``strength`` times the difference.
 
-    All of that from guidance scale 2.5 on, in proportion below, nothing at 1; and from the second of two ``timesteps``
-    on, nothing up to the first: a face is composed where there is much noise. ``reads_otherwise``: it is told the same
-    text by a text encoder of its own.
+    All of that from guidance scale 2.5 on, in proportion below, nothing at 1; and where there is much noise, which is
+    where a face is composed: all of it at timesteps from 600 on, nothing up to 400.
     """
 
     network: Model
     strength: float
-    timesteps: tuple[float, float] | None = None  # None: at all of them
-    reads_otherwise: bool = False
 
     def shares(self, timestep: Tensor, scale: Tensor) -> Tensor:
         """How much of the difference is added to each row's prediction [B]."""
-        share = self.strength * ((scale - 1.0) / 1.5).clamp(0.0, 1.0)
-        if self.timesteps is None:
-            return share
-        first, last = self.timesteps
-        return share * ((timestep - first) / (last - first)).clamp(0.0, 1.0)
+        return self.strength * ((scale - 1.0) / 1.5).clamp(0.0, 1.0) * ((timestep - 400.0) / 200.0).clamp(0.0, 1.0)
 
 
 def by_two_passes(teacher: Model, x: Tensor, timestep: Tensor, condition: Condition, scale: Tensor,
-                  away: Sequence[Away] = (), otherwise: Condition | None = None) -> Tensor:
-    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; for each of ``away`` + s (c - worse),
-    by a call of the worse network. ``otherwise``: the condition for those that read otherwise. Shapes: x, result
-    [B, C, h, w]. Raises ValueError where that is needed and missing."""
+                  away: Away | None = None) -> Tensor:
+    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; with ``away`` + s (c - worse), by a
+    call of the worse network. Shapes: x, result [B, C, h, w]."""
     both = join_conditions([condition, condition.nulled()])
     wanted, unwanted = teacher(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
     guided = unwanted + spread(scale) * (wanted - unwanted)
-    for one in away:  # of all rows: compiled networks want one shape
-        told = otherwise if one.reads_otherwise else condition
-        if told is None:
-            raise ValueError("a network that reads otherwise was told nothing")
-        guided = guided + spread(one.shares(timestep, scale)) * (wanted - one.network(x, timestep, told))
-    return guided
+    if away is None:
+        return guided
+    worse = away.network(x, timestep, condition)  # of all rows: compiled networks want one shape
+    return guided + spread(away.shares(timestep, scale)) * (wanted - worse)
 
 
 @torch.inference_mode()
 def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, batches: Iterable[Any], accelerator: Any,
-                    away: Sequence[Away] = (), scales: Iterable[float] = (1.0, 1.5, 2.5, 4.5),
+                    away: Away | None = None, scales: Iterable[float] = (1.0, 1.5, 2.5, 4.5),
                     ) -> dict[str, tuple[float, float]]:
-    """For each scale how far one pass of the student is from the teacher's two or more, over the length of those, and
+    """For each scale how far one pass of the student is from the teacher's two or three, over the length of those, and
     how far one pass of the teacher is, which knows no scale."""
     found = {}
     for scale in scales:
@@ -93,7 +83,7 @@ def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, bat
         for batch in batches:
             x, t = schedule.add_noise(batch.z, batch.noise, batch.timestep), batch.timestep
             with accelerator.autocast():
-                goal = by_two_passes(teacher, x, t, batch.condition, torch.full_like(t, scale), away, batch.otherwise)
+                goal = by_two_passes(teacher, x, t, batch.condition, torch.full_like(t, scale), away)
                 guesses = student(x, t, batch.condition.at_scale(scale)), teacher(x, t, batch.condition), 0.0 * goal
             total += torch.stack([(guess - goal).square().sum() for guess in guesses])
         one, plain, length = total.sqrt().tolist()
@@ -102,10 +92,10 @@ def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, bat
 
 
 def guidance_error(student: Model, teacher: Model, x: Tensor, timestep: Tensor, condition: Condition,
-                   scale: Tensor, away: Sequence[Away] = (), otherwise: Condition | None = None) -> Tensor:
-    """Mean squared distance [B] of the student's one pass from the teacher's two, or more."""
+                   scale: Tensor, away: Away | None = None) -> Tensor:
+    """Mean squared distance [B] of the student's one pass from the teacher's two, or three."""
     with torch.no_grad():
-        goal = by_two_passes(teacher, x, timestep, condition, scale, away, otherwise)
+        goal = by_two_passes(teacher, x, timestep, condition, scale, away)
     return (student(x, timestep, condition.at_scale(scale)) - goal).square().mean((1, 2, 3))
 
 
@@ -165,7 +155,7 @@ class Teacher:
     config: dict[str, Any]
     source: str
     known: tuple[float, float] | None
-    away: tuple[Away, ...] = ()
+    away: Away | None = None
 
     def guided(self, condition: Condition, scale: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Its guided prediction for (x, timestep): in one pass if it knows scales."""
@@ -189,8 +179,7 @@ def make_lesson(student: Model, schedule: NoiseSchedule, teacher: Teacher | None
             error = (student(x, t, condition) - schedule.target(batch.z, batch.noise, t)).square().mean((1, 2, 3))
             return error, schedule.loss_weight(t)
         if target is None and not to_the_end:
-            error = guidance_error(student, teacher.network, x, t, condition, batch.scale, teacher.away,
-                                   batch.otherwise)
+            error = guidance_error(student, teacher.network, x, t, condition, batch.scale, teacher.away)
             return error, torch.ones_like(error)
         asked, teach = condition.at_scale(batch.scale), teacher.guided(condition, batch.scale)
         if target is None:

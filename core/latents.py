@@ -8,7 +8,7 @@ captions and of seeded noise what one step learns from. It does not know what en
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,19 +73,10 @@ def cached_latents(
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Where conditions come from: ``captions`` draws (ids, mask, facts, empty) for rows, ``encode_text`` reads them."""
-
-    captions: Any
-    encode_text: Callable[[Tensor, Tensor], Any]
-
-
-@dataclass(frozen=True)
 class Batch:
     """What a step learns from: clean latents, noise, its level, what is asked, and for distillation at which guidance.
 
-    ``otherwise`` is the same condition as another text encoder read it. Shapes: z, noise [B, C, h, w], timestep,
-    scale [B].
+    Shapes: z, noise [B, C, h, w], timestep, scale [B].
     """
 
     z: Tensor
@@ -93,20 +84,20 @@ class Batch:
     timestep: Tensor
     condition: Condition
     scale: Tensor
-    otherwise: Condition | None = None
 
 
 @dataclass(frozen=True)
 class Lessons:
     """Every step's batch, from the step's number and the seed alone.
 
-    ``readers`` read the same captions, the first for `Batch.condition`, a second for `Batch.otherwise`. ``px`` [N] are
-    the resolutions of the sources and ``seen`` the rows of one epoch. Where ``share_off`` is a number, guidance scales
-    are drawn too, by random numbers of their own, and that share of them is 1.
+    ``captions`` draws (ids, mask, facts, empty) for rows of pictures, ``encode_text`` reads them, ``px`` [N] are the
+    resolutions of the sources and ``seen`` the rows of one epoch. Where ``share_off`` is a number, guidance scales are
+    drawn too, by random numbers of their own, and that share of them is 1.
     """
 
     cache: LatentCache
-    readers: Sequence[Reader]
+    captions: Any
+    encode_text: Callable[[Tensor, Tensor], Any]
     px: Tensor
     seen: Tensor
     schedule: NoiseSchedule
@@ -129,50 +120,36 @@ class Lessons:
         mirrored = send(torch.randint(2, (size,), generator=generator), device)
         timestep = send(self.schedule.sample_timesteps(size, generator), device)
         null = send(torch.rand(size, generator=generator) < self.caption_dropout, device)
-        drawn = draw_alike(self.readers, rows, generator)
+        ids, mask, _, empty = self.captions.draw(rows, generator)
         eps = torch.randn(2, size, *self.cache.mean.shape[2:], generator=noise_generator, device=device)
         scale = torch.ones(size, device=device)
         if self.share_off is not None:
             scale = send(draw_scales(size, step_generator(self.seed, step, stream=3), self.share_off), device)
         for part in torch.arange(size, device=device)[mine].chunk(self.pieces):
-            told = []
-            for reader, (ids, mask, _, empty) in zip(self.readers, drawn, strict=True):
-                with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
-                    text = reader.encode_text(ids[part], mask[part])
-                told.append(Condition(text.tokens, text.mask, text.pooled, self.px[rows[part]], (null | empty)[part]))
+            with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
+                text = self.encode_text(ids[part], mask[part])
+            condition = Condition(text.tokens, text.mask, text.pooled, self.px[rows[part]], (null | empty)[part])
             yield Batch(self.cache.draw(rows[part], mirrored[part], eps[0, part]), eps[1, part], timestep[part],
-                        told[0], scale[part], *told[1:])
-
-
-def draw_alike(readers: Sequence[Reader], rows: Tensor, generator: torch.Generator) -> list[tuple[Tensor, ...]]:
-    """What each reader's captions draw for these rows, by the same random numbers: the same captions."""
-    before, drawn = generator.get_state(), []
-    for reader in readers:
-        generator.set_state(before)
-        drawn.append(reader.captions.draw(rows, generator))
-    return drawn
+                        condition, scale[part])
 
 
 @torch.inference_mode()
-def held_out(encode: Callable[[slice], Tensor], readers: Sequence[Reader], schedule: NoiseSchedule, accelerator: Any,
-             seed: int = 99) -> Iterator[Batch]:
+def held_out(encode: Callable[[slice], Tensor], captions: Any, encode_text: Callable[[Tensor, Tensor], Any],
+             schedule: NoiseSchedule, accelerator: Any, seed: int = 99) -> Iterator[Batch]:
     """Pictures kept out of training, with fixed noise, levels and captions, at guidance 1.5, 2.5, 4.5, 1.5, ...
 
-    ``encode`` gives the whitened latents [B, C, h, w] of some of them, the captions of ``readers`` have a row for each;
-    all are asked for at 128 px.
+    ``encode`` gives the whitened latents [B, C, h, w] of some of them, ``captions`` has a row for each; all are asked
+    for at 128 px.
     """
-    device, count = accelerator.device, len(readers[0].captions.ids)
+    device, count = accelerator.device, len(captions.ids)
     for start in range(0, count, 64):
         rows = torch.arange(start, min(start + 64, count))
         generator = torch.Generator().manual_seed(seed + start)
-        drawn = draw_alike(readers, rows, generator)
+        ids, mask, _, empty = (one.to(device) for one in captions.draw(rows, generator))
         timestep = schedule.sample_timesteps(len(rows), generator).to(device)
-        px, scales = torch.full((len(rows),), 128.0, device=device), torch.tensor([1.5, 2.5, 4.5], device=device)
-        told = []
         with accelerator.autocast():
-            z = encode(slice(start, start + len(rows)))
-            for reader, (ids, mask, _, empty) in zip(readers, drawn, strict=True):
-                text = reader.encode_text(ids.to(device), mask.to(device))
-                told.append(Condition(text.tokens, text.mask, text.pooled, px, empty.to(device)))
+            z, text = encode(slice(start, start + len(rows))), encode_text(ids, mask)
         noise = torch.randn(z.shape, generator=generator).to(device)
-        yield Batch(z, noise, timestep, told[0], scales[rows.to(device) % 3], *told[1:])
+        px, scales = torch.full((len(rows),), 128.0, device=device), torch.tensor([1.5, 2.5, 4.5], device=device)
+        yield Batch(z, noise, timestep, Condition(text.tokens, text.mask, text.pooled, px, empty),
+                    scales[rows.to(device) % 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,9 @@ def test_each_picture_is_mended_by_its_own_guidance() -> None:
                           torch.full((2,), 128.0), torch.tensor([False, True]))
     assert Guidance(condition, 2.0).scales == [2.0, 1.0]  # nothing to be guided towards
     assert Guidance(condition, 2.0, negative=condition).scales == [2.0, 2.0]
+    text = replace(condition, null=torch.tensor([False, False]))
+    assert Guidance(condition, 2.0, target=text, weights=(0.5, 0.5)).scales == [2.0, 1.5]  # half the way to a text
+    assert Guidance(condition, 2.0, target=text, weights=(1.0, 1.0)).scales == Guidance(text, 2.0).scales == [2.0, 2.0]
 
 
 def test_it_survives_being_written(folder: Path, tiny_folder: Path, correction: Correction) -> None:

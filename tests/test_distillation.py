@@ -153,36 +153,15 @@ def test_a_worse_network_is_led_away_from_where_a_face_is_composed() -> None:
     def worse(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         return 0.5 * network(x, timestep, condition)
 
-    away = Away(worse, 0.6, timesteps=(400.0, 600.0))
+    away = Away(worse, 0.6)
     t, scale = torch.tensor([300.0, 500.0, 700.0, 900.0, 900.0, 900.0]), torch.tensor([2.5, 2.5, 2.5, 1.75, 6.0, 1.0])
     shares = away.shares(t, scale)
     assert torch.allclose(shares, torch.tensor([0.0, 0.3, 0.6, 0.3, 0.6, 0.0]))
     x, condition = seeded(6, 1, 2, 2), told(6)
-    found = by_two_passes(network, x, t, condition, scale, [away])
+    found = by_two_passes(network, x, t, condition, scale, away)
     plain, wanted = by_two_passes(network, x, t, condition, scale), network(x, t, condition)
     assert torch.allclose(found, plain + shares.view(-1, 1, 1, 1) * 0.5 * wanted, atol=1e-4)
     assert torch.equal(found[[0, 5]], plain[[0, 5]])
-
-
-def test_one_that_reads_otherwise_is_told_the_same_in_its_own_way_and_led_away_from_everywhere() -> None:
-    asked: list[Condition] = []
-
-    def worse(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        asked.append(condition)
-        return 0.5 * network(x, timestep, condition)
-
-    weaker, selfish = Away(worse, 1.5, reads_otherwise=True), Away(worse, 0.6, timesteps=(400.0, 600.0))
-    t, scale = torch.tensor([0.0, 500.0, 999.0, 999.0]), torch.tensor([2.5, 6.0, 1.75, 1.0])
-    assert torch.allclose(weaker.shares(t, scale), torch.tensor([1.5, 1.5, 0.75, 0.0]))
-    x, condition, otherwise = seeded(4, 1, 2, 2), told(4), told(4, seed=9)
-    found = by_two_passes(network, x, t, condition, scale, [weaker, selfish], otherwise)
-    assert asked[0] is otherwise and asked[1] is condition
-    wanted = network(x, t, condition)
-    first = weaker.shares(t, scale).view(-1, 1, 1, 1) * (wanted - 0.5 * network(x, t, otherwise))
-    second = torch.tensor([0.0, 0.3, 0.3, 0.0]).view(-1, 1, 1, 1) * 0.5 * wanted
-    assert torch.allclose(found, by_two_passes(network, x, t, condition, scale) + first + second, atol=1e-3)
-    with pytest.raises(ValueError, match="was told nothing"):
-        by_two_passes(network, x, t, condition, scale, [weaker])
 
 
 def test_scales_cover_the_range_and_some_are_off() -> None:
@@ -327,38 +306,13 @@ def test_one_pass_learns_to_lead_away_from_its_own_perturbed_attention(place: Wo
     assert 0 < one < 0.85 * plain, config["distilled"]["errors"]
 
 
-def test_one_pass_learns_to_lead_away_from_a_less_trained_network(place: Workplace, distilled: Path) -> None:
-    """Whatever text encoder that one reads; but it has to draw latents of the same VAE."""
-    teacher, weaker = place.copy_model("trained-model"), place.copy_model("weaker-model")
-    parents = json.loads((teacher / "unet" / "config.json").read_text())["parents"]
-    for folder, loudness in ((teacher, 1.0), (weaker, 0.5)):
-        network = speaking(PRESETS["tiny"], seed=1)
-        network.head.weight.mul_(loudness)
-        conditional_ldm.release(network, folder, NoiseSchedule(), parents, {}, 2.0)
-    command = distill(place, "autoguided", *LEARNED, "--autoguidance", 1, "--weaker", weaker, "--init", distilled,
-                      model=teacher)
-    assert conditional_ldm.main(command) == 0
-    learned = json.loads((teacher / "unet" / "config.json").read_text())["distilled"]
-    assert learned["autoguidance"] == 1 and learned["weaker"] == component_hash(weaker, "unet")
-    one, plain = learned["errors"]["2.5"]
-    assert 0 < one < 0.95 * plain, learned["errors"]
-    other = json.loads((weaker / "unet" / "config.json").read_text())
-    other["parents"]["vae"] = "0" * 64
-    (weaker / "unet" / "config.json").write_text(json.dumps(other))
-    with pytest.raises(ModelFolderError):
-        conditional_ldm.main(distill(place, "strange", "--steps", 1, "--autoguidance", 1, "--weaker", weaker,
-                                     model=teacher))
-
-
 def test_the_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--distill", "consistency", "--init", "somewhere"], ["--distill", "speed"],
-                  ["--distill", "guidance", "--train"], ["--distill", "consistency", "--self-guidance", "0.5"],
-                  ["--distill", "guidance", "--autoguidance", "1"], ["--distill", "guidance", "--weaker", "models"]):
+                  ["--distill", "guidance", "--train"], ["--distill", "consistency", "--self-guidance", "0.5"]):
         with pytest.raises(SystemExit):
             conditional_ldm.main(words)
     said = capsys.readouterr().err
-    assert "takes no --init" in said and "belong to --distill guidance" in said
-    assert "need each other" in said
+    assert "takes no --init" in said and "--self-guidance belongs to --distill guidance" in said
 
 
 # ---- what draws ------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from core.caption_bank import (
 )
 from core.captions import ATTRIBUTES, Caption
 from core.diffusion import Condition, join_conditions
-from core.latents import LatentCache, Reader, draw_alike
+from core.latents import LatentCache
 from core.training import make_accelerator
 from dataset import FaceStore, synthetic_store
 from train_clip import CLIP, Tokenizer, load_clip
@@ -454,25 +454,6 @@ def test_captions_read_beforehand_are_the_captions_read_in_a_step(
     assert torch.equal(padded[:, :length], mask) and not padded[:, length:].any()
     assert torch.allclose(now.pooled, before.pooled, atol=1e-5)
     assert torch.allclose(now.tokens[mask], before.tokens[:, :length][mask], atol=1e-5)
-
-
-def test_two_readers_are_told_the_same_captions_each_in_its_own_pieces(
-    store: FaceStore, clip_and_tokenizer: tuple[CLIP, Tokenizer]
-) -> None:
-    """And the random numbers go on as if there were one."""
-    clip, tokenizer = clip_and_tokenizer
-    other = train_clip.train_tokenizer(["a man", "a smiling woman with glasses"] * 20, 300, 256)
-    readers = [Reader(build_caption_bank(store, np.arange(8), one, captions_per_image=3, seed=0, empty_share=0.2),
-                      clip.encode_text) for one in (tokenizer, other)]
-    rows, generators = torch.arange(8), [torch.Generator().manual_seed(5) for _ in range(2)]
-    both, (alone,) = draw_alike(readers, rows, generators[0]), draw_alike(readers[:1], rows, generators[1])
-    assert all(torch.equal(one, two) for one, two in zip(both[0], alone, strict=True))
-    assert torch.equal(generators[0].get_state(), generators[1].get_state())
-    texts = [[one.backend.decode(row[kept].tolist()).replace(" ", "") for row, kept in zip(ids, mask, strict=True)]
-             for one, (ids, mask, _, _) in zip((tokenizer, other), both, strict=True)]
-    assert all(b.startswith(a) or a.startswith(b) for a, b in zip(*texts, strict=True))  # cut at other lengths
-    assert sum(map(bool, texts[0])) == sum(map(bool, texts[1])) > 4
-    assert both[0][0].shape != both[1][0].shape  # other pieces
 
 
 def test_a_bank_is_made_anew_for_other_captions_only(
