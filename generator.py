@@ -53,7 +53,7 @@ from torch import Tensor, nn
 
 from conditional_ldm import encode_prompts, load_turbo, load_unet, read_schedule
 from core.checkpoint import folder_hash, read_index
-from core.compiled import CompileError, Compiler, Composed, Flat
+from core.compiled import Compiled, CompileError, Compiler, Composed, Flat
 from core.correction import COMPONENT as CORRECTION
 from core.correction import Correction, load_correction
 from core.devices import is_out_of_memory, pick_device, pick_dtype
@@ -237,6 +237,7 @@ class FaceGenerator:
         self.draw: Callable[[Tensor], Tensor] = self._draw_by_torch
         # whitened latents -> previews [B, H, W, 3] in [0, 255]; None: the folder has no preview decoder
         self.sketch: Callable[[Tensor], Tensor] | None = preview and preview.levels
+        self._compiled: list[Compiled] = []
         self._texts: dict[str, Condition] = {}  # as they were read, the last ones last
         self._companies: dict[bool, Company] = {}  # of runs that are drawn by turbo, and of those that are not
 
@@ -321,16 +322,21 @@ class FaceGenerator:
         example = (latents, torch.tensor([900.0, 100.0]), *(getattr(condition, f.name) for f in fields(condition)))
         unet = compiler.compile("unet", Flat(self.unet), example, self.info.model_hash)
         decoder = Composed(self.vae, self.vae.unwhiten, self.vae.decode)
-        self.draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
+        self.draw = draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
+        self._compiled = [unet, draw]
         if self.preview is not None:  # two pools of threads in one step wait for each other: so this one, too
             sketch = Composed(self.preview, self.preview.levels)
-            self.sketch = compiler.compile("preview", sketch, (latents,), self.info.model_hash)
+            self.sketch = compiled = compiler.compile("preview", sketch, (latents,), self.info.model_hash)
+            self._compiled.append(compiled)
         if self.judge is not None and self.dtype == torch.float32:  # its opinions are never those of 16 bits
             pictures = torch.zeros(2, 3, self.info.image_size, self.info.image_size)
             pictures[1] += torch.linspace(-1, 1, self.info.image_size)
-            self.judge.faster = compiler.compile("judge", self.judge.trunk, (pictures,), self.judge.digest)
+            self.judge.faster = compiled = compiler.compile("judge", self.judge.trunk, (pictures,), self.judge.digest)
+            self._compiled.append(compiled)
         if self.turbo is not None:
-            self.denoise_fast = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash).denoise
+            turbo = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash)
+            self.denoise_fast = turbo.denoise
+            self._compiled.append(turbo)
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
         # numpy's threads wait for their next product at full speed: the picture after it took half as long again
         threadpool_limits(1, user_api="blas")
@@ -341,6 +347,11 @@ class FaceGenerator:
             self.generate("a face", num_inference_steps=1)
         except JobError as error:
             log.warning("the first picture, drawn for nobody, failed: %s", error)
+
+    def rest(self) -> bool:
+        """Nobody waits: prepare one of the networks for several pictures at once, which the first job of several would
+        do otherwise. False: nothing is left to do."""
+        return any(compiled.prepare() for compiled in self._compiled)
 
     # ---- many requests, one step at a time
 

@@ -197,6 +197,7 @@ class Engine(Protocol):
     def encode(self, pixels: np.ndarray) -> np.ndarray: ...
     def inversion(self, pixels: np.ndarray, prompt: str) -> Any: ...  # an Inverting
     def decode(self, latent: np.ndarray) -> np.ndarray: ...
+    def rest(self) -> bool: ...  # nobody waits: get a bit readier for what may come; False: nothing is left to do
 
 
 # ---- many jobs, one step ---------------------------------------------------------------------------------------------
@@ -320,6 +321,10 @@ class EngineBatch:
     def drop(self, job: Job) -> None:
         """Forget a job that was cancelled."""
         self._running = deque(entry for entry in self._running if entry[0] is not job)
+
+    def rest(self) -> bool:
+        """Let the engine use that nobody waits; False: it has nothing left to do."""
+        return self._engine.rest()
 
     def step(self) -> Iterator[tuple[Job, JobError | None]]:
         """Take as many jobs as fit one step further; yields those that ended, with what they failed of if they did."""

@@ -41,6 +41,7 @@ __all__ = [
 MAX_CALLS = 16  # waiting functions; each holds one thread of the web server
 REMEMBERED_TURNS = 4096  # clients whose last turn is remembered
 PRUNE_EVERY_S = 60.0  # jobs also expire while nothing else happens
+REST_AFTER_S = 1.0  # without work; before, whoever waited for the server to start may be about to ask
 WAIT_AFTER_FAULT_S = 1.0
 LAST_EVENTS = 16  # of a job, those of its results among them: they come last
 DEFAULT_RETENTION = Retention()
@@ -95,6 +96,10 @@ class Batch(Protocol):
         What a job that succeeded made was emitted before it is yielded; one that is yielded has left the batch. An
         exception fails every job that is still in the batch.
         """
+
+    def rest(self) -> bool:
+        """Nothing has been asked for a while: do a bit (under a second) of what later jobs profit from. False: nothing
+        is left to do."""
 
 
 class JobQueue:
@@ -327,12 +332,13 @@ class JobQueue:
             raise RuntimeError("the worker was started already")
 
         def loop() -> None:
-            batch = None
+            batch, resting = None, True
             try:
                 batch = setup()
                 while batch is not None and not self._stopped():
                     try:
-                        self.run_next(batch, timeout_s=PRUNE_EVERY_S)
+                        if not self.run_next(batch, timeout_s=REST_AFTER_S if resting else PRUNE_EVERY_S):
+                            resting = resting and batch.rest()
                     except Exception:  # the disk is full, say: jobs wait until it is not
                         log.exception("the worker goes on in %.1f s", WAIT_AFTER_FAULT_S)
                         with self._changed:

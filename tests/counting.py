@@ -27,6 +27,7 @@ class Counting:
         self.room = room
         self.states: dict[Job, bytes] = {}
         self.before_step: Callable[[Job], None] = lambda job: None
+        self.rests = 2  # left to take
 
     def has_room(self, job: Job) -> bool:
         return len(self.states) < self.room
@@ -38,6 +39,10 @@ class Counting:
 
     def drop(self, job: Job) -> None:
         self.states.pop(job, None)
+
+    def rest(self) -> bool:
+        self.rests -= 1
+        return self.rests > 0
 
     def step(self) -> Iterator[tuple[Job, JobError | None]]:
         for job in tuple(self.states):

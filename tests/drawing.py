@@ -171,6 +171,9 @@ class DrawingEngine:
         colours = (latent[:3].transpose(1, 2, 0).clip(-1, 1) * 127.5 + 127.5).round().astype(np.uint8)
         return colours.repeat(16, 0).repeat(16, 1)
 
+    def rest(self) -> bool:
+        return False
+
     def _drawings(self, run: DrawingRun) -> list[Drawing]:
         asked, found = run.asked, []
         request = {"prompt": asked.prompt, "negative_prompt": asked.negative_prompt, "n_images": 1,

@@ -78,7 +78,7 @@ ROOMS: dict[str, set[str]] = {
     "core.finishing": {"torch"},
     "core.correction": {"torch"},
     "core.emphasis": set(),
-    "core.compiled": {"openvino", "torch"},
+    "core.compiled": {"numpy", "openvino", "torch"},
     "core.devices": {"torch"},
     "core.figures": set(),
     "core.bench": {"diffusers", "numpy", "torch"},

@@ -789,6 +789,32 @@ def test_the_worker_outlives_a_disk_that_refuses(
     assert queue.join(10)
 
 
+def test_who_waits_long_rests_until_nothing_is_left(
+    queue: JobQueue, batch: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only while nobody asks: jobs come first, and after the last bit the worker waits as it always did."""
+    monkeypatch.setattr(core.jobs, "REST_AFTER_S", 0.05)
+    left: list[int] = []
+    batch.before_step = lambda job: left.append(batch.rests)
+    rested, real = threading.Event(), batch.rest
+
+    def rest() -> bool:
+        more = real()
+        if not more:
+            rested.set()
+        return more
+
+    monkeypatch.setattr(batch, "rest", rest)
+    jobs = [submit(queue, name, 5) for name in "ab"]
+    queue.start(lambda: batch)
+    assert rested.wait(10) and batch.rests == 0
+    assert [job.state for job in jobs] == ["succeeded"] * 2 and left == [2] * 10
+    threading.Event().wait(0.3)  # six times as long as it took to rest before
+    assert batch.rests == 0
+    queue.close()
+    assert queue.join(10)
+
+
 # ---- kill -9 ---------------------------------------------------------------------------------------------------------
 
 
