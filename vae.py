@@ -87,7 +87,11 @@ class Posterior:
 
 
 class PixelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel, with a learned scale and shift. [B, C, H, W] -> same."""
+    """Layer normalisation over the channels of each pixel, with a learned scale and shift. [B, C, H, W] -> same.
+
+    A trace, which is what compilers read, has it as sums over the channels where they stand: the two permutations, free
+    in torch, cost compiled networks an eighth of their time.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -95,6 +99,10 @@ class PixelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            x = x - x.mean(1, keepdim=True)
+            x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5)
+            return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
         x = x.permute(0, 2, 3, 1)  # free for channels-last tensors
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
 
