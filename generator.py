@@ -237,7 +237,7 @@ class FaceGenerator:
         self.draw: Callable[[Tensor], Tensor] = self._draw_by_torch
         # whitened latents -> previews [B, H, W, 3] in [0, 255]; None: the folder has no preview decoder
         self.sketch: Callable[[Tensor], Tensor] | None = preview and preview.levels
-        self._compiled: list[Compiled] = []
+        self._compiled: list[Compiled] = []  # those that `rest` prepares
         self._texts: dict[str, Condition] = {}  # as they were read, the last ones last
         self._companies: dict[bool, Company] = {}  # of runs that are drawn by turbo, and of those that are not
 
@@ -320,21 +320,19 @@ class FaceGenerator:
             condition = encode_prompts(self.clip, self.tokenizer, ["a face", ""])
         latents = torch.randn(2, *self.info.latent_shape, generator=torch.Generator().manual_seed(0))
         example = (latents, torch.tensor([900.0, 100.0]), *(getattr(condition, f.name) for f in fields(condition)))
-        unet = compiler.compile("unet", Flat(self.unet), example, self.info.model_hash)
+        unet = compiler.compile("unet", Flat(self.unet), example, self.info.model_hash, pairs=True)
         decoder = Composed(self.vae, self.vae.unwhiten, self.vae.decode)
-        self.draw = draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
-        self._compiled = [unet, draw]
+        self.draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
+        self._compiled = [unet]
         if self.preview is not None:  # two pools of threads in one step wait for each other: so this one, too
             sketch = Composed(self.preview, self.preview.levels)
-            self.sketch = compiled = compiler.compile("preview", sketch, (latents,), self.info.model_hash)
-            self._compiled.append(compiled)
+            self.sketch = compiler.compile("preview", sketch, (latents,), self.info.model_hash)
         if self.judge is not None and self.dtype == torch.float32:  # its opinions are never those of 16 bits
             pictures = torch.zeros(2, 3, self.info.image_size, self.info.image_size)
             pictures[1] += torch.linspace(-1, 1, self.info.image_size)
-            self.judge.faster = compiled = compiler.compile("judge", self.judge.trunk, (pictures,), self.judge.digest)
-            self._compiled.append(compiled)
+            self.judge.faster = compiler.compile("judge", self.judge.trunk, (pictures,), self.judge.digest)
         if self.turbo is not None:
-            turbo = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash)
+            turbo = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash, pairs=True)
             self.denoise_fast = turbo.denoise
             self._compiled.append(turbo)
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
@@ -497,7 +495,7 @@ class FaceGenerator:
 
     def _advance(self, run: Run, prediction: Tensor) -> None:
         try:
-            passes = run.guidance.num_passes()
+            passes = run.guidance.num_passes
             run.evaluations = [before + more for before, more in zip(run.evaluations, passes, strict=True)]
             if run.redraw is not None:
                 prediction = run.redraw.constrain(run.denoising, prediction)

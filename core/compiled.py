@@ -1,8 +1,9 @@
 """How does a network run fast on a CPU? Compiled by OpenVINO, where that is installed.
 
 A torch network is traced once and compiled for this CPU with its number of rows fixed, which makes it a fifth faster
-than one that takes any: for one row, on all threads together, and, once more rows are asked for, for pairs, on two
-streams of half the threads each. Both are compared with torch and kept in a folder: the next start reads them back in a
+than one that takes any: for one row, on all threads together, and, where asked for, for pairs, on two streams of half
+the threads each, which is faster still where there are many rows and costs the memory of a second network.
+Both are compared with torch and kept in a folder: the next start reads them back in a
 second instead of tracing and compiling again. What is kept is found by a key over everything that decides it (weights,
 source, versions, CPU, settings), holds a checksum, is written aside and renamed, and made anew when anything is wrong
 with it; a folder that cannot be written costs time, nothing else. Nothing is downloaded, and the converter that reports
@@ -135,21 +136,20 @@ class Fixed:
 class Compiled:
     """A compiled network: tensors in, one float32 tensor out, all on the CPU. One thread at a time.
 
-    What computes pairs is made (`make_pairs`) when first there is more than one row; None: that did not work.
-    Raises torch.OutOfMemoryError when memory is short.
+    What computes pairs is made (`make_pairs`) when first there is more than one row; without it, or where that gives
+    None, rows are computed one after the other. Raises torch.OutOfMemoryError when memory is short.
     """
 
-    def __init__(self, alone: Fixed, make_pairs: Callable[[], Fixed | None]) -> None:
+    def __init__(self, alone: Fixed, make_pairs: Callable[[], Fixed | None] | None = None) -> None:
         self._alone, self._make_pairs = alone, make_pairs
         self._pairs: Fixed | None = None
-        self._tried = False
 
     def prepare(self) -> bool:
-        """Make what computes pairs now, not in somebody's job; False: that was done before."""
-        if self._tried:
+        """Make what computes pairs now, not in somebody's job; False: that was done before, or is not wanted."""
+        make, self._make_pairs = self._make_pairs, None  # whatever comes of it: once
+        if make is None:
             return False
-        self._tried = True  # whatever comes of it: once
-        self._pairs = self._make_pairs()
+        self._pairs = make()
         return True
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -197,11 +197,14 @@ class Compiler:
         """What it is, for people."""
         return f"OpenVINO {self.version} {self._hint}"
 
-    def compile(self, name: str, module: nn.Module, example: Sequence[Tensor], weights: str) -> Compiled:
+    def compile(
+        self, name: str, module: nn.Module, example: Sequence[Tensor], weights: str, pairs: bool = False
+    ) -> Compiled:
         """`module`, which takes tensors like `example` and gives one, for any number of rows, of which `example` has
         two. Every other axis is as long as in `example`, but for the `open_axes` (input, axis) of the module, if any.
 
-        `weights` is a hash of the weights. Raises CompileError when it cannot be compiled or disagrees with torch.
+        `weights` is a hash of the weights. `pairs`: more than one row at a time is worth memory. Raises CompileError
+        when it cannot be compiled or disagrees with torch.
         """
 
         def make_pairs() -> Fixed | None:
@@ -211,7 +214,7 @@ class Compiler:
                 log.warning("rows are computed one by one: %s", error)
                 return None
 
-        return Compiled(self._fixed(name, module, example, weights, 1, 1), make_pairs)
+        return Compiled(self._fixed(name, module, example, weights, 1, 1), make_pairs if pairs else None)
 
     def _fixed(
         self, name: str, module: nn.Module, example: Sequence[Tensor], weights: str, rows: int, streams: int

@@ -18,7 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -344,6 +344,7 @@ class Guidance:
         leads = self.target is not None and self.scale != 0.0
         return [i for i, weight in enumerate(self.weights) if leads and 0.0 < weight < 1.0]
 
+    @cached_property
     def num_passes(self) -> list[int]:
         """How often the network is asked about each picture, at each step."""
         passes, between = len(self.passes()) + len(self.pushes), self.between()

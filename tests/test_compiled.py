@@ -300,7 +300,7 @@ def test_every_number_of_rows_is_computed(
     """Alone or in pairs, on one stream or two; what computes pairs is made once, when it is first of use, or before,
     and read back from then on."""
     caplog.set_level(logging.INFO)
-    compiled = Compiler(tmp_path, threads).compile("pair", pair, (torch.zeros(2, 8),), "a")
+    compiled = Compiler(tmp_path, threads).compile("pair", pair, (torch.zeros(2, 8),), "a", pairs=True)
     generator, made = torch.Generator().manual_seed(1), []
     for count in (1, 1, 2, 3, 4, 5, 6, 7, 8, 33, 1):
         x = torch.randn(8, count + 1, generator=generator).T[1:]  # neither contiguous nor from the beginning
@@ -309,11 +309,13 @@ def test_every_number_of_rows_is_computed(
         made.append(len(list(tmp_path.iterdir())))
     assert made == [1, 1, *[2] * 9]
     assert not compiled.prepare() and caplog.text.count("compiled the pair") == 2
-    again = Compiler(tmp_path, threads).compile("pair", pair, (torch.zeros(2, 8),), "a")
+    again = Compiler(tmp_path, threads).compile("pair", pair, (torch.zeros(2, 8),), "a", pairs=True)
     assert again.prepare() and torch.allclose(again(x), pair(x), atol=1e-6)
     assert caplog.text.count("compiled the pair") == 2
-    other = Compiler(tmp_path, threads).compile("pair", pair, (torch.zeros(2, 8),), "b")
+    other = Compiler(tmp_path, threads).compile("pair", pair, (torch.zeros(2, 8),), "b", pairs=True)
     assert len(list(tmp_path.iterdir())) == 3
+    lone = Compiler(tmp_path, threads).compile("pair", pair, (torch.zeros(2, 8),), "a")
+    assert torch.allclose(lone(x), pair(x), atol=1e-6) and not lone.prepare() and len(list(tmp_path.iterdir())) == 3
     assert other.prepare() and len(list(tmp_path.iterdir())) == 4 and not other.prepare()
 
 
@@ -322,7 +324,7 @@ def test_without_pairs_rows_are_computed_one_by_one(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler = Compiler(None, 1)
-    compiled = compiler.compile("pair", pair, (torch.zeros(2, 8),), "a")
+    compiled = compiler.compile("pair", pair, (torch.zeros(2, 8),), "a", pairs=True)
 
     class Core:
         @staticmethod

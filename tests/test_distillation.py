@@ -80,7 +80,7 @@ def test_one_pass_is_enough_where_the_network_knows_the_scale(
     x, t, condition = seeded(2, 1, 2, 2), torch.tensor([3.0, 5.0]), told(2)
     unwanted = told(2, seed=5) if negative else None
     job = Guidance(condition, scale, unwanted, known=known)
-    assert job.num_passes() == [passes] * 2
+    assert job.num_passes == [passes] * 2
     batch = GuidedBatch([job])
     rows, _, asked = batch.inputs(x, t)
     assert len(rows) == 2 * passes == len(asked)
@@ -97,11 +97,11 @@ def test_pushes_and_ways_between_two_texts_need_no_second_pass_either() -> None:
             Guidance(told(2, seed=4), 9.0)]
     knowing = [dataclasses.replace(job, known=GUIDANCE_RANGE) for job in jobs]
     before, after = GuidedBatch(jobs), GuidedBatch(knowing)
-    assert [job.num_passes() for job in jobs] == [[4, 4], [2, 3, 2], [2, 2]]
-    assert [job.num_passes() for job in knowing] == [[3, 3], [1, 2, 1], [2, 2]]
+    assert [job.num_passes for job in jobs] == [[4, 4], [2, 3, 2], [2, 2]]
+    assert [job.num_passes for job in knowing] == [[3, 3], [1, 2, 1], [2, 2]]
     answers = [batch.combine(network(*batch.inputs(x, t))) for batch in (before, after)]
     assert torch.allclose(*answers, atol=1e-4)
-    assert len(after.pictures) == len(before.pictures) - 5 == sum(map(sum, [job.num_passes() for job in knowing]))
+    assert len(after.pictures) == len(before.pictures) - 5 == sum(map(sum, [job.num_passes for job in knowing]))
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_jobs_with_and_without_pushes_share_a_call_and_stay_what_they_are_alone(
     together = GuidedBatch(jobs)
     found = together.combine(network(*together.inputs(x, t)))
     assert len(together.pictures) == 6 + 2 + 2 + 1 * 2 + 2 * 4
-    assert [job.num_passes() for job in jobs] == [[2, 2], [3], [1], [6, 6]]
+    assert [job.num_passes for job in jobs] == [[2, 2], [3], [1], [6, 6]]
     first = 0
     for job in jobs:
         rows = slice(first, first + len(job.condition))
