@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import benchmark_baseline
 import pytest
@@ -13,7 +12,8 @@ import torch
 from training import make_workplace
 
 from core import bench
-from core.diffusion import NoiseSchedule
+from core.compiled import installed_version
+from core.diffusion import Condition, NoiseSchedule
 from core.figures import Row, Section, record
 from generator import FaceGenerator
 
@@ -92,9 +92,22 @@ def test_the_baseline_learns_from_the_same_lessons(tmp_path: Path) -> None:
     schedule, z, noise = NoiseSchedule(), torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
     t = torch.tensor([100.0, 700.0])
 
-    class Knowing(benchmark_baseline.Baseline):
-        def forward(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> torch.Tensor:
-            return noise
-
-    predict = Knowing(4, 32).velocity(schedule)
+    predict = benchmark_baseline.Baseline.velocity(lambda *_: noise, schedule)
     assert torch.allclose(predict(schedule.add_noise(z, noise, t), t, None), schedule.target(z, noise, t), atol=1e-4)
+
+
+def test_the_baseline_is_measured_by_what_computes_fastest() -> None:
+    """And that gives what torch gives, for any number of rows, with the learned null or without."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = benchmark_baseline.Baseline(4, 32).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    condition = Condition(torch.randn(5, 7, 32, generator=generator),
+                          torch.arange(7).expand(5, 7) < 1 + torch.arange(5)[:, None],
+                          torch.randn(5, 32, generator=generator), torch.full((5,), 128.0), torch.arange(5) % 2 == 1)
+    x, level = torch.randn(5, 4, 16, 16, generator=generator), torch.linspace(0, 999, 5)
+    fast = benchmark_baseline.quick(network, condition[:2], (4, 16, 16))
+    assert (fast is network) == (installed_version() is None)
+    for rows in (slice(1), slice(5)):
+        wanted, found = network(x[rows], level[rows], condition[rows]), fast(x[rows], level[rows], condition[rows])
+        assert torch.allclose(found, wanted, atol=1e-3 * float(wanted.abs().max()))
