@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(model=args.model, data=args.data, judge=args.judge, out=args.run, samples=args.samples,
                         cache=f"{args.run}/judge", guidance=args.guidance, device=args.device, parts=("ladder",),
                         split=args.split)
-    evaluation, schedule = Evaluation(settings, FaceStore.open(args.data)), NoiseSchedule()
+    evaluation, schedule = Evaluation(settings, FaceStore.open(args.data)), NoiseSchedule(begin=tuple(args.begin))
     device, prompts = evaluation.device, evaluation.prompts.texts
     vae, (clip, tokenizer) = load_vae(args.model, device), load_clip(args.model, device)
     shape = (vae.config.latent_channels, 16, 16)
@@ -140,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         network.load_state_dict(load_file(folder / "ema.safetensors"))
         network = network.eval().to(device)
     denoise = network
-    if device.type == "cpu":
+    if device == "cpu":
         denoise = quick(network, encode_prompts(clip, tokenizer, ["a face", ""]), shape)
     predict, pictures = denoise if args.ours else Baseline.velocity(denoise, schedule), []
     for start in range(0, len(prompts), 64):
@@ -153,7 +153,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         pictures.append(metrics.to_pictures(vae.decode(vae.unwhiten(z))))
     drawn = np.concatenate(pictures)
     found = evaluation.distance(look(evaluation.judge, drawn), drawn)
-    report = {"step": step, "guidance": args.guidance, "n_inf_steps": args.n_inf_steps, **found}
+    report = {"step": step, "guidance": args.guidance, "n_inf_steps": args.n_inf_steps, "begin": args.begin, **found}
     name = "ours.json" if args.ours else "report.json"
     (Path(args.run) / name).write_text(json.dumps(report, indent=2) + "\n")
     return report
@@ -185,6 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=float, default=share)
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--ours", action="store_true", help="measure: the UNet of the model folder instead")
+    parser.add_argument("--begin", nargs=2, type=float, default=(1000.0, 0.0), metavar=("A", "B"),
+                        help="measure: n steps begin at timestep A - B / (n + 2); near nothing but noise a prediction of "
+                        "noise says little of the picture")
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
