@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--ours", action="store_true", help="measure: the UNet of the model folder instead")
     parser.add_argument("--begin", nargs=2, type=float, default=(1000.0, 0.0), metavar=("A", "B"),
-                        help="measure: n steps begin at timestep A - B / (n + 2); near nothing but noise a prediction of "
+                        help="measure: n steps begin at timestep A - B / (n + 2); near pure noise a prediction of "
                         "noise says little of the picture")
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--compile", action="store_true")
