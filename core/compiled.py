@@ -89,7 +89,11 @@ class Composed(nn.Module):
 
 
 class Fixed:
-    """A network compiled for a fixed number of `rows`, with a request for each of its streams."""
+    """A network compiled for a fixed number of `rows`, with a request for each of its streams.
+
+    Arrays in, one float32 array out: torch would cut and join the larger ones with threads of its own, one of which
+    then waits at full speed where a stream is to compute.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -104,20 +108,19 @@ class Fixed:
         """Rows that are computed side by side."""
         return self.rows * len(self._requests)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         """Any number of rows up to `at_once`; a request that is not full computes its last row again.
 
         Raises torch.OutOfMemoryError when memory is short.
         """
-        given, answers = [x.detach().contiguous().numpy() for x in inputs], []  # read where they are
-        count = len(given[0])
-        arrays = [[x[first : first + self.rows] for x in given] for first in range(0, count, self.rows)]
+        count, answers = len(inputs[0]), []
+        arrays = [[x[first : first + self.rows] for x in inputs] for first in range(0, count, self.rows)]
         if missing := -count % self.rows:
             arrays[-1] = [np.concatenate([x, *[x[-1:]] * missing]) for x in arrays[-1]]
         busy = self._requests[: len(arrays)]
         try:
             for request, mine in zip(busy[1:], arrays[1:], strict=True):
-                request.start_async(mine, share_inputs=True)
+                request.start_async(mine, share_inputs=True)  # they are read where they are
             answers.append(busy[0].infer(arrays[0], share_inputs=True)[0])  # the output is copied out
             for request in busy[1:]:
                 request.wait()
@@ -130,7 +133,12 @@ class Fixed:
                     request.wait()
             self._requests = self._make()
             raise torch.OutOfMemoryError(f"out of memory: {error}"[:300]) from error
-        return torch.from_numpy(answers[0] if len(answers) == 1 else np.concatenate(answers))[:count]
+        return joined(answers)[:count]
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows one after the other; one part alone is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class Compiled:
@@ -153,7 +161,8 @@ class Compiled:
         return True
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        count, found, first = len(inputs[0]), [], 0
+        given = [x.detach().contiguous().numpy() for x in inputs]
+        count, found, first = len(given[0]), [], 0
         if count > 1:
             self.prepare()
         while first < count:
@@ -161,9 +170,9 @@ class Compiled:
             # a lone pair would leave a stream idle: one after the other, on all threads, is faster
             one = self._alone if self._pairs is None or left <= self._pairs.at_once // 2 else self._pairs
             rows = slice(first, first + min(left, one.at_once))
-            found.append(one(*(x[rows] for x in inputs)))
+            found.append(one([x[rows] for x in given]))
             first = rows.stop
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return torch.from_numpy(joined(found))
 
     def denoise(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """A `Flat` network as the denoiser that it was made of."""
@@ -279,7 +288,7 @@ def check(compiled: Fixed, module: nn.Module, example: Sequence[Tensor], toleran
         rows = [one[torch.arange(count) % len(one)] for one in example]
         with torch.no_grad():
             wanted = module(*rows)
-        found = compiled(*rows)
+        found = torch.from_numpy(compiled([one.contiguous().numpy() for one in rows]))
         if found.shape != wanted.shape:
             raise ValueError(f"compiled it gives {list(found.shape)} instead of {list(wanted.shape)}")
         error = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9))
