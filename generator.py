@@ -42,7 +42,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -319,11 +319,10 @@ class FaceGenerator:
         with torch.inference_mode():
             condition = encode_prompts(self.clip, self.tokenizer, ["a face", ""])
         latents = torch.randn(2, *self.info.latent_shape, generator=torch.Generator().manual_seed(0))
-        example = (latents, torch.tensor([900.0, 100.0]), *(getattr(condition, f.name) for f in fields(condition)))
+        example = Flat.inputs(latents, torch.tensor([900.0, 100.0]), condition)
         unet = compiler.compile("unet", Flat(self.unet), example, self.info.model_hash, pairs=True)
         decoder = Composed(self.vae, self.vae.unwhiten, self.vae.decode)
         self.draw = compiler.compile("decoder", decoder, (latents,), self.info.model_hash)
-        self._compiled = [unet]
         if self.preview is not None:  # two pools of threads in one step wait for each other: so this one, too
             sketch = Composed(self.preview, self.preview.levels)
             self.sketch = compiler.compile("preview", sketch, (latents,), self.info.model_hash)
@@ -335,6 +334,7 @@ class FaceGenerator:
             turbo = compiler.compile("turbo", Flat(self.turbo), example, self.info.model_hash, pairs=True)
             self.denoise_fast = turbo.denoise
             self._compiled.append(turbo)
+        self._compiled.append(unet)
         self.denoise, self.info = unet.denoise, replace(self.info, engine=compiler.name)
         # numpy's threads wait for their next product at full speed: the picture after it took half as long again
         threadpool_limits(1, user_api="blas")

@@ -2,12 +2,12 @@
 
 A torch network is traced once and compiled for this CPU with its number of rows fixed, which makes it a fifth faster
 than one that takes any: for one row, on all threads together, and, where asked for, for pairs, on two streams of half
-the threads each, which is faster still where there are many rows and costs the memory of a second network.
-Both are compared with torch and kept in a folder: the next start reads them back in a
-second instead of tracing and compiling again. What is kept is found by a key over everything that decides it (weights,
-source, versions, CPU, settings), holds a checksum, is written aside and renamed, and made anew when anything is wrong
-with it; a folder that cannot be written costs time, nothing else. Nothing is downloaded, and the converter that reports
-its use to the vendor is not used: the frontend below it is.
+the threads each, which is faster still where there are many rows and costs the memory of a second network. What is
+compiled is compared with torch and kept in a folder: the next start reads it back in a second instead of tracing and
+compiling again. It is found by a key over everything that decides it (weights, source, versions, CPU, settings), holds
+a checksum, is written aside and renamed, and is made anew when anything is wrong with it; a folder that cannot be
+written costs time, nothing else. Nothing is downloaded, and the converter that reports its use to the vendor is not
+used: the frontend below it is.
 
 It does not know what the network computes. OpenVINO: https://docs.openvino.ai; the frontend's Python side is
 openvino/frontend/pytorch/ts_decoder.py.
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from core.diffusion import Condition
 
 MAGIC = b"faces-compiled-1"
-KEPT = 32  # files in the folder: a few models, precisions and thread counts
+KEPT = 16  # files in the folder: a few models, precisions and thread counts
 ROWS = 2  # that one stream of several computes at once
 STREAMS = 2  # where there are threads enough
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # largest difference from torch, over the largest number
@@ -73,6 +73,11 @@ class Flat(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor, *parts: Tensor) -> Tensor:
         return self.denoiser(x, timestep, Condition(*parts))
+
+    @staticmethod
+    def inputs(x: Tensor, timestep: Tensor, condition: Condition) -> list[Tensor]:
+        """What `forward` takes."""
+        return [x, timestep, *(getattr(condition, field.name) for field in fields(condition))]
 
 
 class Composed(nn.Module):
@@ -176,8 +181,7 @@ class Compiled:
 
     def denoise(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """A `Flat` network as the denoiser that it was made of."""
-        parts = [getattr(condition, field.name) for field in fields(condition)]
-        return self(x, timestep.float(), *parts)
+        return self(*Flat.inputs(x, timestep.float(), condition))
 
 
 class Compiler:

@@ -19,7 +19,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +164,7 @@ def quick(network: nn.Module, condition: Condition, shape: tuple[int, ...]) -> A
         compiler = Compiler(None, torch.get_num_threads())
     except CompileError:
         return network
-    parts = [getattr(condition, field.name) for field in fields(condition)]
-    example = [torch.randn(2, *shape), torch.tensor([900.0, 100.0]), *parts]
+    example = Flat.inputs(torch.randn(2, *shape), torch.tensor([900.0, 100.0]), condition)
     return compiler.compile("baseline", Flat(network), example, "", pairs=True).denoise
 
 
