@@ -35,7 +35,7 @@ from urllib.parse import quote
 from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
-from core import answers, captions, openapi, schemas, serializers
+from core import answers, captions, disk, openapi, schemas, serializers
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
@@ -195,7 +195,7 @@ def discard(store: Store, folder: Path) -> None:
 
 def disk_fails(error: StoreError) -> Response:
     log.error("%s", error)
-    return problem_response(Problem(503, "The server's disk fails; see its log.", {"Retry-After": "30"}))
+    return problem_response(Problem(503, disk.ANSWERS[error.cause], {"Retry-After": "30"}))
 
 
 def describe(app: Flask, info: EngineInfo | None, *, locked: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import webbrowser
 from pathlib import Path
@@ -115,6 +116,11 @@ def data_folder(options: argparse.Namespace) -> Path:
     return Path(options.data_dir).expanduser().resolve()
 
 
+def has_jobs(options: argparse.Namespace) -> bool:
+    """Whether a server has kept jobs there before."""
+    return os.path.isfile(str(data_folder(options) / "jobs.sqlite3"))
+
+
 def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     """The command line of api.py. The key is not in it: every user of a machine can read command lines."""
     command = [str(venv_python(root)), str(root / "api.py"), "--host", options.host, "--port", str(options.port)]
@@ -133,10 +139,13 @@ def serve(root: Path, options: argparse.Namespace) -> int:
         exposure_problem(options),
         machine.port_problem(options.host, options.port),
         machine.memory_problem(machine.free_memory()),
-        machine.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir"),
+        machine.folder_problem(data_folder(options), 0 if has_jobs(options) else DATA_NEEDED, "--data-dir"),
     ):
         if problem:
             raise Problem(problem)
+    little = has_jobs(options) and machine.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir")
+    if little:  # no reason to stay away: the gallery is where room is made
+        print(f"Little room for new pictures, old ones can be deleted. {little}", flush=True)
     environment.prepare(root, offline=options.offline, torch_index=options.torch_index)
     device = quick_device_problem(root, options.device)
     if device and options.device != "auto":
@@ -238,10 +247,15 @@ def diagnose(root: Path, options: argparse.Namespace, server: Child, reason: str
     broken = environment.import_problems(root, environment.probe(root))
     if broken:
         return broken[0]
-    file = data_folder(options) / "failure.log"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(server.said, encoding="utf-8")
-    return f"{reason.rstrip('.')} (all of it is in {file}): see ./start.py doctor."
+    for folder in (data_folder(options), Path(tempfile.gettempdir())):  # the disk may be the very thing that fails
+        file = folder / "failure.log"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(server.said, encoding="utf-8")
+        except OSError:
+            continue
+        return f"{reason.rstrip('.')} (all of it is in {file}): see ./start.py doctor."
+    return f"{reason.rstrip('.')}: see ./start.py doctor."
 
 
 # ---- test ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ next; the queue is bounded, so that a flood is refused at the door. Many jobs ru
 tick in the caller's thread, in which cancelled jobs leave, waiting ones join while there is room, and all advance by
 one step. The background worker is a loop around it, and a test needs neither a thread nor a sleep.
 
-It does not know what a job computes: a `Batch` does. It knows nothing of HTTP, and nothing of SQL (`core/store.py`).
+Long because its two sides, the client's and the worker's, share one lock. It does not know what a job computes: a
+`Batch` does. It knows nothing of HTTP, and nothing of SQL (`core/store.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from concurrent.futures import Future
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
-from core.ledger import TRANSITIONS, Job, JobError, Ledger, News, Snapshot, State, Summary, facts
+from core.clock import Ended, seconds
+from core.ledger import TRANSITIONS, Job, JobError, Ledger, News, Snapshot, State, Summary, disk_refused, facts
 from core.store import Change, Event, Record, Retention, Store, StoreError
 
 __all__ = [
@@ -106,8 +108,9 @@ class JobQueue:
     """The waiting jobs, the running ones, the finished ones in the store, and the one thread that works on them.
 
     `max_waiting` bounds the queue and `max_waiting_per_client` (half of it unless told) the part of one client; `keep`
-    bounds what finished jobs occupy. Unfinished jobs of `store` are put back into the queue at once, beyond any bound.
-    The store stays its maker's to close, after `close` and `join`. Any method may raise StoreError when the disk fails.
+    bounds what finished jobs occupy. `clock` gives the times that people see, `elapsed`, which never jumps, measures.
+    Unfinished jobs of `store` are put back into the queue at once, beyond any bound. The store stays its maker's to
+    close, after `close` and `join`. Any method may raise StoreError when the disk fails.
     """
 
     def __init__(
@@ -118,8 +121,9 @@ class JobQueue:
         max_waiting_per_client: int | None = None,
         keep: Retention = DEFAULT_RETENTION,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = seconds,
     ) -> None:
-        self._store, self._keep, self._clock = store, keep, clock
+        self._store, self._keep, self._clock, self._elapsed = store, keep, clock, elapsed
         self._max_waiting = max_waiting
         self._max_per_client = max_waiting_per_client or max(1, max_waiting // 2)
         self._ledger = Ledger(store, clock)
@@ -131,7 +135,9 @@ class JobQueue:
         self._turn = 0
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._last_duration_s = 10.0
-        self._next_prune = 0.0
+        self._began: dict[str, float] = {}  # when the running ones did, by `elapsed`
+        self._ended = Ended(elapsed)
+        self._prune_at: float | None = None  # at once
         self._closed = False
         self._drain_until = 0.0
         self._thread: threading.Thread | None = None
@@ -332,15 +338,20 @@ class JobQueue:
             raise RuntimeError("the worker was started already")
 
         def loop() -> None:
-            batch, resting = None, True
+            batch, resting, told = None, True, ""
             try:
                 batch = setup()
                 while batch is not None and not self._stopped():
                     try:
                         if not self.run_next(batch, timeout_s=REST_AFTER_S if resting else PRUNE_EVERY_S):
                             resting = resting and batch.rest()
-                    except Exception:  # the disk is full, say: jobs wait until it is not
-                        log.exception("the worker goes on in %.1f s", WAIT_AFTER_FAULT_S)
+                        told = ""
+                    except Exception as error:  # the disk is full, say: jobs wait until it is not
+                        if not isinstance(error, StoreError):
+                            log.exception("the worker goes on in %.1f s", WAIT_AFTER_FAULT_S)
+                        elif str(error) != told:  # once, or the log would fill what is left of the disk
+                            log.error("%s (the worker goes on as soon as it can)", error)
+                        told = str(error)
                         with self._changed:
                             self._changed.wait_for(self._stopped, WAIT_AFTER_FAULT_S)
             finally:
@@ -410,7 +421,7 @@ class JobQueue:
                 status = ("status", {"status": "running", "error": None})
                 self._ledger.write([News(job, columns, {"queue_position": None}, [status])])
                 self._waiting = [other for other in self._waiting if other is not job]
-                self._running[job.id] = job
+                self._running[job.id], self._began[job.id] = job, self._elapsed()
                 self._take_turn(job.client)
                 admitted = True
             try:
@@ -445,11 +456,12 @@ class JobQueue:
                 del self._live[job.id]
             except StoreError as refused:  # stays in the memory: in the store it is unfinished and will run again
                 log.error("job %s ended, which cannot be written down: %s", job.id, refused)
-                lost = JobError("storage", str(refused), "Free some space on the server's disk.")
+                lost = disk_refused(refused)
                 self._ledger.show([self._ending(job, error or lost)])
             del self._running[job.id]
-            self._last_duration_s = self._clock() - (job.started_at or 0.0)
-        self._next_prune = 0.0
+            self._last_duration_s = self._elapsed() - self._began.pop(job.id)
+            self._ended.add(job.number)
+        self._prune_at = None
 
     def _ending(self, job: Job, error: JobError | None) -> News:
         state: State = "succeeded" if error is None else "cancelled" if error.code == "cancelled" else "failed"
@@ -473,6 +485,7 @@ class JobQueue:
                 except StoreError as refused:
                     log.error("running jobs cannot be put back (the next start will do it): %s", refused)
                 self._running.clear()
+                self._began.clear()
 
     def _stop(self, batch: Batch | None) -> None:
         self._put_back(batch)
@@ -483,10 +496,10 @@ class JobQueue:
                 future.set_exception(QueueClosed("the server stopped"))
 
     def _prune_sometimes(self) -> None:
-        now = self._clock()
-        if now >= self._next_prune:
-            self._next_prune = now + PRUNE_EVERY_S
-            self._store.prune(self._keep, now)
+        if self._prune_at is None or self._elapsed() >= self._prune_at:
+            self._prune_at = self._elapsed() + PRUNE_EVERY_S
+            young = self._ended.within(self._keep.max_age_s)
+            self._store.prune(self._keep, self._clock(), order=self._ended.order, young=young)
 
     # ---- order
 

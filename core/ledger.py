@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any, Literal
 
+from core.disk import FULL, PERMISSION, READ_ONLY, UNREACHABLE
 from core.store import Change, Event, Record, Store, StoredFile, StoreError
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -27,6 +28,12 @@ TRANSITIONS: dict[str, frozenset[str]] = {
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
+}
+HINTS = {  # what helps against a disk that refuses, by its cause
+    FULL: "Free some space on the server's disk.",
+    READ_ONLY: "Make the server's disk writable again, then send the request again.",
+    PERMISSION: "Give the server its data folder back, then send the request again.",
+    UNREACHABLE: "Connect the server's disk again, then send the request again.",
 }
 PREVIEW_BUDGET = 8 * 2**20  # bytes of files that may be dropped, a job
 
@@ -241,4 +248,9 @@ def _disk_troubles() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        raise JobError("storage", str(error), "Free some space on the server's disk.") from error
+        raise disk_refused(error) from error
+
+
+def disk_refused(error: StoreError) -> JobError:
+    """What a client is told of a job that the disk ended."""
+    return JobError("storage", str(error), HINTS.get(error.cause, HINTS[FULL]))

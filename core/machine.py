@@ -15,10 +15,11 @@ import re
 import shutil
 import socket
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from core import disk
 
 GIB = 1024**3
 MEMORY_NEEDED = 1.5 * GIB  # measured: 0.9 GiB after all imports; the rest is the model and eight pictures
@@ -79,20 +80,18 @@ def memory_problem(free: int | None) -> str | None:
 
 def nearest_folder(path: Path) -> Path:
     """`path`, or the closest of its parents that exists."""
-    return next((folder for folder in (path, *path.parents) if folder.exists()), path)
+    return next((folder for folder in (path, *path.parents) if os.path.exists(str(folder))), path)
 
 
 def folder_problem(path: Path, needed: int, flag: str) -> str | None:
     """The sentence for a folder, made yet or not, that cannot take `needed` bytes; `flag` chooses another one."""
     there = nearest_folder(path)
-    if not there.is_dir():
+    if os.path.isfile(str(there)):
         return f"{there} is no folder, so nothing can be kept in {path}: choose another one with {flag}."
-    try:
-        with tempfile.TemporaryFile(dir=str(there)):  # permissions alone do not tell: read-only disks, quotas
-            free = shutil.disk_usage(str(there)).free
-    except OSError as error:
-        reason = error.strerror or error
-        return f"{path} cannot be written to ({reason}): choose another folder with {flag}, or make it yours."
+    refused = disk.probe(there)
+    if refused:
+        return disk.sentence(*refused, path, flag)
+    free = shutil.disk_usage(str(there)).free
     if free < needed:
         short = f"Only {free / 1e6:.0f} MB are free on the disk of {path} and {needed / 1e6:.0f} MB are needed"
         return f"{short}: free some space, or choose a folder on another disk with {flag}."

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import Any, cast
 
 from core.answers import FINDINGS, Failure, Findings, JobAnswer, JobFacts, JobImage, JobSummary, Parameters, Update
+from core.clock import seconds_each
 from core.engine import image_url, latent_name, picture_name
 from core.ledger import Job, Snapshot, State, Summary
 from core.store import Event
@@ -48,7 +49,7 @@ def seconds_left(job: Snapshot) -> float | None:
     steps = [event for event in job.events_of_this_run if event.kind == "progress"]
     if len(steps) < 2:
         return None
-    seconds_per_step = (steps[-1].at - steps[0].at) / (steps[-1].data["t"] - steps[0].data["t"])
+    seconds_per_step = seconds_each([event.at for event in steps], [event.data["t"] for event in steps])
     return max(0.0, round(seconds_per_step * (job.total - job.done), 1))
 
 

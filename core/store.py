@@ -10,11 +10,14 @@ What holds after a power cut too: everything saved as `durable` (accepted jobs, 
 written as `durable`; the last few progress events may be missing. SQLite does this with a write-ahead log: a commit is
 one write, and one `fsync` more when it is durable (https://sqlite.org/wal.html, https://sqlite.org/pragma.html).
 
+What holds on a full disk: jobs can be removed and cancelled and their ends are written down, because `reserve` gives
+its room back for that. Nothing is ordered by the clock, which may jump: the number of a job is its place.
+
 One process owns a folder: the database stays locked while it is open. All threads share one connection behind one
 lock, which is held for single statements and short transactions, never while a file is read or written.
 
-This file does not know what a state or an event means, when a job may be removed, or who waits for what: that is
-`core/jobs.py`.
+Long because every statement of SQL stands here. This file does not know what a state or an event means, when a job may
+be removed, or who waits for what: that is `core/jobs.py`.
 """
 
 from __future__ import annotations
@@ -25,14 +28,17 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from core.disk import DAMAGED, FULL, LOCKED, OTHER, UNREACHABLE, Reserve, cause_of, probe, reason_of, sentence
 
 DATABASE = "jobs.sqlite3"
 FILES = "jobs"
+RESERVE = "reserve"
 APPLICATION_ID = 0x66616365  # "face", in the file's header: tells our database from anybody else's
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -77,8 +83,15 @@ FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
 EVENTS_AT_ONCE = 500  # so that a reader of a long history lets the engine's commits through in between
 
 
+T = TypeVar("T")
+
+
 class StoreError(Exception):
-    """The store cannot be opened, read or written; the message says why and what helps."""
+    """The store cannot be opened, read or written; the message says why and what helps, `cause` is one of core.disk."""
+
+    def __init__(self, message: str, cause: str = OTHER) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -173,10 +186,13 @@ class Store:
             (folder / FILES).mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self._path, timeout=patience_s, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"The folder {folder} cannot be used for jobs: {error}.") from error
+            cause, reason = self._why(error)
+            told = f"The folder {folder} cannot be used for jobs: {error}."
+            raise StoreError(told if cause == OTHER else self._sentence(cause, reason), cause) from error
         try:
             if not self._open():  # beside a new database, whatever is there is not ours to remove
                 self._sweep()
+            self._reserve = Reserve(folder / RESERVE)
         except BaseException:
             self._db.close()
             raise
@@ -213,42 +229,71 @@ class Store:
                 _write(db, change)
 
     def save(self, changes: Iterable[Change], *, durable: bool = False) -> None:
-        """Write all of `changes` or nothing."""
-        with self._transaction(durable=durable) as db:
+        """Write all of `changes` or nothing. What is durable, such as a client's decision, may use up the reserve."""
+        changes = list(changes)
+
+        def write(db: sqlite3.Connection) -> None:
             for change in changes:
                 _write(db, change)
 
+        self._commit(write, durable=durable, reserved=durable)
+
     def delete(self, record: Record) -> None:
         """Remove a job for good, durably; its id is remembered."""
-        with self._transaction(durable=True) as db:
+        def forget(db: sqlite3.Connection) -> None:
             self._forget(db, [(record.number, record.id)])
-        self._remove_folder(record.id)
 
-    def prune(self, keep: Retention, now: float) -> list[str]:
+        try:
+            self._commit(forget, durable=True, reserved=True)
+        except StoreError as error:
+            if error.cause != FULL:
+                raise
+            self._remove_folder(record.id)  # no reserve is left: the files, which are what takes the room, go first
+            self._commit(forget, durable=True)
+        self._remove_folder(record.id)
+        self._reserve.refill()
+
+    def prune(
+        self, keep: Retention, now: float, *, order: Sequence[int] = (), young: Collection[int] = ()
+    ) -> list[str]:
         """Remove finished jobs, oldest first, until `keep` holds; returns their ids.
 
-        The newest finished job is removed for its age alone, however large it is: somebody is about to look at it.
+        Oldest are those with the lowest numbers; the jobs in `order`, which gives the numbers of those that are known
+        to have ended one after the other, are the newest. The newest finished job is removed for its age alone,
+        however large it is: somebody is about to look at it. Only ages are told by the clock, and where it contradicts
+        the order a job stays: one that comes after a younger one is no older than that. `young` are the numbers of
+        jobs that are known not to be too old, whatever the clock says.
         """
-        gone: list[tuple[int, str]] = []
-        with self._transaction() as db:
+        place = {number: i for i, number in enumerate(order)}
+
+        def remove(db: sqlite3.Connection) -> list[tuple[int, str]]:
             count, size, oldest = db.execute(
                 "SELECT count(*), total(size), min(finished_at) FROM jobs WHERE finished_at IS NOT NULL"
             ).fetchone()
             expired = -1.0 if keep.max_age_s is None else now - keep.max_age_s
             if count <= keep.max_jobs and size <= keep.max_bytes and (oldest is None or oldest >= expired):
                 return []
-            for number, job_id, bytes_, finished_at in db.execute(
-                "SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL "
-                "ORDER BY finished_at, number"
-            ):
-                too_much = count > 1 and (count > keep.max_jobs or size > keep.max_bytes)
-                if not too_much and finished_at >= expired:
+            rows = sorted(
+                db.execute("SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL"),
+                key=lambda row: (place.get(row[0], -1), row[0]),
+            )
+            ends = [now if number in young else end for number, _, _, end in rows]
+            first_young = next((i for i, end in enumerate(ends) if expired <= end <= now), len(rows))
+            too_old = max((i + 1 for i, end in enumerate(ends[:first_young]) if end < expired), default=0)
+            gone = []
+            for i, (number, job_id, bytes_, _) in enumerate(rows):
+                if i >= too_old and not (count > 1 and (count > keep.max_jobs or size > keep.max_bytes)):
                     break
                 gone.append((number, job_id))
                 count, size = count - 1, size - bytes_
             self._forget(db, gone)
+            return gone
+
+        gone = self._commit(remove, reserved=True)
         for _, job_id in gone:
             self._remove_folder(job_id)
+        if gone:
+            self._reserve.refill()
         return [job_id for _, job_id in gone]
 
     # ---- reading
@@ -353,7 +398,8 @@ class Store:
             if durable:
                 _sync_folder(folder)
         except OSError as error:
-            raise StoreError(f"A file of job {job_id} cannot be written in {folder}: {error.strerror}.") from error
+            told = f"A file of job {job_id} cannot be written in {folder}: {error.strerror}."
+            raise self._error(told, error) from error
 
     def read_file(self, job_id: str, name: str) -> bytes | None:
         """The content of a file that a row named; None when it is gone."""
@@ -362,7 +408,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"The file {name} of job {job_id} cannot be read: {error.strerror}.") from error
+            raise self._error(f"The file {name} of job {job_id} cannot be read: {error.strerror}.", error) from error
 
     def remove_files(self, job_id: str, names: Iterable[str]) -> None:
         """Remove files that no row names any more. What cannot be removed now goes at the next start."""
@@ -407,13 +453,12 @@ class Store:
             (self._last_number,) = self._db.execute("SELECT coalesce(max(number), 0) FROM jobs").fetchone()
             return not tables
         except sqlite3.Error as error:
-            if "locked" in str(error):
-                raise StoreError(
-                    f"Another server is using {self.folder}: stop it, or choose another folder with --data-dir."
-                ) from error
+            cause, reason = self._why(error)
+            if cause not in (OTHER, DAMAGED):
+                raise StoreError(self._sentence(cause, reason), cause) from error
             raise StoreError(
                 f"The job database {self._path} is damaged ({error}): move the folder away to start with an empty "
-                "one, or restore it from a copy."
+                "one, or restore it from a copy.", DAMAGED
             ) from error
 
     def _sweep(self) -> None:
@@ -431,7 +476,19 @@ class Store:
                 if folder.name not in known:
                     folder.rmdir()
         except OSError as error:
-            raise StoreError(f"The folder {self.folder / FILES} cannot be used: {error}.") from error
+            raise self._error(f"The folder {self.folder / FILES} cannot be used: {error}.", error) from error
+
+    def _commit(
+        self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False, reserved: bool = False
+    ) -> T:
+        """Do `work` in one transaction; on a full disk again, when it is `reserved`, with room from the reserve."""
+        while True:
+            try:
+                with self._transaction(durable=durable) as db:
+                    return work(db)
+            except StoreError as error:
+                if not reserved or error.cause != FULL or not self._reserve.release():
+                    raise
 
     @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -444,7 +501,7 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
-                raise StoreError(f"The job database {self._path} cannot be written: {error}.") from error
+                raise self._error(f"The job database {self._path} cannot be written: {error}.", error) from error
             finally:
                 try:
                     if self._db.in_transaction:
@@ -459,7 +516,34 @@ class Store:
             try:
                 return self._db.execute(query, values).fetchall()
             except sqlite3.Error as error:
-                raise StoreError(f"The job database {self._path} cannot be read: {error}.") from error
+                raise self._error(f"The job database {self._path} cannot be read: {error}.", error) from error
+
+    def _why(self, error: Exception) -> tuple[str, str]:
+        """The cause and the reason of an error of the system or of SQLite, which does not tell everything apart."""
+        text = str(error)
+        if isinstance(error, FileExistsError) and self.folder.is_symlink():
+            return UNREACHABLE, f"it is a link to {os.readlink(self.folder)}, which is not there"
+        if isinstance(error, OSError):
+            return cause_of(error), reason_of(error)
+        if "locked" in text:
+            return LOCKED, text
+        if "disk is full" in text:
+            return FULL, text
+        if "malformed" in text or "not a database" in text:
+            return DAMAGED, text
+        if re.search("I/O error|readonly|unable to open|locking protocol", text):
+            return probe(self.folder, [self._path, Path(f"{self._path}-wal")]) or (OTHER, text)
+        return OTHER, text
+
+    def _sentence(self, cause: str, reason: str) -> str:
+        if cause == LOCKED:
+            return f"Another server is using {self.folder}: stop it, or choose another folder with --data-dir."
+        return sentence(cause, reason, self.folder, "--data-dir")
+
+    def _error(self, told: str, error: Exception) -> StoreError:
+        """What was refused, and where that is known, why and what helps."""
+        cause, reason = self._why(error)
+        return StoreError(told if cause in (OTHER, DAMAGED) else f"{told} {self._sentence(cause, reason)}", cause)
 
     def _forget(self, db: sqlite3.Connection, jobs: Iterable[tuple[int, str]]) -> None:
         for number, job_id in jobs:

@@ -23,6 +23,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from core.captions import ATTRIBUTES
+from core.clock import seconds_each
 from core.jobs import JobError
 from core.store import Retention, StoreError
 
@@ -164,6 +165,12 @@ def test_the_time_left_is_told_while_it_runs(app: Flask, engine: DrawingEngine, 
     job_id = post(client, n_inf_steps=4)["job_id"]
     work(app)
     assert found[:2] == [None, None] and all(eta is not None and eta >= 0 for eta in found[2:])
+
+
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_a_clock_that_jumps_does_not_change_the_time_left(jump: float) -> None:
+    times, counts = [10.0, 11.0, 12.0, 13.0 + jump, 14.0 + jump, 15.0 + jump], [1, 3, 5, 7, 9, 11]
+    assert seconds_each(times, counts) == 0.5
 
 
 @pytest.mark.parametrize(

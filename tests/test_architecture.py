@@ -40,6 +40,8 @@ ROOMS: dict[str, set[str]] = {
     "core.child": set(),
     "core.environment": set(),
     "core.machine": set(),
+    "core.disk": set(),
+    "core.clock": set(),
     "core.qr": {"segno"},
     "core.schemas": {"numpy", "pydantic"},
     "core.answers": {"pydantic", "typing_extensions"},
@@ -95,8 +97,8 @@ SERVING = {  # what only the server imports, and training can do without
     "core.schemas", "core.serializers", "core.serving", "core.streams", "core.submission", "core.telemetry",
     "core.verification", "core.web",
 }
-TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.emphasis", "core.engine",
-                        "core.environment", "core.jobs", "core.ledger", "core.machine", "core.metadata",
+TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.clock", "core.disk", "core.emphasis",
+                        "core.engine", "core.environment", "core.jobs", "core.ledger", "core.machine", "core.metadata",
                         "core.pictures", "core.population", "core.receipts", "core.sliders", "core.store",
                         "core.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}

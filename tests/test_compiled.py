@@ -23,7 +23,18 @@ from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 from core.checkpoint import save_component
-from core.compiled import KEPT, MAGIC, Compiled, CompileError, Compiler, Composed, Flat, installed_version
+from core.compiled import (
+    KEPT,
+    MAGIC,
+    Compiled,
+    CompileError,
+    Compiler,
+    Composed,
+    Flat,
+    installed_version,
+    keep,
+    read_checked,
+)
 from core.diffusion import Condition
 from core.judge import Judge, JudgeConfig, look
 from core.preview import PreviewDecoder, save_preview
@@ -255,6 +266,21 @@ def test_the_cache_does_not_grow_for_ever(pair: Pair, tmp_path: Path) -> None:
     for number in range(KEPT + 3):
         Compiler(tmp_path, 1).compile("pair", pair, (torch.zeros(2, 8),), str(number))
     assert len(list(tmp_path.iterdir())) == KEPT
+
+
+def test_a_clock_that_was_ahead_drops_no_network_that_was_just_compiled(tmp_path: Path) -> None:
+    """Without OpenVINO: the files are all that matters."""
+    class Model:
+        def export_model(self) -> bytes:
+            return b"compiled"
+
+    for number in range(KEPT):
+        keep(tmp_path / f"{number}.compiled", Model())
+        os.utime(tmp_path / f"{number}.compiled", (2**32 + number, 2**32 + number))
+    assert read_checked(tmp_path / "0.compiled") == b"compiled"  # used again: 1 is the longest unused now
+    for name in ("new", "newer"):
+        keep(tmp_path / f"{name}.compiled", Model())
+    assert {path.stem for path in tmp_path.iterdir()} == {"0", "new", "newer", *map(str, range(3, KEPT))}
 
 
 @needs_openvino

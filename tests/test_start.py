@@ -672,7 +672,7 @@ def test_doctor_counts_the_jobs_and_says_what_is_wrong_with_them(house: Path, tm
     assert "1. Another server is using" in answer.stdout and answer.returncode == 1
     store.close()
     answer = ask()
-    assert re.search(rf"^data +{tmp_path / 'kept'}, 0 MB, jobs: 1 unfinished; [\d.]+ GiB free$", answer.stdout, re.M)
+    assert re.search(rf"^data +{tmp_path / 'kept'}, 2 MB, jobs: 1 unfinished; [\d.]+ GiB free$", answer.stdout, re.M)
     assert "Nothing is wrong." in answer.stdout
     (tmp_path / "kept" / "jobs.sqlite3").write_bytes(b"not a database" * 1000)
     answer = ask()
