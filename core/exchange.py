@@ -95,7 +95,7 @@ def inverted(service: EngineService, pixels: np.ndarray, prompt: str) -> np.ndar
     return latent
 
 
-_PICTURE = re.compile(rb'"(?:init_image|mask)"\s*:\s*"([A-Za-z0-9+/=\\]*)"')
+_PICTURE = re.compile(rb'"(?:init_image|mask)"\s*:\s*"([A-Za-z0-9+/=\\ ]*)"')
 
 
 def read_drawing() -> Any:

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from core.containers import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from core.engine import MANY_STEPS, EngineInfo, usual_sampler, usual_strength
@@ -29,10 +29,10 @@ from core.web import bad_field, bounds, shown
 
 MAX_BODY_BYTES = 2**20  # eight latents are 175 kB as base64
 MAX_IMAGE_TEXT = 4 * -(-MAX_PICTURE_BYTES // 3)  # characters of the largest picture in base64
-MAX_IMAGE_BODY_BYTES = MAX_IMAGE_TEXT + 1024  # with the JSON around it
+MAX_IMAGE_BODY_BYTES = MAX_IMAGE_TEXT * 17 // 16 + 1024  # lines of 64 end in \r\n, as JSON writes it; and the rest
 MAX_MASK_BYTES = 2**20  # two colours need little
 MAX_MASK_TEXT = 4 * -(-MAX_MASK_BYTES // 3)
-MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + MAX_IMAGE_TEXT + MAX_MASK_TEXT  # all but the pictures keeps the usual bound
+MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + (MAX_IMAGE_TEXT + MAX_MASK_TEXT) * 17 // 16  # the usual bound for the rest
 MAX_ANY_BODY_BYTES = max(MAX_DRAW_BODY_BYTES, MAX_IMAGE_BODY_BYTES)
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript holds exactly
 MAX_LATENT_VALUE = 1e3
@@ -69,12 +69,34 @@ def no_control_characters(value: str | None, info: ValidationInfo) -> str | None
     return value
 
 
+def unwrapped(value: Any) -> Any:
+    """Base64 in one piece: what `base64` prints has lines of 76 characters and ends with one (RFC 2045)."""
+    return re.sub(r"[ \t\r\n]+", "", value) if isinstance(value, str) else value
+
+
 def decode_base64(text: str, field: str, wanted: str = "must be base64") -> bytes:
-    """Strict base64, without line breaks. Raises a validation error that begins with `wanted`."""
+    """Strict base64, in lines or not. Raises a validation error that begins with `wanted` and ends with the cause."""
+    text = unwrapped(text)
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad_field(field, f"{wanted}; got {shown(text)}") from error
+        raise bad_field(field, f"{wanted}; got {shown(text)}: {why_no_base64(text)}") from error
+
+
+def why_no_base64(text: str) -> str:
+    """What is wrong with text that cannot be decoded."""
+    if re.match("data:[^,]{0,100},", text):
+        return "leave out everything up to the comma"
+    if re.match("[a-z]{2,10}:", text):
+        return "addresses are not followed"
+    strange = re.search("[^A-Za-z0-9+/=]", text)
+    if strange is None:
+        inner = "=" in text.rstrip("=")
+        return "something follows its end" if inner else f"its end is missing, or one character of its {len(text)}"
+    if strange[0] in "-_":
+        plain = "+" if strange[0] == "-" else "/"
+        return f"that is the URL-safe alphabet, write {plain} for {strange[0]}"
+    return f"character {strange.start() + 1} is {shown(strange[0])}"
 
 
 def check_latent(latent: np.ndarray, field: str) -> np.ndarray:
@@ -118,13 +140,14 @@ def read_npy(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return latent
 
 
-Base64Latent = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "format": "latent"})]
+Unwrapped = BeforeValidator(unwrapped)  # outermost: lengths count without line breaks
+Base64Latent = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "format": "latent"}), Unwrapped]
 Latents = Annotated[list[Base64Latent], Field(json_schema_extra={"minItems": 1, "maxItems": 8})]
 Base64Image = Annotated[
-    str, Field(max_length=MAX_IMAGE_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "image"})
+    str, Field(max_length=MAX_IMAGE_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "image"}), Unwrapped
 ]
 Base64Mask = Annotated[
-    str, Field(max_length=MAX_MASK_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "mask"})
+    str, Field(max_length=MAX_MASK_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "mask"}), Unwrapped
 ]
 Prompt = Annotated[str, Field(max_length=500, json_schema_extra={"pattern": PRINTABLE})]
 Sliders = Annotated[dict[str, float], Field(json_schema_extra={

@@ -135,7 +135,9 @@ def parse_json(body: bytes) -> Any:
     try:
         return json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, f"The body is not JSON: {str(error)[:200]}") from error
+        why = "; in JSON a line break inside a text is written \\n (of base64 it can be left out: tr -d '\\n')"
+        broken = why if "Invalid control character" in str(error) else ""
+        raise Problem(400, f"The body is not JSON: {str(error)[:200]}{broken}") from error
 
 
 def read_query(schema: type[Schema]) -> Schema:
