@@ -26,7 +26,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
 from core import answers, captions, disk, openapi, schemas, serializers
+from core.emphasis import unread_in, unread_warning
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
@@ -356,15 +357,18 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) ->
     def analyze() -> Response:
         """Positions count code points."""
         prompt = validate(schemas.AnalyzePrompt, read_json()).prompt
-        found = read_prompt(prompt, words)
+        cut = len(prompt) if service.info is None else unread_in(prompt, service.info)
+        found = read_prompt(prompt[:cut], words)
+        unread = [replace(word, start=cut + word.start, end=cut + word.end, status="unread", suggestion=None)
+                  for word in read_prompt(prompt[cut:], words).words]
         return json_response({
             "attributes": dict(found.attributes),
             "heard": prompt if service.info is None else service.info.emphasis(prompt),
             "open": [facet.to_dict() for facet in open_facets(found.attributes)],
-            "words": [asdict(word) for word in found.words],
+            "words": [asdict(word) for word in (*found.words, *unread)],
             "claims": [asdict(claim) for claim in found.claims],
             "contradictions": list(found.contradictions),
-            "warnings": list(found.warnings),
+            "warnings": [*unread_warning("The prompt", prompt, cut), *found.warnings],
         })
 
     @app.get("/vocabulary")

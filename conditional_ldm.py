@@ -24,6 +24,7 @@ import copy
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -53,7 +54,7 @@ from core.checkpoint import (
 from core.correction import Correction, load_correction
 from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
 from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Away, Lesson, Teacher, make_lesson
-from core.emphasis import Emphasis, load_emphasis
+from core.emphasis import Emphasis, load_emphasis, unread_from, unread_warning
 from vae import VAE, PixelNorm
 
 if TYPE_CHECKING:
@@ -729,7 +730,10 @@ def evaluate(args: argparse.Namespace) -> Path:
         raise ModelFolderError(f"{args.model} has no turbo/; train it with `--distill consistency` or draw otherwise")
     vae = load_vae(args.model, device)
     own, correction = read_index(args.model)["defaults"]["guidance_scale"], load_correction(args.model)
-    emphasis = load_emphasis(args.model)
+    emphasis = load_emphasis(args.model).within(tokenizer.read_to)
+    for prompt in args.prompt or ():
+        for warning in unread_warning("--prompt", prompt, unread_from(prompt, emphasis(prompt), tokenizer.read_to)):
+            print(warning, file=sys.stderr)
 
     def draw(prompts: Sequence[str]) -> Tensor:
         return draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, prompts, per_prompt=args.n_images,

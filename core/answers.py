@@ -301,6 +301,7 @@ class Encoded(TypedDict):
 
     latent: Latent64
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    warnings: NotRequired[Annotated[list[str], Field(description="what of a prompt was not read, where there is any")]]
 
 
 class WatermarkFinding(TypedDict):
@@ -349,12 +350,13 @@ class Verdict(TypedDict):
 
 
 class PromptWord(TypedDict):
-    """A word of the prompt, where it stands (in code points), and whether the model was trained on it."""
+    """A word of the prompt, where it stands (in code points), and whether the model was trained on it; `unread` is one
+    behind the end of what the text encoder reads."""
 
     text: str
     start: Count
     end: Count
-    status: Literal["known", "rare", "unknown"]
+    status: Literal["known", "rare", "unknown", "unread"]
     suggestion: Annotated[str | None, Field(description="the nearest word that the model knows")]
 
 
@@ -376,7 +378,7 @@ class OpenFacet(TypedDict):
 
 
 class AnalysisAnswer(TypedDict):
-    """What was understood of a prompt."""
+    """What was understood of a prompt, as far as the text encoder reads it."""
 
     attributes: dict[str, bool]
     heard: Annotated[str, Field(description="the words that are encoded: denials that the model does not follow are "

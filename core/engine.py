@@ -72,6 +72,8 @@ class EngineInfo(Protocol):
     def step_curve(self) -> Sequence[Mapping[str, Any]]: ...  # what steps buy (core.answers.StepQuality), by steps
     @property
     def emphasis(self) -> Callable[[str], str]: ...  # a description -> the words in which the model hears it
+    @property
+    def read_to(self) -> Callable[[str], int]: ...  # a text -> how many of its characters the text encoder reads
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ from core.phrases import (
     words_of,
 )
 
-Status = Literal["known", "rare", "unknown"]
+Status = Literal["known", "rare", "unknown", "unread"]  # the last one says the text encoder, not `read`
 
 
 @dataclass(frozen=True)

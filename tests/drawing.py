@@ -48,6 +48,7 @@ class DrawingInfo:
     few_steps: Mapping[str, int] = field(default_factory=lambda: {"Sketch": 4})
     step_curve: tuple[Mapping[str, Any], ...] = STEP_CURVE
     emphasis: Emphasis = field(default_factory=lambda: Emphasis(("Wearing_Hat",), {"Eyeglasses": "glasses"}))
+    read_to: Callable[[str], int] = len
 
 
 @dataclass(frozen=True)
