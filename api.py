@@ -36,7 +36,7 @@ from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
 from core import answers, captions, disk, openapi, schemas, serializers
-from core.emphasis import unread_in, unread_warning
+from core.emphasis import unread_from, unread_in, unread_warning
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
@@ -357,13 +357,16 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) ->
     def analyze() -> Response:
         """Positions count code points."""
         prompt = validate(schemas.AnalyzePrompt, read_json()).prompt
-        cut = len(prompt) if service.info is None else unread_in(prompt, service.info)
+        heard, cut = prompt, len(prompt)
+        if (info := service.info) is not None:
+            heard, cut = info.emphasis(prompt), unread_in(prompt, info)
+            heard = heard[:unread_from(heard, heard, info.read_to)]
         found = read_prompt(prompt[:cut], words)
         unread = [replace(word, start=cut + word.start, end=cut + word.end, status="unread", suggestion=None)
                   for word in read_prompt(prompt[cut:], words).words]
         return json_response({
             "attributes": dict(found.attributes),
-            "heard": prompt if service.info is None else service.info.emphasis(prompt),
+            "heard": heard,
             "open": [facet.to_dict() for facet in open_facets(found.attributes)],
             "words": [asdict(word) for word in (*found.words, *unread)],
             "claims": [asdict(claim) for claim in found.claims],
