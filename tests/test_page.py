@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 from browsing import WAIT_MS, Gate, Line, Site, generate, visit, write_prompt
@@ -220,6 +221,16 @@ def test_words_are_marked_and_the_nearest_known_one_is_one_click_away(page: Page
     write_prompt(page, "<img src=x onerror=alert(1)> a man")
     expect(page.locator(".fact")).to_have_text(["man"])
     expect(page.locator("#marks img, #notes img")).to_have_count(0)
+
+
+def test_words_that_are_not_read_are_marked_and_told(page: Page, site: Site, engine: DrawingEngine) -> None:
+    engine.info = replace(engine.info, read_to=lambda text: min(len(text), 17))
+    visit(page, site.address)
+    write_prompt(page, "😀 a man with a beard wearing a hat")
+    expect(page.locator("#marks mark.unread")).to_have_text(["beard", "wearing", "a", "hat"])
+    assert page.locator("#marks").text_content() == "😀 a man with a beard wearing a hat\n"
+    expect(page.locator("#notes")).to_contain_text('"beard wearing a hat" is not read')
+    expect(page.locator(".fact")).to_have_text(["man"])
 
 
 def test_suggestions_come_from_the_vocabulary_and_obey_the_keyboard(page: Page, site: Site) -> None:
