@@ -361,6 +361,20 @@ def test_the_data_folder_is_checked(house: Path, tmp_path: Path, port: int) -> N
         assert denied and "/proc/pictures cannot be written to (" in denied
 
 
+@posix
+def test_little_room_keeps_nobody_from_a_gallery_where_some_can_be_made(house: Path, tmp_path: Path, port: int) -> None:
+    text = (house / "start.py").read_text(encoding="utf-8")
+    (house / "start.py").write_text(text.replace("DATA_NEEDED = 256 * 10**6", "DATA_NEEDED = 2**60"), encoding="utf-8")
+    words = ("--port", str(port), "--data-dir", "kept")
+    assert "MB are free on the disk of" in sentence(run(house, *words))
+    Store(tmp_path / "kept").close()
+    process, said = begin(house, *words)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    process.communicate()
+    assert "Little room for new pictures, old ones can be deleted. Only " in said
+
+
 # ---- a phone ---------------------------------------------------------------------------------------------------------
 
 
