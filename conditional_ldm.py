@@ -79,11 +79,13 @@ class UNetConfig:
     dropout: float = 0.1
     guidance_range: tuple[float, float] | None = None
     guided_attention: bool | None = None  # does guidance change what self-attention adds, too
+    position_maps: bool | None = None  # learned maps are added at 16x16 and 8x8: aligned faces have places
 
 
 PRESETS = {
     "celeba128": UNetConfig(channels=(112, 224, 224)),
     "small": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0),
+    "small8": UNetConfig(8, (80, 160, 192), (1, 2, 1), embed_width=256, dropout=0.0, position_maps=True),
     "tiny": UNetConfig(4, (16, 24), (1, 1), (False, True), 8, 32, 32, 0.0),
 }
 
@@ -231,6 +233,9 @@ class ConditionalUNet(nn.Module):
             self.down.append(Level([wide] * count, wide, config.attention[i], config))
             if i + 1 < len(widths):
                 self.shrink.append(nn.Conv2d(4 * wide, widths[i + 1], 1))
+        if config.position_maps:  # start at zero, so that they change nothing until something is learned
+            self.position_maps = nn.ParameterList(nn.Parameter(torch.zeros(wide, 16 >> i, 16 >> i))
+                                                  for i, wide in enumerate(widths[:2]))
         self.middle = Level([widths[-1]], widths[-1], config.attention[-1], config)
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i in reversed(range(len(widths))):
@@ -255,6 +260,8 @@ class ConditionalUNet(nn.Module):
         h = self.door(x.contiguous(memory_format=torch.channels_last))  # [B, c0, 16, 16]
         skips = []
         for i, level in enumerate(self.down):
+            if self.config.position_maps and i < len(self.position_maps):
+                h = h + self.position_maps[i]
             for block in range(len(level.res)):
                 h = level.step(block, h, embedding, tokens, mask)
                 skips.append(h)
@@ -337,7 +344,7 @@ def encode_prompts(clip: Any, tokenizer: Any, prompts: Sequence[str], px: float 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-EDGES = ("door", "head", "null_pooled", "time_embed", "px_embed", "guidance_embed")  # not for Muon
+EDGES = ("door", "head", "null_pooled", "time_embed", "px_embed", "guidance_embed", "position_maps")  # not for Muon
 BUCKETS = 5  # the loss is logged for this many equal slices of the noise levels
 
 
@@ -366,6 +373,7 @@ class Faces:
             favoured_rows(self.store.attributes[indices], args.favour, args.favour_times,
                           np.where(px == 128, args.sharp_times, 1)), schedule, args.seed,
             args.batch_size, args.caption_dropout, args.accumulate,
+            lowest_timesteps(px, args.soft_from).to(device) if args.soft_from else None,
             share_off={None: None, "guidance": 0.0, "consistency": SHARE_OFF}[args.distill])
 
     def held_out(self, schedule: NoiseSchedule, accelerator: Any, limit: int = 1024) -> list[Any]:
@@ -391,7 +399,7 @@ def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accel
     from core.latents import cached_latents
     from vae import encoder_hash, to_images
 
-    scale = vae.latent_std[:, None, None]
+    _, scale = vae.statistics
 
     @torch.inference_mode()
     def encode(rows: slice) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -463,7 +471,7 @@ def train(args: argparse.Namespace) -> None:
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
                 "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
                 "favour_times": args.favour_times, "sharp_times": args.sharp_times, "px": args.px,
-                "optimizer": args.optimizer,
+                "optimizer": args.optimizer, **({"soft_from": args.soft_from} if args.soft_from else {}),
                 "encoder": encoder_hash(faces.vae), "clip": component_hash(args.model, "clip"),
                 "network": write_config(model.config)}
     if teacher is not None:
@@ -589,6 +597,13 @@ def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int, each
         raise ValueError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
     chosen = attributes[:, [ATTRIBUTES.index(name) for name in names]].any(axis=1)
     return torch.from_numpy(np.repeat(np.arange(len(attributes)), np.where(chosen, times, 1) * each))
+
+
+def lowest_timesteps(px: np.ndarray, soft_from: Sequence[float]) -> Tensor:
+    """From which timestep on each picture is learned from: sharp ones everywhere, enlarged ones only where noise hides
+    that they are soft (https://arxiv.org/abs/2506.10038). Shapes: px [N] in {58, 80, 128} -> [N] float32."""
+    for_58, for_80 = soft_from
+    return torch.from_numpy(np.select([px == 58, px == 80], [for_58, for_80], 0.0).astype(np.float32))
 
 
 def averaged(model: ConditionalUNet, ema: Any, device: torch.device) -> ConditionalUNet:
@@ -784,6 +799,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--self-guidance", type=float, default=0.0, metavar="S", help="--distill guidance: also lead "
                         "away, by S at scale 2.5 and more, from what is drawn without self-attention (0: not)")
     parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only pictures of this source resolution")
+    parser.add_argument("--soft-from", type=float, nargs=2, metavar=("T58", "T80"), help="learn from pictures of 58 "
+                        "and 80 px only at these timesteps and above, where they cannot be told from sharp ones")
     parser.add_argument("--sharp-times", type=int, default=1, help="how often an epoch shows pictures of 128 px")
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
     parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")

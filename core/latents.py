@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.diffusion import Condition, NoiseSchedule
+from core.diffusion import NUM_TRAIN_TIMESTEPS, Condition, NoiseSchedule
 from core.distillation import draw_scales
 from core.training import EpochSampler, attention_kernel, send, step_generator
 
@@ -105,7 +105,8 @@ class Lessons:
     batch_size: int
     caption_dropout: float
     pieces: int
-    share_off: float | None
+    lowest: Tensor | None = None  # timestep [N] from which on each picture is learned from; None: from 0
+    share_off: float | None = None
 
     @cached_property
     def _order(self) -> EpochSampler:
@@ -119,6 +120,9 @@ class Lessons:
         rows = send(self.seen[self._order.batch(step)], device)
         mirrored = send(torch.randint(2, (size,), generator=generator), device)
         timestep = send(self.schedule.sample_timesteps(size, generator), device)
+        if self.lowest is not None:  # the same share of the levels that are left to a picture
+            lowest = self.lowest[rows]
+            timestep = (lowest + timestep * (1.0 - lowest / NUM_TRAIN_TIMESTEPS)).floor()
         null = send(torch.rand(size, generator=generator) < self.caption_dropout, device)
         ids, mask, _, empty = self.captions.draw(rows, generator)
         eps = torch.randn(2, size, *self.cache.mean.shape[2:], generator=noise_generator, device=device)

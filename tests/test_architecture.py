@@ -79,6 +79,8 @@ ROOMS: dict[str, set[str]] = {
     "core.sharpness": {"numpy", "torch"},
     "core.finishing": {"torch"},
     "core.correction": {"torch"},
+    "core.equivariance": {"torch"},
+    "core.resolution": {"numpy", "scipy", "torch"},
     "core.emphasis": set(),
     "core.compiled": {"numpy", "openvino", "torch"},
     "core.devices": {"torch"},
