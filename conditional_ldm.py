@@ -7,6 +7,7 @@ pictures are encoded (vae.py) or sentences are (train_clip.py). Long because a r
 network, training loop, what is distilled from it, drawing; the mathematics is in core/.
 
     python conditional_ldm.py --train                              train on cached latents, release to the model folder
+    python conditional_ldm.py --fit-soft-from                      from which noise level on soft pictures teach no blur
     python conditional_ldm.py --distill guidance                   teach the released UNet to guide itself in one pass
     python conditional_ldm.py --distill consistency                and another, `turbo`, to draw in two to four
     python conditional_ldm.py --eval --prompt "a smiling woman"    write a grid of pictures
@@ -606,6 +607,35 @@ def lowest_timesteps(px: np.ndarray, soft_from: Sequence[float]) -> Tensor:
     return torch.from_numpy(np.select([px == 58, px == 80], [for_58, for_80], 0.0).astype(np.float32))
 
 
+def fit_soft_from(args: argparse.Namespace) -> tuple[int, int]:
+    """The two timesteps for --soft-from, of pictures of 58 and of 80 px, by a classifier on noised latents; printed.
+
+    A model folder needs nothing but its VAE for that. Writes the areas under the curve into the run folder.
+    """
+    from core.resolution import SHARP, ResolutionFit, fit_threshold
+    from core.training import make_accelerator
+    from dataset import FaceStore
+    from vae import load_vae
+
+    accelerator = make_accelerator(args.device, "no")
+    store = FaceStore.open(args.data)
+    rows = store.select(split="train")
+    vae = load_vae(args.model, accelerator.device)
+    cache, px = encoded(vae, store, rows, Path(args.cache), accelerator), store.px[rows]
+    how = replace(ResolutionFit(), steps=min(args.steps, ResolutionFit.steps))
+    found: dict[int, int] = {}
+    areas = {}
+    for soft in (58, 80):
+        chosen = torch.from_numpy(np.flatnonzero((px == soft) | (px == SHARP)))
+        sharp = torch.from_numpy(px == SHARP)[chosen]
+        found[soft], areas[soft] = fit_threshold(cache.mean[0, chosen].cpu(), sharp, NoiseSchedule(args.schedule), how,
+                                                 seed=args.seed)
+        print(f"{soft} px: " + " ".join(f"{low}:{area:.2f}" for low, area in areas[soft].items()))
+    write_json(Path(args.run) / "soft_from.json", {"soft_from": [found[58], found[80]], "areas": areas})
+    print(f"--soft-from {found[58]} {found[80]}")
+    return found[58], found[80]
+
+
 def averaged(model: ConditionalUNet, ema: Any, device: torch.device) -> ConditionalUNet:
     """A copy of the network that carries averaged weights."""
     copy = ConditionalUNet(model.config)
@@ -776,6 +806,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
+    mode.add_argument("--fit-soft-from", action="store_true", help="find the two timesteps for --soft-from")
     mode.add_argument("--distill", choices=("guidance", "consistency"), help="train the released UNet further: "
                       "'guidance' answers at a guidance scale in one pass, 'consistency' makes turbo/ of it, which "
                       "draws in two to four")
@@ -837,6 +868,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
     if args.train or args.distill:
         train(args)
+    elif args.fit_soft_from:
+        fit_soft_from(args)
     else:
         evaluate(args)
     return 0

@@ -123,6 +123,7 @@ class Lessons:
         if self.lowest is not None:  # the same share of the levels that are left to a picture
             lowest = self.lowest[rows]
             timestep = (lowest + timestep * (1.0 - lowest / NUM_TRAIN_TIMESTEPS)).floor()
+            timestep = timestep.clamp(max=NUM_TRAIN_TIMESTEPS - 1)
         null = send(torch.rand(size, generator=generator) < self.caption_dropout, device)
         ids, mask, _, empty = self.captions.draw(rows, generator)
         eps = torch.randn(2, size, *self.cache.mean.shape[2:], generator=noise_generator, device=device)

@@ -202,3 +202,20 @@ def test_area_and_first_bin_have_their_known_values() -> None:
     assert area_under_curve(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0.5
     assert first_alike({0: 0.9, 100: 0.52, 200: 0.6, 300: 0.54}, 0.55) == 300
     assert first_alike({0: 0.5, 100: 0.5}, 0.55) == 0 and first_alike({0: 0.5, 100: 0.9}, 0.55) == 1000
+
+
+def test_the_command_prints_thresholds_that_training_takes(place: Workplace,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    from conditional_ldm import main
+
+    store = FaceStore.open(place.store)
+    if len(set(store.px.tolist())) < 3:
+        pytest.fail("the drawn faces should have all three resolutions")
+    common = ["--data", str(place.store), "--model", str(place.model), "--cache", str(place.root / "cache"),
+              "--device", "cpu", "--run", str(place.root / "soft")]
+    assert main(["--fit-soft-from", *common, "--steps", "3"]) == 0
+    words = capsys.readouterr().out.split("--soft-from ")[1].split()[:2]
+    assert all(0 <= int(word) <= 1000 for word in words)
+    command = place.train("unet", "soft-unet", "--steps", 2, "--soft-from", *words)
+    assert main(command) == 0
+    assert json.loads((place.root / "soft-unet" / "config.json").read_text())["soft_from"] == [float(w) for w in words]
