@@ -86,7 +86,8 @@ class UNetConfig:
 PRESETS = {
     "celeba128": UNetConfig(channels=(112, 224, 224)),
     "small": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0),
-    "small8": UNetConfig(8, (80, 160, 192), (1, 2, 1), embed_width=256, dropout=0.0, position_maps=True),
+    "small-positions": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0,
+                                  position_maps=True),
     "tiny": UNetConfig(4, (16, 24), (1, 1), (False, True), 8, 32, 32, 0.0),
 }
 
@@ -443,7 +444,8 @@ def train(args: argparse.Namespace) -> None:
         schedule = read_schedule(args.model)
     faces = Faces(args, accelerator, schedule)
     torch.manual_seed(args.seed)
-    model = ConditionalUNet(PRESETS[args.preset]) if teacher is None else student_of(teacher)
+    network = replace(PRESETS[args.preset], latent_channels=faces.vae.config.latent_channels)
+    model = ConditionalUNet(network) if teacher is None else student_of(teacher)
     model = model.to(device, memory_format=torch.channels_last)
     if args.init:  # of a distilled one only what this run trains: the network, or what beside it knows the scale
         start = {name: value for name, value in load_component(args.init, "unet")[1].items()
