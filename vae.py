@@ -515,7 +515,10 @@ def initial_model(args: argparse.Namespace, pixels: Tensor) -> VAE:
     config, state = load_component(folder, "vae")
     if model.config.deterministic and not config["network"].get("deterministic", False):
         return from_components(model, load_vae(folder, pixels.device), pixels[:512]).cpu()
-    load_strictly(model, fewer_blocks(without_filter(state), config["network"], model.config), "the VAE to start from")
+    start = fewer_blocks(without_filter(state), config["network"], model.config)
+    if not args.decoder_only:  # the encoder learns, so its statistics are measured again at the end
+        start |= {name: value for name, value in model.state_dict().items() if name.startswith("latent_")}
+    load_strictly(model, start, "the VAE to start from")
     return model
 
 
