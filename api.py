@@ -36,6 +36,7 @@ from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
 from core import answers, captions, openapi, schemas, serializers
+from core.child import end_with_parent
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
@@ -523,6 +524,7 @@ def vocabulary_of(model: Path) -> Mapping[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the process's exit status."""
+    end_with_parent()
     arguments = parse_arguments(argv)
     configure_logging(arguments.log_format)
 

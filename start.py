@@ -28,7 +28,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from core import environment, machine
-from core.child import Child
+from core.child import TOGETHER, Child
 from core.environment import Problem, clean_env, venv_python
 
 ROOT = Path(__file__).resolve().parent
@@ -255,7 +255,7 @@ def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
     for tool, arguments in (("ruff", ["check", "."]), ("mypy", []), ("pytest", words)):
         print("\n$ " + " ".join(shlex.quote(word) for word in (tool, *arguments)), flush=True)
         command, began = [str(venv_python(root)), "-m", tool, *arguments], time.monotonic()
-        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), stdin=subprocess.DEVNULL))
+        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), **TOGETHER))
         verdict = f"failed with status {status}" if status else "passed"
         told.append(f"{tool} {verdict} in {time.monotonic() - began:.0f} s")
         worst = max(worst, status)

@@ -6,6 +6,7 @@ lines, so that no test waits for torch. pip is the real pip; its packages are wh
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import venv
 import zipfile
@@ -205,6 +207,69 @@ def test_each_ctrl_c_reaches_the_server_once(house: Path, port: int, stubborn: s
         assert process.wait(timeout=30) == (0 if requests == 1 else 130)
     assert "Traceback" not in said and "told to stop" not in said, "told more often than asked"
     assert machine.port_problem("127.0.0.1", port) is None
+
+
+@posix
+@pytest.mark.parametrize("kernel", [True, False], ids=["by the kernel", "by the pipe alone"])
+def test_a_server_does_not_outlive_a_start_that_is_killed(house: Path, port: int, kernel: bool) -> None:
+    """Whoever kills start.py with signal 9 can start again at once: the port and the data folder are free."""
+    server = "from core import child\n" + ("" if kernel else "child._ask_kernel = lambda number: None\n")
+    (house / "api.py").write_text(f"{server}child.end_with_parent()\n{SERVER}", encoding="utf-8")
+    process, _ = begin(house, "--port", str(port))
+    with process:
+        answer = machine.ask("127.0.0.1", port, "")
+        assert answer is not None
+        process.kill()
+        assert ends(json.loads(answer[1])["pid"])
+    assert machine.port_problem("127.0.0.1", port) is None
+
+
+@posix
+def test_the_real_server_ends_with_its_parent(tmp_path: Path) -> None:
+    """`python api.py` as start.py runs it; on its own, nobody's end means anything to it."""
+    code = (
+        "import sys, os; from pathlib import Path; from core.child import Child\n"
+        "child = Child([sys.executable, 'api.py', '--port', '0', *sys.argv[1:]], cwd=Path('.'), env=dict(os.environ),"
+        " farewell='')\nprint(child._process.pid, flush=True); child.release(); child.wait()"
+    )
+    words = ["--model", str(tmp_path / "none"), "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None and parent.stderr is not None
+        server = int(parent.stdout.readline())
+        assert "could not be loaded" in parent.stderr.readline(), "it serves: its model is not there, its page is"
+        parent.kill()
+        assert ends(server)
+
+
+@posix
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot tell a program that does not ask")
+def test_what_start_runs_ends_with_it_too(house: Path) -> None:
+    """pip and pytest know nothing of this: the kernel ends them."""
+    site = site_packages(house)
+    for name, code in (("ruff", ""), ("mypy", ""), ("pytest", "import os, time; print(os.getpid()); time.sleep(60)")):
+        (site / f"{name}.py").write_text(code, encoding="utf-8")
+    with subprocess.Popen([sys.executable, str(house / "start.py"), "test"], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "FACES_OFFLINE": "1"}) as process:
+        assert process.stdout is not None
+        pid = next(line for line in process.stdout if line.strip().isdecimal())
+        process.kill()
+        assert ends(int(pid))
+
+
+def ends(pid: int) -> bool:
+    """Whether a process that is not our child ends within some seconds."""
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        stat = Path(f"/proc/{pid}/stat")
+        with contextlib.suppress(OSError):
+            if stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True  # nobody has buried it yet: in a container the first process may not
+        time.sleep(0.05)
+    return False
 
 
 @posix
