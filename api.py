@@ -44,6 +44,7 @@ from core.machine import address_of, is_local
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.population import open_facets
 from core.prompts import read as read_prompt
+from core.quiet import keep_quiet
 from core.reference import add_reference
 from core.results import NO_JOB, add_results, find
 from core.serving import Server, at_least, serve, size
@@ -524,6 +525,7 @@ def vocabulary_of(model: Path) -> Mapping[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the process's exit status."""
+    keep_quiet()
     end_with_parent()
     arguments = parse_arguments(argv)
     configure_logging(arguments.log_format)

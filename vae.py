@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from core.checkpoint import build, git_commit, load_component, load_strictly, save_component
 from core.finishing import Finish
 from core.preview import fit_preview, load_preview, save_preview
+from core.quiet import keep_quiet
 from core.sharpness import Sharpen, fit_kernel
 
 if TYPE_CHECKING:
@@ -726,6 +727,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    keep_quiet()
     parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")

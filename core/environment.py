@@ -318,6 +318,9 @@ def print_probe(names: list[str]) -> None:
     """
     import importlib.metadata
 
+    from core.quiet import keep_quiet
+
+    keep_quiet()
     for name in names:
         answer: dict[str, object] = {"package": name, "version": None, "error": None}
         try:

@@ -41,6 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "core.environment": set(),
     "core.machine": set(),
     "core.qr": {"segno"},
+    "core.quiet": set(),
     "core.schemas": {"numpy", "pydantic"},
     "core.answers": {"pydantic", "typing_extensions"},
     "core.serializers": set(),
