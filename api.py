@@ -47,7 +47,7 @@ from core.prompts import read as read_prompt
 from core.quiet import keep_quiet
 from core.reference import add_reference
 from core.results import NO_JOB, add_results, find
-from core.serving import Server, at_least, serve, size
+from core.serving import Server, allowed_host, allowed_origin, at_least, serve, size
 from core.store import Retention, Store, StoreError
 from core.streams import EventStreams
 from core.submission import submit
@@ -75,6 +75,7 @@ HEARTBEAT_S = 15.0
 MAX_STREAMS = 12
 THREADS = MAX_STREAMS + 8  # each stream may hold one for minutes; the rest answer everybody else
 PUBLIC_ENDPOINTS = frozenset(("page", "static_file", "session", "health"))  # all that needs no key
+PUBLIC_FILES = frozenset(("page", "static_file"))  # the same for everybody, whatever a proxy made of Host and Origin
 MEDIA_TYPES = {  # static/ serves nothing else
     ".js": "text/javascript",
     ".css": "text/css",
@@ -164,7 +165,7 @@ def create_app(
              allow_headers=["Content-Type", "Authorization", "X-API-Key", "Last-Event-ID", "If-None-Match",
                             "Idempotency-Key", "X-Client-Id"],
              expose_headers=["Location", "Retry-After", "ETag"])
-    add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins)
+    add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins, files=PUBLIC_FILES)
     app.register_error_handler(StoreError, disk_fails)
 
     def loaded() -> EngineInfo:
@@ -500,8 +501,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-waiting", type=count, default=64, help="jobs that may wait (%(default)s)")
     add("--api-key", default=os.environ.get("FACES_API_KEY"), help="clients must send it (or set FACES_API_KEY)")
     add("--insecure", action="store_true", help="allow any --host without a key")
-    add("--allow-host", action="append", default=[], help="another name this server answers to")
-    add("--cors-origin", action="append", default=[], help="another web page that may use this server")
+    name, origin = "another name this server answers to, behind a proxy", "another web page that may use this server"
+    add("--allow-host", type=allowed_host, action="append", default=[], help=name)
+    add("--cors-origin", type=allowed_origin, action="append", default=[], help=origin)
     add("--no-watermark", action="store_true", help="put no invisible mark into the pictures")
     add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
     add("--drain-seconds", type=number, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")

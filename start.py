@@ -25,6 +25,7 @@ import sys
 import time
 import webbrowser
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from core import environment, machine
@@ -122,6 +123,8 @@ def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     command += ["--data-dir", str(data_folder(options))]
     if options.threads:
         command += ["--threads", str(options.threads)]
+    for flag, values in (("--allow-host", options.allow_host), ("--cors-origin", options.cors_origin)):
+        command += [word for value in values for word in (flag, value)]
     command += ["--no-watermark"] if options.no_watermark else []
     return command + (["--insecure"] if options.insecure else [])
 
@@ -397,6 +400,21 @@ def device_name(text: str) -> str:
     return text
 
 
+class Several(argparse.Action):
+    """A flag that may come more than once, or with commas; the first one takes the place of what its twin said."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        before = getattr(space, self.dest)
+        setattr(space, self.dest, ([] if before is self.default else before) + several(values))
+
+
+def several(text: str) -> list[str]:
+    """The words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     """The flags; the default of each comes from its FACES_ twin in `env`."""
 
@@ -421,6 +439,9 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     add("--data-dir", default=twin("DATA_DIR", str(ROOT / "data")), help="keeps jobs and pictures (data/)")
     add("--api-key", default=twin("API_KEY"), help="what clients must show when --host opens the network")
     add("--insecure", action="store_true", default=switch("INSECURE"), help="open the network without a key")
+    names, origins = "other names the server answers to, behind a proxy", "other web pages that may use the server"
+    add("--allow-host", action=Several, metavar="NAME", default=several(twin("ALLOW_HOST")), help=names)
+    add("--cors-origin", action=Several, metavar="ORIGIN", default=several(twin("CORS_ORIGIN")), help=origins)
     add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
     marks = "put no invisible mark into the pictures"
     add("--no-watermark", action="store_true", default=switch("NO_WATERMARK"), help=marks)

@@ -174,7 +174,8 @@ def test_the_watch_can_tell(tmp_path: Path) -> None:
     """A process that looks a host up, connects, and writes into its home, beside the project, and into /tmp."""
     watched = Watched(tmp_path)
     code = (
-        "import contextlib, pathlib, socket, sqlite3, tempfile\n"
+        "import contextlib, pathlib, sqlite3, tempfile\n"
+        "from socket import AF_INET, SOCK_DGRAM, create_server, getaddrinfo, socket\n"
         "with contextlib.suppress(OSError): getaddrinfo('analytics.invalid', 443)\n"
         "with contextlib.suppress(OSError): socket(AF_INET, SOCK_DGRAM).connect(('192.0.2.1', 9))\n"
         "(pathlib.Path.home() / 'id').write_text('x'); sqlite3.connect(pathlib.Path.home() / 'base').close()\n"
