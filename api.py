@@ -40,7 +40,8 @@ from core.child import end_with_parent
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
-from core.machine import address_of, is_local
+from core.machine import address_of, host_of, is_local
+from core.machine import listener as listen
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.population import open_facets
 from core.prompts import read as read_prompt
@@ -486,7 +487,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked; ends the process with a sentence when it cannot be served."""
     parser = argparse.ArgumentParser(prog="api.py", description="Serve a model: HTTP, live previews and a web page.")
     add, count, number = parser.add_argument, at_least(1, int), at_least(0, float)
-    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--host", type=host_of, default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--engine", choices=("auto", "openvino", "torch"), default="auto", help="what computes on a CPU (%(default)s)")
@@ -544,8 +545,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hosts = None if is_local(arguments.host) and not arguments.allow_host else (*own_names, *arguments.allow_host)
     days = arguments.keep_days
     try:  # our own socket: waitress leaves its own open when the port is taken
-        family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
-        listener = socket.create_server((arguments.host, arguments.port), family=family)
+        listener = listen(arguments.host, arguments.port)
     except OSError as error:
         print(f"Cannot listen on {arguments.host}:{arguments.port}: {error.strerror}. Try --port 0.", file=sys.stderr)
         return 1

@@ -184,10 +184,9 @@ def show_addresses(root: Path, options: argparse.Namespace) -> None:
     door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
     address = machine.address_of(options.host, options.port) + door
     print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
-    outside = None if machine.is_local(options.host) else address
+    outside = machine.outside_address(options.host, options.port)
+    outside = outside and outside + door
     if options.host in machine.ANYWHERE:
-        lan = machine.lan_address()
-        outside = f"http://{lan}:{options.port}/{door}" if lan else None
         print(f"    On a phone or another computer:  {outside or 'this machine is in no network'}", flush=True)
     if outside and sys.stdout.isatty():
         # drawn by the environment's Python, which has the library; not an argument, because it may hold the key
@@ -432,7 +431,8 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("command", nargs="?", choices=("run", "test", "doctor"), default="run", help="run when left out")
-    add("--host", default=twin("HOST", "127.0.0.1"), help="address to listen on (%(default)s; 0.0.0.0: the network)")
+    where = "address to listen on (%(default)s; 0.0.0.0: the network, [::]: with IPv6)"
+    add("--host", type=machine.host_of, default=twin("HOST", "127.0.0.1"), help=where)
     add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
     add("--device", type=device_name, default=twin("DEVICE", "auto"), help="auto, cpu, mps, cuda, cuda:N (%(default)s)")
     add("--model", default=twin("MODEL", DEFAULT_MODEL), help="name in models/, or a folder (%(default)s)")

@@ -21,7 +21,7 @@ from flask.testing import FlaskClient
 
 import api
 from api import create_app
-from core import captions
+from core import captions, machine
 from core.store import Store
 from core.web import host_allowed, origin_allowed
 
@@ -330,6 +330,17 @@ def test_the_command_serves_the_page_logs_and_stops_when_told(
     assert (page["route"], page["status"]) == ("/", 200) and page["ms"] >= 0
     assert line["job_id"] == NO_JOB and line["status"] == 404 and line["route"] == "/jobs/{job_id}/cancel"
     assert any("could not be loaded" in line["message"] and line["level"] == "ERROR" for line in lines)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no socket for both")
+@pytest.mark.parametrize("host", ["::", "0.0.0.0"])
+def test_an_open_server_answers_at_every_address(
+    host: str, serving: Callable[..., tuple[subprocess.Popen[str], int]]
+) -> None:
+    """`::` once took IPv6 alone, while the start printed an IPv4 address and its code."""
+    _, port = serving("--host", host, "--insecure")
+    assert machine.answers("127.0.0.1", port)
+    assert machine.answers("::1", port) is (host != "0.0.0.0")
 
 
 def test_importing_the_api_does_not_import_torch() -> None:

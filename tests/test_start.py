@@ -447,6 +447,34 @@ def test_a_phone_gets_the_address_and_its_code(
         assert read_code(shown) == [list(row) for row in segno.make(outside, error="l", micro=False).matrix]
 
 
+@pytest.mark.parametrize(
+    ("answering", "printed"),
+    [(["192.168.1.7", "2001:db8::7"], "http://192.168.1.7:5001/"), (["2001:db8::7"], "http://[2001:db8::7]:5001/")],
+)
+def test_a_phone_gets_an_address_that_answers(
+    answering: list[str], printed: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server on `::` takes IPv4 only where the system lets it."""
+    own = {socket.AF_INET: "192.168.1.7", socket.AF_INET6: "2001:db8::7"}
+    monkeypatch.setattr(machine, "lan_address", lambda family=socket.AF_INET: own[family])
+    monkeypatch.setattr(machine, "answers", lambda host, port: host in answering)
+    start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
+    assert f"another computer:  {printed}\n" in capfd.readouterr().out
+
+
+def test_a_host_has_one_spelling() -> None:
+    for text in ("::", "[::]", "0:0:0:0:0:0:0:0"):
+        assert start.command_line({}).parse_args(["--host", text]).host == "::"
+        assert start.command_line({"FACES_HOST": text}).parse_args([]).host == "::"
+        assert api.parse_arguments(["--host", text, "--insecure"]).host == "::"
+    assert start.command_line({}).parse_args(["--host", "localhost"]).host == "localhost"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no socket for both")
+def test_a_port_that_is_taken_in_ipv4_is_taken_for_both(taken: int) -> None:
+    assert f"Port {taken} is already taken" in (machine.port_problem("::", taken) or "")
+
+
 def read_code(lines: list[str]) -> list[list[int]]:
     """The modules of a code as a camera sees them, without the margin of four."""
     plain = [re.sub(r"\033\[[0-9;]*m", "", line)[4:] for line in lines]
@@ -457,7 +485,7 @@ def read_code(lines: list[str]) -> list[list[int]]:
 
 
 def test_a_machine_without_network_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(machine, "lan_address", lambda: None)
+    monkeypatch.setattr(machine, "lan_address", lambda *family: None)
     start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
     said = capfd.readouterr().out
     assert "http://[::1]:5001/" in said and "this machine is in no network" in said
