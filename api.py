@@ -36,17 +36,20 @@ from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
 from core import answers, captions, disk, openapi, schemas, serializers
+from core.child import end_with_parent
 from core.emphasis import unread_from, unread_in, unread_warning
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
-from core.machine import address_of, is_local
+from core.machine import address_of, host_of, is_local
+from core.machine import listener as listen
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.population import open_facets
 from core.prompts import read as read_prompt
+from core.quiet import keep_quiet
 from core.reference import add_reference
 from core.results import NO_JOB, add_results, find
-from core.serving import Server, at_least, serve, size
+from core.serving import Server, allowed_host, allowed_origin, at_least, serve, size
 from core.store import Retention, Store, StoreError
 from core.streams import EventStreams
 from core.submission import submit
@@ -74,6 +77,7 @@ HEARTBEAT_S = 15.0
 MAX_STREAMS = 12
 THREADS = MAX_STREAMS + 8  # each stream may hold one for minutes; the rest answer everybody else
 PUBLIC_ENDPOINTS = frozenset(("page", "static_file", "session", "health"))  # all that needs no key
+PUBLIC_FILES = frozenset(("page", "static_file"))  # the same for everybody, whatever a proxy made of Host and Origin
 MEDIA_TYPES = {  # static/ serves nothing else
     ".js": "text/javascript",
     ".css": "text/css",
@@ -163,7 +167,7 @@ def create_app(
              allow_headers=["Content-Type", "Authorization", "X-API-Key", "Last-Event-ID", "If-None-Match",
                             "Idempotency-Key", "X-Client-Id"],
              expose_headers=["Location", "Retry-After", "ETag"])
-    add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins)
+    add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins, files=PUBLIC_FILES)
     app.register_error_handler(StoreError, disk_fails)
 
     def loaded() -> EngineInfo:
@@ -490,7 +494,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked; ends the process with a sentence when it cannot be served."""
     parser = argparse.ArgumentParser(prog="api.py", description="Serve a model: HTTP, live previews and a web page.")
     add, count, number = parser.add_argument, at_least(1, int), at_least(0, float)
-    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--host", type=host_of, default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--engine", choices=("auto", "openvino", "torch"), default="auto", help="what computes on a CPU (%(default)s)")
@@ -505,8 +509,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-waiting", type=count, default=64, help="jobs that may wait (%(default)s)")
     add("--api-key", default=os.environ.get("FACES_API_KEY"), help="clients must send it (or set FACES_API_KEY)")
     add("--insecure", action="store_true", help="allow any --host without a key")
-    add("--allow-host", action="append", default=[], help="another name this server answers to")
-    add("--cors-origin", action="append", default=[], help="another web page that may use this server")
+    name, origin = "another name this server answers to, behind a proxy", "another web page that may use this server"
+    add("--allow-host", type=allowed_host, action="append", default=[], help=name)
+    add("--cors-origin", type=allowed_origin, action="append", default=[], help=origin)
     add("--no-watermark", action="store_true", help="put no invisible mark into the pictures")
     add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
     add("--drain-seconds", type=number, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")
@@ -530,6 +535,8 @@ def vocabulary_of(model: Path) -> Mapping[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the process's exit status."""
+    keep_quiet()
+    end_with_parent()
     arguments = parse_arguments(argv)
     configure_logging(arguments.log_format)
 
@@ -545,8 +552,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hosts = None if is_local(arguments.host) and not arguments.allow_host else (*own_names, *arguments.allow_host)
     days = arguments.keep_days
     try:  # our own socket: waitress leaves its own open when the port is taken
-        family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
-        listener = socket.create_server((arguments.host, arguments.port), family=family)
+        listener = listen(arguments.host, arguments.port)
     except OSError as error:
         print(f"Cannot listen on {arguments.host}:{arguments.port}: {error.strerror}. Try --port 0.", file=sys.stderr)
         return 1

@@ -56,6 +56,7 @@ from core.correction import Correction, load_correction
 from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
 from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Away, Lesson, Teacher, make_lesson
 from core.emphasis import Emphasis, load_emphasis, unread_from, unread_warning
+from core.quiet import keep_quiet
 from vae import VAE, PixelNorm
 
 if TYPE_CHECKING:
@@ -805,6 +806,7 @@ def evaluate(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    keep_quiet()
     parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from core.captions import ATTRIBUTES
 from core.preparation import Report, prepare, read_manifest, write_store, write_text
+from core.quiet import keep_quiet
 from core.sources import COLUMNS, SIZE, SPLITS, DataError, load_text_labels
 
 __all__ = [
@@ -380,6 +381,7 @@ def run_prepare(options: argparse.Namespace) -> Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 when the data is not usable (the reason goes to stderr), or 130 when interrupted."""
+    keep_quiet()
     options = parse(argv)
     try:
         if options.synthetic is not None:

@@ -41,6 +41,7 @@ from core.checkpoint import read_index, update_index
 from core.devices import has_bf16, pick_device, pick_dtype
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
+from core.quiet import keep_quiet
 from core.sliders import sliders
 
 if TYPE_CHECKING:
@@ -817,6 +818,7 @@ def measure_speed(settings: Settings, only: str, steps: int, repeats: int, recor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see ``python evaluate.py --help``."""
+    keep_quiet()
     base = Settings()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help=f"model folder (default {base.model})")

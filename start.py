@@ -26,10 +26,11 @@ import tempfile
 import time
 import webbrowser
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from core import environment, machine
-from core.child import Child
+from core.child import TOGETHER, Child
 from core.environment import Problem, clean_env, venv_python
 
 ROOT = Path(__file__).resolve().parent
@@ -128,6 +129,8 @@ def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     command += ["--data-dir", str(data_folder(options))]
     if options.threads:
         command += ["--threads", str(options.threads)]
+    for flag, values in (("--allow-host", options.allow_host), ("--cors-origin", options.cors_origin)):
+        command += [word for value in values for word in (flag, value)]
     command += ["--no-watermark"] if options.no_watermark else []
     return command + (["--insecure"] if options.insecure else [])
 
@@ -190,10 +193,9 @@ def show_addresses(root: Path, options: argparse.Namespace) -> None:
     door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
     address = machine.address_of(options.host, options.port) + door
     print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
-    outside = None if machine.is_local(options.host) else address
+    outside = machine.outside_address(options.host, options.port)
+    outside = outside and outside + door
     if options.host in machine.ANYWHERE:
-        lan = machine.lan_address()
-        outside = f"http://{lan}:{options.port}/{door}" if lan else None
         print(f"    On a phone or another computer:  {outside or 'this machine is in no network'}", flush=True)
     if outside and sys.stdout.isatty():
         # drawn by the environment's Python, which has the library; not an argument, because it may hold the key
@@ -269,7 +271,7 @@ def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
     for tool, arguments in (("ruff", ["check", "."]), ("mypy", []), ("pytest", words)):
         print("\n$ " + " ".join(shlex.quote(word) for word in (tool, *arguments)), flush=True)
         command, began = [str(venv_python(root)), "-m", tool, *arguments], time.monotonic()
-        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), stdin=subprocess.DEVNULL))
+        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), **TOGETHER))
         verdict = f"failed with status {status}" if status else "passed"
         told.append(f"{tool} {verdict} in {time.monotonic() - began:.0f} s")
         worst = max(worst, status)
@@ -411,6 +413,21 @@ def device_name(text: str) -> str:
     return text
 
 
+class Several(argparse.Action):
+    """A flag that may come more than once, or with commas; the first one takes the place of what its twin said."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        before = getattr(space, self.dest)
+        setattr(space, self.dest, ([] if before is self.default else before) + several(values))
+
+
+def several(text: str) -> list[str]:
+    """The words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     """The flags; the default of each comes from its FACES_ twin in `env`."""
 
@@ -428,13 +445,17 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("command", nargs="?", choices=("run", "test", "doctor"), default="run", help="run when left out")
-    add("--host", default=twin("HOST", "127.0.0.1"), help="address to listen on (%(default)s; 0.0.0.0: the network)")
+    where = "address to listen on (%(default)s; 0.0.0.0: the network, [::]: with IPv6)"
+    add("--host", type=machine.host_of, default=twin("HOST", "127.0.0.1"), help=where)
     add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
     add("--device", type=device_name, default=twin("DEVICE", "auto"), help="auto, cpu, mps, cuda, cuda:N (%(default)s)")
     add("--model", default=twin("MODEL", DEFAULT_MODEL), help="name in models/, or a folder (%(default)s)")
     add("--data-dir", default=twin("DATA_DIR", str(ROOT / "data")), help="keeps jobs and pictures (data/)")
     add("--api-key", default=twin("API_KEY"), help="what clients must show when --host opens the network")
     add("--insecure", action="store_true", default=switch("INSECURE"), help="open the network without a key")
+    names, origins = "other names the server answers to, behind a proxy", "other web pages that may use the server"
+    add("--allow-host", action=Several, metavar="NAME", default=several(twin("ALLOW_HOST")), help=names)
+    add("--cors-origin", action=Several, metavar="ORIGIN", default=several(twin("CORS_ORIGIN")), help=origins)
     add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
     marks = "put no invisible mark into the pictures"
     add("--no-watermark", action="store_true", default=switch("NO_WATERMARK"), help=marks)

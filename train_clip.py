@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.checkpoint import build, git_commit, load_component, save_component, write_atomically, write_json
+from core.quiet import keep_quiet
 from vae import PixelNorm, ResBlock
 
 # ----------------------------------------------------------------------------------------------------------- tokenizer
@@ -486,6 +487,7 @@ def attribute_prompts(name: str, count: int = 16, seed: int = 0) -> tuple[list[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    keep_quiet()
     parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")

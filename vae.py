@@ -47,6 +47,7 @@ from core.equivariance import (
 )
 from core.finishing import Finish
 from core.preview import fit_preview, load_preview, save_preview
+from core.quiet import keep_quiet
 from core.sharpness import Sharpen, fit_kernel
 
 if TYPE_CHECKING:
@@ -920,6 +921,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    keep_quiet()
     parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")

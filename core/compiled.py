@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from core.diffusion import Condition
+from core.quiet import no_reports
 
 MAGIC = b"faces-compiled-1"
 KEPT = 16  # files in the folder: a few models, precisions and thread counts
@@ -54,6 +55,7 @@ def installed_version() -> str | None:
     """The version of OpenVINO; None where it is not installed or does not load. Costs an import."""
     if importlib.util.find_spec("openvino") is None:
         return None
+    no_reports()
     try:
         import openvino
     except (ImportError, OSError) as error:  # a wheel for another machine

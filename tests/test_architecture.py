@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "core.disk": set(),
     "core.clock": set(),
     "core.qr": {"segno"},
+    "core.quiet": set(),
     "core.schemas": {"numpy", "pydantic"},
     "core.answers": {"pydantic", "typing_extensions"},
     "core.serializers": set(),

@@ -103,6 +103,27 @@ def test_several_jobs_at_once_share_one_stream_and_survive_a_reload(page: Page, 
     assert most == 1
 
 
+def test_a_seventh_window_polls_and_stalls_nobody(page: Page, site: Site, gate: Gate) -> None:
+    """All windows of a browser share six connections to a host: with a stream each, the seventh would not even open."""
+    streams: set[Request] = set()
+    page.context.on("request", lambda request: "/events" in request.url and streams.add(request))
+    page.context.on("requestfailed", lambda request: streams.discard(request))
+    page.context.on("requestfinished", lambda request: streams.discard(request))
+    address = f"{site.address}?job={site.submit('a serious man', n_inf_steps=50)}"
+    windows = [page, *(page.context.new_page() for _ in range(6))]
+    for number, window in enumerate(windows, start=1):
+        visit(window, address)
+        gate.open_until(number)
+        expect(window.locator(".job-status")).to_contain_text(f"Step {number} of 50")
+    assert 1 <= len(streams) <= 4
+    gate.open_until(20)
+    for window in windows:
+        expect(window.locator(".job-status")).to_contain_text("Step 20 of 50")
+    gate.open()
+    for window in windows:
+        finished(window)
+
+
 def test_cancel_keeps_what_was_seen_and_leaves_the_neighbour_alone(page: Page, site: Site, gate: Gate) -> None:
     visit(page, site.address)
     for text in ("a man", "a woman"):
