@@ -346,12 +346,14 @@ class Faces:
     def __init__(self, args: argparse.Namespace, accelerator: Any, schedule: NoiseSchedule) -> None:
         from core.caption_bank import cached_bank, encode_captions, fits_encoded
         from core.latents import Lessons
-        from dataset import FaceStore
+        from dataset import DataError, FaceStore
         from train_clip import load_clip
         from vae import load_vae
 
         device = accelerator.device
         self.store = FaceStore.open(args.data)
+        if args.favour and self.store.text_labels is not None:
+            raise DataError(f"--favour {' '.join(args.favour)}: {args.data} has its user's own captions, no attributes")
         indices = self.store.select(split="train", px=args.px)
         self.vae = load_vae(args.model, device)
         self.clip, self.tokenizer = load_clip(args.model, device)

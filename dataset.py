@@ -34,6 +34,7 @@ from core.preparation import Report, prepare, read_manifest, write_store, write_
 from core.sources import COLUMNS, SIZE, SPLITS, DataError, load_text_labels
 
 __all__ = [
+    "SPLITS",
     "DataError",
     "FaceStore",
     "Report",

@@ -36,11 +36,13 @@ from torch import Tensor
 from core import endurance, metrics, response
 from core import report as reporting
 from core.bench import SECTIONS
+from core.caption_bank import draw_texts
 from core.captions import ATTRIBUTES, draw_caption
-from core.checkpoint import read_index, update_index
+from core.checkpoint import ModelFolderError, read_index, update_index
 from core.devices import has_bf16, pick_device, pick_dtype
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
+from core.prompts import spoken_attributes
 from core.sliders import sliders
 
 if TYPE_CHECKING:
@@ -570,7 +572,10 @@ def training_captions(settings: Settings) -> tuple[FaceStore, np.ndarray, list[s
     store = FaceStore.open(settings.data)
     rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))
     count = min(settings.samples, len(rows))
-    texts = draw_prompts(store.attributes[rows[:count]], count, settings.seed).texts
+    if store.text_labels is None:
+        texts = draw_prompts(store.attributes[rows[:count]], count, settings.seed).texts
+    else:
+        texts = draw_texts(store, rows[:count], 1, settings.seed, 0.0)[0]
     own = read_index(settings.model)["defaults"]["guidance_scale"]
     return store, rows, texts, float(own if settings.guidance is None else settings.guidance)
 
@@ -654,6 +659,7 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
     from generator import pick_device
 
     store = FaceStore.open(settings.data)
+    need_attributes(store)
     judge, _ = load_judge(settings.judge, pick_device(settings.device))
     rows = np.random.default_rng(settings.seed).permutation(store.select(settings.split, px=128))
     prompts = draw_prompts(store.attributes[rows], 32 * settings.samples, settings.seed)
@@ -726,6 +732,9 @@ def measure_sliders(settings: Settings, names: Sequence[str], record: bool = Fal
     from core.engine import DrawRequest
     from generator import FaceGenerator
 
+    spoken = spoken_attributes(captions_words(settings.model))
+    if not (names := [name for name in names if name in spoken]):
+        raise ModelFolderError(f"{settings.model} was trained on captions that have no words for these sliders")
     faces = FaceGenerator.load(settings.model, settings.device, precision=settings.precision)
     judge, digest = load_judge(settings.judge, faces.device)
     each = -(-settings.samples // len(response.PROMPTS))
@@ -764,6 +773,12 @@ def measure_sliders(settings: Settings, names: Sequence[str], record: bool = Fal
     return report
 
 
+def captions_words(model: str | Path) -> Mapping[str, str]:
+    """The vocabulary of the captions that a model was trained on; empty where its folder does not say."""
+    path = Path(model) / "vocabulary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -772,9 +787,20 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
 
     store = FaceStore.open(settings.data)
+    need_attributes(store)
     if not has_judge(settings.judge):
         train_judge(store, store.select("train"), settings.judge, device=settings.device)
     return Evaluation(settings, store).run()
+
+
+def need_attributes(store: FaceStore) -> None:
+    """Raises DataError for pictures with a person's own captions: every figure here is about attributes, and against
+    attributes that are all stored as false each of them would be a number without meaning."""
+    from dataset import DataError
+
+    if store.text_labels is not None:
+        raise DataError(f"{store.folder} has its user's own captions and no attributes, which this measures; measure "
+                        "with `train_clip.py --eval` and `vae.py --eval`")
 
 
 def kept_figures(report: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from core.engine import EngineInfo, EngineService
 from core.jobs import IdempotencyConflict, Job, QueueClosed, QueueFull
 from core.population import open_facets
 from core.prompts import read as read_prompt
+from core.prompts import spoken_attributes
 from core.schemas import TextToImage
 from core.web import Problem
 
@@ -24,11 +25,14 @@ def warnings_of(wanted: TextToImage, words: Mapping[str, str]) -> list[str]:
     """What the model will not understand of a request's prompts, and which wishes will change nothing."""
     prompts = [wanted.prompt, (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""]
     found = [warning for text in prompts for warning in read_prompt(text, words).warnings]
-    stated = read_prompt(wanted.prompt, words).attributes
-    if (wanted.candidates or 0) > wanted.n_images and not (stated or wanted.balance and open_facets(stated)):
+    stated, spoken = read_prompt(wanted.prompt, words).attributes, spoken_attributes(words)
+    left_open = open_facets(stated, spoken)
+    if (wanted.candidates or 0) > wanted.n_images and not (stated or wanted.balance and left_open):
         found.append("The prompt states nothing that can be judged: of the candidates the first are kept.")
-    if wanted.balance and not open_facets(stated):
+    if wanted.balance and not left_open:
         found.append("The prompt leaves nothing open: balance changes nothing.")
+    found += [f"The model has no words for the slider {name}: what it changes is left to chance."
+              for name in wanted.attributes or () if name not in spoken]
     return list(dict.fromkeys(found))
 
 

@@ -221,8 +221,8 @@ def test_names_with_backslashes_are_paths(kind: str, tmp_path: Path, people: dic
 
 def test_image_ids_with_backslashes_are_paths(tmp_path: Path, people: dict) -> None:
     jpeg = people["000001.jpg"][0]
-    folder = write_files(tmp_path / "own", {"red/a.jpg": jpeg, "blue/a.jpg": jpeg,
-                                            "text_labels.json": json.dumps({"red\\a.jpg": "red", "blue\\a.jpg": "blue"})})
+    labels = json.dumps({"red\\a.jpg": "red", "blue\\a.jpg": "blue"})
+    folder = write_files(tmp_path / "own", {"red/a.jpg": jpeg, "blue/a.jpg": jpeg, "text_labels.json": labels})
     report = prepare([folder], tmp_path / "out", workers=1)
     assert report.manifest["count"] == 2 and not report.manifest["problems"]
 
