@@ -44,6 +44,7 @@ from core.checkpoint import (
     load_component,
     load_difference,
     load_strictly,
+    read_component_config,
     read_index,
     save_component,
     save_difference,
@@ -84,6 +85,11 @@ PRESETS = {
     "celeba128": UNetConfig(channels=(112, 224, 224)),
     "small": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0),
     "tiny": UNetConfig(4, (16, 24), (1, 1), (False, True), 8, 32, 32, 0.0),
+}
+RUNS = {  # how long a run of each preset is
+    "celeba128": {"steps": 50000, "batch_size": 64, "warmup_steps": 200},
+    "small": {"steps": 50000, "batch_size": 64, "warmup_steps": 200},
+    "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1},
 }
 
 
@@ -409,9 +415,34 @@ def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accel
     return cached_latents(folder, key, (len(indices), vae.config.latent_channels, 16, 16), encode, accelerator)
 
 
+def check_parents(args: argparse.Namespace) -> None:
+    """Do the parts that a UNet is trained with have the widths that it is made for? Before anything is loaded.
+
+    Raises ModelFolderError naming the first that has another.
+    """
+    if args.distill:  # a copy of the UNet that is there
+        return
+    wanted = PRESETS[args.preset]
+    for component, field, width in (("vae", "latent_channels", wanted.latent_channels),
+                                    ("clip", "text_width", wanted.text_width)):
+        found = read_component_config(args.model, component)["network"][field]
+        if found != width:
+            raise ModelFolderError(f"--preset {args.preset} makes a UNet for {field} {width}, and the {component} in "
+                                   f"{args.model} has {found}: name another --preset, or another folder with --model")
+    if args.init:
+        start = read_config(read_component_config(args.init, "unet"))
+        wrong = [name for name in ("latent_channels", "channels", "blocks", "attention", "head_width", "text_width",
+                                   "embed_width") if getattr(start, name) != getattr(wanted, name)]
+        if wrong:
+            there, asked = getattr(start, wrong[0]), getattr(wanted, wrong[0])
+            raise ModelFolderError(f"the UNet in {args.init} has {wrong[0]} {there}, and --preset {args.preset} "
+                                   f"{asked}: name the --preset that it was trained with")
+
+
 def train(args: argparse.Namespace) -> None:
     """The training loop of the UNet, and of what is distilled from it; the same command resumes. Ends by releasing the
     better of both EMA lengths."""
+    from core.release import check_release, releasing
     from core.training import (
         PowerEMA,
         RunFolder,
@@ -427,6 +458,9 @@ def train(args: argparse.Namespace) -> None:
     )
     from vae import encoder_hash
 
+    check_parents(args)
+    made = "turbo" if args.distill == "consistency" else "unet"
+    check_release(args.model, made, replace=args.replace, run=args.run)
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight, begin=tuple(args.begin))
@@ -528,9 +562,11 @@ def train(args: argparse.Namespace) -> None:
         suggested = 2.0 if args.guidance_scale is None else args.guidance_scale
         if teacher is None:
             facts |= {"loss_weight": args.loss_weight}
-            release(finished[best], Path(args.model), schedule, parents, facts, suggested)
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release(finished[best], Path(args.model), schedule, parents, facts, suggested)
         elif turbo:
-            release_turbo(finished[best], teacher, Path(args.model), facts)
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release_turbo(finished[best], teacher, Path(args.model), facts)
         else:
             from core.distillation import relative_errors
 
@@ -539,9 +575,10 @@ def train(args: argparse.Namespace) -> None:
                 print(f"scale {scale}: one pass is {one:.3f} off what it is to say; if it knew no scale, {plain:.3f}")
             if args.guidance_scale is None:
                 suggested = read_index(args.model)["defaults"]["guidance_scale"]
-            release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
-                    facts | {"errors": errors})
-        print(f"released to {args.model}/{'turbo' if turbo else 'unet'}")
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
+                        facts | {"errors": errors})
+        print(f"released to {args.model}/{made}")
 
 
 def make_optimizers(model: ConditionalUNet, args: argparse.Namespace) -> dict[str, torch.optim.Optimizer]:
@@ -756,6 +793,8 @@ def evaluate(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    from core.release import add_release_options, of_preset, settle
+
     parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
@@ -773,8 +812,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sampler")
     parser.add_argument("--out", default="runs/grid.png")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder with vae/ and clip/")
-    parser.add_argument("--run", default="runs/unet", help="folder of this run; the same command resumes from it")
+    add_release_options(parser, ", which has vae/ and clip/")
+    parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/unet, runs/guidance, "
+                        "runs/consistency)")
     parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
@@ -790,15 +830,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="the model's own: n steps begin at timestep A - B / (n + 2) (1000 0: at pure noise)")
     parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
                         help="of the noise levels; may change when a run is resumed")
-    parser.add_argument("--steps", type=int, default=50000)
+    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
     parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is cut into, where memory is short")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for all that is a "
                         "matrix or a kernel inside the network; the rest stays with AdamW")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--warmup-steps", type=int, default=200)
+    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--caption-dropout", type=float, default=0.12, help="share trained without its caption")
     parser.add_argument("--captions-per-image", type=int, default=8)
@@ -810,6 +850,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=1000)
     args = parser.parse_args(argv)
+    args.run = args.run or f"runs/{args.distill or 'unet'}"
+    settle(parser, args, RUNS, args.distill and f"--distill {args.distill}" or "")
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
     if args.self_guidance and args.distill != "guidance":

@@ -43,12 +43,13 @@ from core.devices import has_bf16, pick_device, pick_dtype
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
 from core.prompts import spoken_attributes
+from core.release import check_release
 from core.sliders import sliders
 
 if TYPE_CHECKING:
     from dataset import FaceStore
 
-PLACES = ("model", "data", "judge", "out", "cache", "inception")  # settings that say where things are on one machine
+PLACES = ("model", "data", "judge", "out", "cache", "inception", "replace")  # settings that say where things are
 HELD_OUT = ("test", "val")  # splits of people the model never saw
 PARTS = ("ladder", "vae", "samples", "crowd", "memorisation", "curve")
 HEADLINE = ("Smiling", "Male", "Blond_Hair", "Black_Hair", "Eyeglasses")
@@ -190,6 +191,7 @@ class Settings:
     curve_n: int = 256
     curve_steps: tuple[int, ...] = (2, 4, 8, 16, 30, 50, 100, 250, 500)
     inception: str | None = None
+    replace: bool = False  # may a fit replace what the model folder has
     device: str = "auto"
     precision: str = "fp32"
 
@@ -535,6 +537,7 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
     from generator import pick_device
 
+    check_release(settings.model, "nearest", replace=settings.replace)
     store = FaceStore.open(settings.data)
     rng = np.random.default_rng(settings.seed)
     train = store.select("train")
@@ -591,6 +594,7 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     from core.sharpness import fit_kernel
     from vae import load_vae, release, with_kernel
 
+    check_release(settings.model, "vae", replace=settings.replace)
     store, rows, prompts, guidance = training_captions(settings)
     rows = rows[: len(prompts)]
     config, _ = load_component(settings.model, "vae")
@@ -621,6 +625,7 @@ def measure_correction(settings: Settings, counts: Sequence[int]) -> dict[str, A
     from core.correction import fit_correction, save_correction
     from vae import load_vae, to_images
 
+    check_release(settings.model, "correction", replace=settings.replace)
     store, rows, texts, guidance = training_captions(settings)
     drawn: dict[float, dict[int, Tensor]] = {}
     for scale, count in itertools.product(sorted({1.0, guidance, 2 * guidance}), sorted(set(counts))):
@@ -658,6 +663,7 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
     from generator import pick_device
 
+    check_release(settings.model, "emphasis", replace=settings.replace)
     store = FaceStore.open(settings.data)
     need_attributes(store)
     judge, _ = load_judge(settings.judge, pick_device(settings.device))
@@ -867,6 +873,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--inception", help="TorchScript file of the Inception features, for true FID")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help=f"of the UNet (default {base.precision})")
+    parser.add_argument("--replace", action="store_true", default=None, help="a fit may replace what --model has")
     parser.add_argument("--compare", help="an earlier report.json: print what changed")
     parser.add_argument("--record", action="store_true", help="keep the figures in the model folder's index")
     parser.add_argument("--watermark", action="store_true", help="measure the invisible watermark, then stop")
@@ -911,6 +918,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                            else FOR_EMPHASIS if options.fit_emphasis
                            else FOR_FINISHING if options.draw_latents else FOR_CORRECTION if options.fit_correction
                            else QUICK if options.quick else base, **given)
+        for flag in ("fit_sharpness", "fit_emphasis", "fit_correction", "build_nearest"):
+            if getattr(options, flag) and options.model is None:
+                raise ValueError(f"--{flag.replace('_', '-')} changes a trained model: say which, with --model FOLDER")
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:

@@ -151,6 +151,10 @@ PRESETS = {
     "tiny": CLIPConfig(pieces=512, text_width=32, text_layers=1, text_heads=2, image_channels=(8, 12, 16),
                        image_blocks=(1, 1, 1), embed_dim=32),
 }
+RUNS = {  # how long a run of each preset is
+    "celeba128": {"steps": 4000, "batch_size": 256, "warmup_steps": 100},
+    "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1},
+}
 
 
 @dataclass
@@ -301,6 +305,7 @@ def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor, targets: Tensor
 def train(args: argparse.Namespace) -> None:
     """The training loop of CLIP; the same command resumes. Ends by releasing weights, tokenizer and vocabulary."""
     from core.caption_bank import cached_bank, check_contrast, draw_texts, own_captions
+    from core.release import check_release, releasing
     from core.training import (
         EpochSampler,
         PowerEMA,
@@ -324,6 +329,7 @@ def train(args: argparse.Namespace) -> None:
     store = FaceStore.open(args.data)
     indices = store.select(split="train", px=None)
     check_contrast(store, indices)
+    check_release(args.model, "clip", replace=args.replace, run=args.run)
     run_folder, preset = Path(args.run), PRESETS[args.preset]
 
     tokenizer_path = run_folder / "tokenizer.json"
@@ -396,9 +402,10 @@ def train(args: argparse.Namespace) -> None:
         final = CLIP(config)
         final.load_state_dict(ema.state, strict=True)
         folder = Path(args.model)
-        save_component(folder, "clip", final.state_dict(),
-                       {"network": asdict(config), "training": settings | {"steps": args.steps}},
-                       extra={"commit": git_commit(Path(__file__).parent)})
+        with releasing(folder, "clip", replace=args.replace, run=args.run):
+            save_component(folder, "clip", final.state_dict(),
+                           {"network": asdict(config), "training": settings | {"steps": args.steps}},
+                           extra={"commit": git_commit(Path(__file__).parent)})
         tokenizer.save(folder / "clip" / "tokenizer.json")
         write_json(folder / "vocabulary.json", vocabulary_of(own) if own else vocabulary())
         (folder / "examples.json").unlink(missing_ok=True)
@@ -560,20 +567,22 @@ def attribute_prompts(name: str, count: int = 16, seed: int = 0) -> tuple[list[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    from core.release import add_release_options, of_preset, settle
+
     parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.")
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder to release to")
+    add_release_options(parser)
     parser.add_argument("--run", default="runs/clip", help="folder of this run; the same command resumes from it")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--warmup-steps", type=int, default=100)
+    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
     parser.add_argument("--decay-share", type=float, default=0.4)
     parser.add_argument("--captions-per-image", type=int, default=8)
     parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")
@@ -583,6 +592,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args(argv)
+    settle(parser, args, RUNS)
     train(args) if args.train else evaluate(args)
     return 0
 
