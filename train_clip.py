@@ -444,7 +444,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     refused: it is null, and ``not_measurable`` says why. Captions that a person wrote fit the images that have them;
     zero-shot accuracy needs attributes. Raises DataError where no figure can be measured.
     """
-    from core.caption_bank import draw_texts
+    from core.caption_bank import captions_fit, draw_texts
+    from core.metrics import retrieval
     from core.training import make_accelerator
     from dataset import DataError, FaceStore
     from vae import load_pixels, to_images
@@ -489,33 +490,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         print(f"text to image is no better than chance: {measured} of the first answers fit, and "
               f"{result['chance_at_1']} of any", file=sys.stderr)
     return result
-
-
-def captions_fit(store: Any, indices: np.ndarray, texts: Sequence[str]) -> Tensor:
-    """Which of a person's own captions [T] are captions of which images: bool [T, I]."""
-    from core.caption_bank import caption_numbers, own_captions
-
-    each = [own_captions(store, indices[i : i + 1]) for i in range(len(indices))]
-    numbers = caption_numbers([*texts, *(one for captions in each for one in captions)])
-    ends = len(texts) + np.cumsum([0, *map(len, each)])
-    columns = [np.isin(numbers[: len(texts)], numbers[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
-    return torch.from_numpy(np.stack(columns, axis=1))
-
-
-def retrieval(name: str, similarity: Tensor, fits: Tensor) -> dict[str, float | None]:
-    """Which share of the first k answers fits, and which share of all answers does; similarity and fits [Q, A].
-
-    None where the first k are all answers or all answers fit, so that any ranking would score the same.
-    """
-    ranked = similarity.argsort(1, descending=True)
-    chance = round(float(fits.float().mean()), 4)
-    found: dict[str, float | None] = {}
-    for k in (1, 10):
-        told = k < fits.shape[1] and bool((fits.any(1) & ~fits.all(1)).any())
-        value = round(float(fits.gather(1, ranked[:, :k]).float().mean()), 4) if told else None
-        prefix = "" if name == "text_to_image" else f"{name}_"
-        found |= {f"{name}_precision_at_{k}": value, f"{prefix}chance_at_{k}": chance}
-    return found
 
 
 def zero_shot(model: CLIP, tokenizer: Tokenizer, image: Tensor, attributes: Tensor) -> dict[str, float]:

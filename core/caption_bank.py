@@ -188,6 +188,15 @@ def own_captions(store: FaceStore, indices: np.ndarray) -> list[str]:
     return [] if own is None else [text for row in indices for text in own[str(store.image_id[row])]]
 
 
+def captions_fit(store: FaceStore, indices: np.ndarray, texts: Sequence[str]) -> Tensor:
+    """Which of a person's own captions [T] are captions of which images: bool [T, I]."""
+    each = [own_captions(store, indices[i : i + 1]) for i in range(len(indices))]
+    numbers = caption_numbers([*texts, *(one for captions in each for one in captions)])
+    ends = len(texts) + np.cumsum([0, *map(len, each)])
+    columns = [np.isin(numbers[: len(texts)], numbers[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
 def check_contrast(store: FaceStore, indices: np.ndarray) -> None:
     """Can anything be learned from these captions? Raises DataError where every caption is true of every image."""
     from core.sources import DataError

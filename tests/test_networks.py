@@ -34,6 +34,7 @@ from core.caption_bank import (
 from core.captions import ATTRIBUTES, Caption
 from core.diffusion import Condition, join_conditions
 from core.latents import LatentCache
+from core.metrics import retrieval
 from core.training import make_accelerator
 from dataset import FaceStore, synthetic_store
 from train_clip import CLIP, Tokenizer, load_clip
@@ -489,12 +490,12 @@ def test_captions_without_facts_are_told_apart_by_image_and_words() -> None:
 
 def test_a_figure_that_chance_would_reach_too_is_refused() -> None:
     similarity = torch.eye(12)
-    found = train_clip.retrieval("text_to_image", similarity, torch.eye(12) > 0)
+    found = retrieval("text_to_image", similarity, torch.eye(12) > 0)
     assert found == {"text_to_image_precision_at_1": 1.0, "chance_at_1": 0.0833,
                      "text_to_image_precision_at_10": 0.1, "chance_at_10": 0.0833}
-    everything = train_clip.retrieval("image_to_text", similarity, torch.ones(12, 12) > 0)
+    everything = retrieval("image_to_text", similarity, torch.ones(12, 12) > 0)
     assert everything["image_to_text_precision_at_1"] is None and everything["image_to_text_chance_at_1"] == 1.0
-    few = train_clip.retrieval("text_to_image", torch.eye(3), torch.eye(3) > 0)
+    few = retrieval("text_to_image", torch.eye(3), torch.eye(3) > 0)
     assert few["text_to_image_precision_at_10"] is None and few["text_to_image_precision_at_1"] == 1.0
 
 
