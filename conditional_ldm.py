@@ -87,9 +87,9 @@ PRESETS = {
     "tiny": UNetConfig(4, (16, 24), (1, 1), (False, True), 8, 32, 32, 0.0),
 }
 RUNS = {  # how long a run of each preset is
-    "celeba128": {"steps": 50000, "batch_size": 64, "warmup_steps": 200},
-    "small": {"steps": 50000, "batch_size": 64, "warmup_steps": 200},
-    "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1},
+    "celeba128": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "small": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1, "cache": "runs/tiny-latents"},  # not for a real cache
 }
 
 
@@ -815,7 +815,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_release_options(parser, ", which has vae/ and clip/")
     parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/unet, runs/guidance, "
                         "runs/consistency)")
-    parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
+    parser.add_argument("--cache", help="where encoded images are kept; " + of_preset(RUNS, "cache"))
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
                         "whose guidance to start from, such as what the UNet had before it was trained further")

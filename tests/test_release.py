@@ -48,6 +48,7 @@ def test_every_command_of_the_tiny_preset_runs_in_seconds_and_leaves_the_bundled
                                      "models/mine", "--replace"]) == 0
     assert set(read_index(home / "models" / "mine")["components"]) == {"clip", "vae", "preview", "unet", "turbo"}
     assert contents(home / BUNDLED) == before
+    assert not (home / "runs" / "latents").exists()  # nor is a cache of real images made anew
     for runs, big in ((train_clip.RUNS, 4000), (vae.RUNS, 20000), (conditional_ldm.RUNS, 50000)):
         assert runs["celeba128"]["steps"] == big  # the promise of a real run stays
 
