@@ -851,13 +851,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture-every", type=int, default=1000)
     args = parser.parse_args(argv)
     args.run = args.run or f"runs/{args.distill or 'unet'}"
-    settle(parser, args, RUNS, args.distill and f"--distill {args.distill}" or "")
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
     if args.self_guidance and args.distill != "guidance":
         parser.error("--self-guidance belongs to --distill guidance")
     if args.distill == "consistency" and args.init:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
+    settle(parser, args, RUNS, args.distill and f"--distill {args.distill}" or "")
     if args.train or args.distill:
         train(args)
     else:
