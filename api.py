@@ -45,6 +45,7 @@ from core.machine import address_of, host_of, is_local
 from core.machine import listener as listen
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.population import open_facets
+from core.prompts import can_say, spoken_attributes
 from core.prompts import read as read_prompt
 from core.quiet import keep_quiet
 from core.reference import add_reference
@@ -129,6 +130,7 @@ def create_app(
     cors_origins: Sequence[str] = (),
     data_dir: Path | None = None,
     vocabulary: Callable[[], Mapping[str, str]] = captions.vocabulary,
+    examples: Callable[[], Sequence[str]] = tuple,
     max_waiting: int = 64,
     keep: Retention | None = None,
     max_batch: int | None = None,
@@ -142,7 +144,8 @@ def create_app(
     `app.extensions["service"].start()` later, or `.load()` and `.queue.run_next(batch)` in a thread of their own.
     `hosts` are names under which the server may be addressed beside numeric addresses; None allows the loopback names
     alone. `cors_origins` are other web pages that may use it. `data_dir` keeps jobs and pictures; None takes a folder
-    that is removed with the application. `vocabulary` gives the words of the model's captions, "known" or "rare".
+    that is removed with the application. `vocabulary` gives the words of the model's captions, "known" or "rare",
+    and `examples` some of these captions where a person wrote them.
     `max_batch` images at most share one step (None: by device). `max_streams` bounds the event streams, each of which
     holds one thread of the web server. `watermark` puts the invisible mark into the pictures of new jobs.
 
@@ -177,14 +180,14 @@ def create_app(
     def document(ready: bool) -> dict[str, Any]:
         return describe(app, service.info if ready else None, locked=api_key is not None)
 
-    words = vocabulary()
+    words, own = vocabulary(), examples()
     reader = PictureReader()
     add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader)
     add_results(app, queue)
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
-    add_prompts(app, service, words)
-    add_state(app, service, telemetry)
+    add_prompts(app, service, words, own)
+    add_state(app, service, telemetry, lambda: schemas.options(service.info, words, own))
     add_reference(app, lambda: document(service.info is not None))
     add_page(app, api_key)
     if start:
@@ -352,8 +355,12 @@ def add_jobs(
 # ---- what the model understands --------------------------------------------------------------------------------------
 
 
-def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) -> None:
-    """What the model was trained to understand. Only in which words it hears a prompt is known when it is loaded."""
+def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], own: Sequence[str]) -> None:
+    """What the model was trained to understand. Only in which words it hears a prompt is known when it is loaded.
+
+    `own` are captions that a person wrote, where the model learned from those.
+    """
+    spoken = spoken_attributes(words)
 
     @app.post("/prompt/analyze")
     @operation("What does the model understand of a prompt?", "prompts",
@@ -371,7 +378,7 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) ->
         return json_response({
             "attributes": dict(found.attributes),
             "heard": heard,
-            "open": [facet.to_dict() for facet in open_facets(found.attributes)],
+            "open": [facet.to_dict() for facet in open_facets(found.attributes, spoken)],
             "words": [asdict(word) for word in (*found.words, *unread)],
             "claims": [asdict(claim) for claim in found.claims],
             "contradictions": list(found.contradictions),
@@ -387,24 +394,26 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) ->
         """It changes only with the model."""
         return tagged(json_response({
             "words": dict(words),
-            "phrases": [asdict(phrase) for phrase in captions.phrases()],
-            "attributes": list(captions.ATTRIBUTES),
+            "phrases": [asdict(phrase) for phrase in captions.phrases() if can_say(phrase.text, words)],
+            "attributes": [name for name in captions.ATTRIBUTES if name in spoken],
         }))
 
     @app.get("/prompt/surprise")
     @operation("A prompt like those of the training", "prompts",
                {200: Answer("The prompt.", {JSON: answers.SurpriseAnswer})}, query=schemas.SurpriseQuery)
     def surprise() -> Response:
-        """Drawn from how frequent each attribute is among the training pictures."""
+        """Drawn from how frequent each attribute is among the training pictures; or a caption that a person wrote."""
         seed = read_query(schemas.SurpriseQuery).seed
         rng = random.Random(secrets.randbits(64) if seed is None else seed)
-        return json_response({"prompt": captions.surprise(rng)})
+        return json_response({"prompt": rng.choice(own) if own else captions.surprise(rng)})
 
 
 # ---- the state of the server -----------------------------------------------------------------------------------------
 
 
-def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
+def add_state(
+    app: Flask, service: EngineService, telemetry: Telemetry, options: Callable[[], dict[str, Any]]
+) -> None:
     """What may be asked, whether the server lives and is ready, and its numbers."""
 
     @app.get("/options")
@@ -415,7 +424,7 @@ def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
         """Answers while the model loads too: then without what only the model knows."""
         return tagged(json_response({
             "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
-            **schemas.options(service.info),
+            **options(),
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
         }))
 
@@ -533,6 +542,15 @@ def vocabulary_of(model: Path) -> Mapping[str, str]:
     return words if sound else captions.vocabulary()
 
 
+def examples_of(model: Path) -> Sequence[str]:
+    """Some captions that a person wrote and this model was trained on; none where captions were drawn."""
+    try:
+        texts = json.loads((model / "examples.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else ()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the process's exit status."""
     keep_quiet()
@@ -560,7 +578,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         app = create_app(
             load_engine, start=False, api_key=arguments.api_key or None, hosts=hosts,
             cors_origins=arguments.cors_origin, data_dir=arguments.data_dir, max_batch=arguments.max_batch,
-            vocabulary=lambda: vocabulary_of(arguments.model), max_waiting=arguments.max_waiting,
+            vocabulary=lambda: vocabulary_of(arguments.model), examples=lambda: examples_of(arguments.model),
+            max_waiting=arguments.max_waiting,
             keep=Retention(arguments.keep_jobs, arguments.keep_bytes, days * 86400 if days else None),
             watermark=not arguments.no_watermark,
         )

@@ -46,6 +46,7 @@ from core.checkpoint import (
     load_component,
     load_difference,
     load_strictly,
+    read_component_config,
     read_index,
     save_component,
     save_difference,
@@ -71,7 +72,7 @@ class UNetConfig:
     """Widths per level (16x16, 8x8, 4x4), blocks per level, which levels attend, which guidance scales one pass answers
     (none before `--distill guidance`), and by which layers."""
 
-    latent_channels: int = 16
+    latent_channels: int | None = 16  # None in a preset: those of the VAE
     channels: tuple[int, ...] = (96, 192, 192)
     blocks: tuple[int, ...] = (2, 2, 2)
     attention: tuple[bool, ...] = (False, True, True)
@@ -87,9 +88,15 @@ class UNetConfig:
 PRESETS = {
     "celeba128": UNetConfig(channels=(112, 224, 224)),
     "small": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0),
-    "small-positions": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0,
+    "small-positions": UNetConfig(None, channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0,
                                   position_maps=True),
     "tiny": UNetConfig(4, (16, 24), (1, 1), (False, True), 8, 32, 32, 0.0),
+}
+RUNS = {  # how long a run of each preset is
+    "celeba128": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "small": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "small-positions": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1, "cache": "runs/tiny-latents"},  # not for a real cache
 }
 
 
@@ -357,12 +364,14 @@ class Faces:
     def __init__(self, args: argparse.Namespace, accelerator: Any, schedule: NoiseSchedule) -> None:
         from core.caption_bank import cached_bank, encode_captions, fits_encoded
         from core.latents import Lessons
-        from dataset import FaceStore
+        from dataset import DataError, FaceStore
         from train_clip import load_clip
         from vae import load_vae
 
         device = accelerator.device
         self.store = FaceStore.open(args.data)
+        if args.favour and self.store.text_labels is not None:
+            raise DataError(f"--favour {' '.join(args.favour)}: {args.data} has its user's own captions, no attributes")
         indices = self.store.select(split="train", px=args.px)
         self.vae = load_vae(args.model, device)
         self.clip, self.tokenizer = load_clip(args.model, device)
@@ -419,9 +428,36 @@ def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accel
     return cached_latents(folder, key, (len(indices), vae.config.latent_channels, 16, 16), encode, accelerator)
 
 
+def check_parents(args: argparse.Namespace) -> None:
+    """Do the parts that a UNet is trained with have the widths that it is made for? Before anything is loaded.
+
+    Raises ModelFolderError naming the first that has another.
+    """
+    if args.distill:  # a copy of the UNet that is there
+        return
+    wanted = PRESETS[args.preset]
+    if wanted.latent_channels is None:
+        wanted = replace(wanted, latent_channels=read_component_config(args.model, "vae")["network"]["latent_channels"])
+    for component, field, width in (("vae", "latent_channels", wanted.latent_channels),
+                                    ("clip", "text_width", wanted.text_width)):
+        found = read_component_config(args.model, component)["network"][field]
+        if found != width:
+            raise ModelFolderError(f"--preset {args.preset} makes a UNet for {field} {width}, and the {component} in "
+                                   f"{args.model} has {found}: name another --preset, or another folder with --model")
+    if args.init:
+        start = read_config(read_component_config(args.init, "unet"))
+        wrong = [name for name in ("latent_channels", "channels", "blocks", "attention", "head_width", "text_width",
+                                   "embed_width") if getattr(start, name) != getattr(wanted, name)]
+        if wrong:
+            there, asked = getattr(start, wrong[0]), getattr(wanted, wrong[0])
+            raise ModelFolderError(f"the UNet in {args.init} has {wrong[0]} {there}, and --preset {args.preset} "
+                                   f"{asked}: name the --preset that it was trained with")
+
+
 def train(args: argparse.Namespace) -> None:
     """The training loop of the UNet, and of what is distilled from it; the same command resumes. Ends by releasing the
     better of both EMA lengths."""
+    from core.release import check_release, releasing
     from core.training import (
         PowerEMA,
         RunFolder,
@@ -437,6 +473,9 @@ def train(args: argparse.Namespace) -> None:
     )
     from vae import encoder_hash
 
+    check_parents(args)
+    made = "turbo" if args.distill == "consistency" else "unet"
+    check_release(args.model, made, replace=args.replace, run=args.run)
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight, begin=tuple(args.begin))
@@ -445,7 +484,7 @@ def train(args: argparse.Namespace) -> None:
         schedule = read_schedule(args.model)
     faces = Faces(args, accelerator, schedule)
     torch.manual_seed(args.seed)
-    network = replace(PRESETS[args.preset], latent_channels=faces.vae.config.latent_channels)
+    network = replace(PRESETS[args.preset], latent_channels=faces.vae.config.latent_channels)  # checked, or left open
     model = ConditionalUNet(network) if teacher is None else student_of(teacher)
     model = model.to(device, memory_format=torch.channels_last)
     if args.init:  # of a distilled one only what this run trains: the network, or what beside it knows the scale
@@ -539,9 +578,11 @@ def train(args: argparse.Namespace) -> None:
         suggested = 2.0 if args.guidance_scale is None else args.guidance_scale
         if teacher is None:
             facts |= {"loss_weight": args.loss_weight}
-            release(finished[best], Path(args.model), schedule, parents, facts, suggested)
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release(finished[best], Path(args.model), schedule, parents, facts, suggested)
         elif turbo:
-            release_turbo(finished[best], teacher, Path(args.model), facts)
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release_turbo(finished[best], teacher, Path(args.model), facts)
         else:
             from core.distillation import relative_errors
 
@@ -550,9 +591,10 @@ def train(args: argparse.Namespace) -> None:
                 print(f"scale {scale}: one pass is {one:.3f} off what it is to say; if it knew no scale, {plain:.3f}")
             if args.guidance_scale is None:
                 suggested = read_index(args.model)["defaults"]["guidance_scale"]
-            release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
-                    facts | {"errors": errors})
-        print(f"released to {args.model}/{'turbo' if turbo else 'unet'}")
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
+                        facts | {"errors": errors})
+        print(f"released to {args.model}/{made}")
 
 
 def make_optimizers(model: ConditionalUNet, args: argparse.Namespace) -> dict[str, torch.optim.Optimizer]:
@@ -806,6 +848,8 @@ def evaluate(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    from core.release import add_release_options, of_preset, settle
+
     keep_quiet()
     parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.")
     mode = parser.add_mutually_exclusive_group(required=True)
@@ -825,9 +869,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sampler")
     parser.add_argument("--out", default="runs/grid.png")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder with vae/ and clip/")
-    parser.add_argument("--run", default="runs/unet", help="folder of this run; the same command resumes from it")
-    parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
+    add_release_options(parser, ", which has vae/ and clip/")
+    parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/unet, runs/guidance, "
+                        "runs/consistency)")
+    parser.add_argument("--cache", help="where encoded images are kept; " + of_preset(RUNS, "cache"))
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
                         "whose guidance to start from, such as what the UNet had before it was trained further")
@@ -844,15 +889,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="the model's own: n steps begin at timestep A - B / (n + 2) (1000 0: at pure noise)")
     parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
                         help="of the noise levels; may change when a run is resumed")
-    parser.add_argument("--steps", type=int, default=50000)
+    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
     parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is cut into, where memory is short")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for all that is a "
                         "matrix or a kernel inside the network; the rest stays with AdamW")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--warmup-steps", type=int, default=200)
+    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--caption-dropout", type=float, default=0.12, help="share trained without its caption")
     parser.add_argument("--captions-per-image", type=int, default=8)
@@ -864,12 +909,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=1000)
     args = parser.parse_args(argv)
+    args.run = args.run or f"runs/{args.distill or 'unet'}"
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
     if args.self_guidance and args.distill != "guidance":
         parser.error("--self-guidance belongs to --distill guidance")
     if args.distill == "consistency" and args.init:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
+    settle(parser, args, RUNS, args.distill and f"--distill {args.distill}" or "")
     if args.train or args.distill:
         train(args)
     elif args.fit_soft_from:

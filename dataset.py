@@ -35,6 +35,7 @@ from core.quiet import keep_quiet
 from core.sources import COLUMNS, SIZE, SPLITS, DataError, load_text_labels
 
 __all__ = [
+    "SPLITS",
     "DataError",
     "FaceStore",
     "Report",

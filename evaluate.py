@@ -36,18 +36,21 @@ from torch import Tensor
 from core import endurance, metrics, response
 from core import report as reporting
 from core.bench import SECTIONS
+from core.caption_bank import draw_texts
 from core.captions import ATTRIBUTES, draw_caption
-from core.checkpoint import read_index, update_index
+from core.checkpoint import ModelFolderError, read_index, update_index
 from core.devices import has_bf16, pick_device, pick_dtype
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
+from core.prompts import spoken_attributes
 from core.quiet import keep_quiet
+from core.release import check_release
 from core.sliders import sliders
 
 if TYPE_CHECKING:
     from dataset import FaceStore
 
-PLACES = ("model", "data", "judge", "out", "cache", "inception")  # settings that say where things are on one machine
+PLACES = ("model", "data", "judge", "out", "cache", "inception", "replace")  # settings that say where things are
 HELD_OUT = ("test", "val")  # splits of people the model never saw
 PARTS = ("ladder", "vae", "samples", "crowd", "memorisation", "curve")
 HEADLINE = ("Smiling", "Male", "Blond_Hair", "Black_Hair", "Eyeglasses")
@@ -189,6 +192,7 @@ class Settings:
     curve_n: int = 256
     curve_steps: tuple[int, ...] = (2, 4, 8, 16, 30, 50, 100, 250, 500)
     inception: str | None = None
+    replace: bool = False  # may a fit replace what the model folder has
     device: str = "auto"
     precision: str = "fp32"
 
@@ -534,6 +538,7 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
     from generator import pick_device
 
+    check_release(settings.model, "nearest", replace=settings.replace)
     store = FaceStore.open(settings.data)
     rng = np.random.default_rng(settings.seed)
     train = store.select("train")
@@ -571,7 +576,10 @@ def training_captions(settings: Settings) -> tuple[FaceStore, np.ndarray, list[s
     store = FaceStore.open(settings.data)
     rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))
     count = min(settings.samples, len(rows))
-    texts = draw_prompts(store.attributes[rows[:count]], count, settings.seed).texts
+    if store.text_labels is None:
+        texts = draw_prompts(store.attributes[rows[:count]], count, settings.seed).texts
+    else:
+        texts = draw_texts(store, rows[:count], 1, settings.seed, 0.0)[0]
     own = read_index(settings.model)["defaults"]["guidance_scale"]
     return store, rows, texts, float(own if settings.guidance is None else settings.guidance)
 
@@ -587,6 +595,7 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     from core.sharpness import fit_kernel
     from vae import load_vae, release, with_kernel
 
+    check_release(settings.model, "vae", replace=settings.replace)
     store, rows, prompts, guidance = training_captions(settings)
     rows = rows[: len(prompts)]
     config, _ = load_component(settings.model, "vae")
@@ -617,6 +626,7 @@ def measure_correction(settings: Settings, counts: Sequence[int]) -> dict[str, A
     from core.correction import fit_correction, save_correction
     from vae import load_vae, to_images
 
+    check_release(settings.model, "correction", replace=settings.replace)
     store, rows, texts, guidance = training_captions(settings)
     drawn: dict[float, dict[int, Tensor]] = {}
     for scale, count in itertools.product(sorted({1.0, guidance, 2 * guidance}), sorted(set(counts))):
@@ -654,7 +664,9 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
     from generator import pick_device
 
+    check_release(settings.model, "emphasis", replace=settings.replace)
     store = FaceStore.open(settings.data)
+    need_attributes(store)
     judge, _ = load_judge(settings.judge, pick_device(settings.device))
     rows = np.random.default_rng(settings.seed).permutation(store.select(settings.split, px=128))
     prompts = draw_prompts(store.attributes[rows], 32 * settings.samples, settings.seed)
@@ -727,6 +739,9 @@ def measure_sliders(settings: Settings, names: Sequence[str], record: bool = Fal
     from core.engine import DrawRequest
     from generator import FaceGenerator
 
+    spoken = spoken_attributes(captions_words(settings.model))
+    if not (names := [name for name in names if name in spoken]):
+        raise ModelFolderError(f"{settings.model} was trained on captions that have no words for these sliders")
     faces = FaceGenerator.load(settings.model, settings.device, precision=settings.precision)
     judge, digest = load_judge(settings.judge, faces.device)
     each = -(-settings.samples // len(response.PROMPTS))
@@ -765,6 +780,12 @@ def measure_sliders(settings: Settings, names: Sequence[str], record: bool = Fal
     return report
 
 
+def captions_words(model: str | Path) -> Mapping[str, str]:
+    """The vocabulary of the captions that a model was trained on; empty where its folder does not say."""
+    path = Path(model) / "vocabulary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -773,9 +794,20 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
 
     store = FaceStore.open(settings.data)
+    need_attributes(store)
     if not has_judge(settings.judge):
         train_judge(store, store.select("train"), settings.judge, device=settings.device)
     return Evaluation(settings, store).run()
+
+
+def need_attributes(store: FaceStore) -> None:
+    """Raises DataError for pictures with a person's own captions: every figure here is about attributes, and against
+    attributes that are all stored as false each of them would be a number without meaning."""
+    from dataset import DataError
+
+    if store.text_labels is not None:
+        raise DataError(f"{store.folder} has its user's own captions and no attributes, which this measures; measure "
+                        "with `train_clip.py --eval` and `vae.py --eval`")
 
 
 def kept_figures(report: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -843,6 +875,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--inception", help="TorchScript file of the Inception features, for true FID")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help=f"of the UNet (default {base.precision})")
+    parser.add_argument("--replace", action="store_true", default=None, help="a fit may replace what --model has")
     parser.add_argument("--compare", help="an earlier report.json: print what changed")
     parser.add_argument("--record", action="store_true", help="keep the figures in the model folder's index")
     parser.add_argument("--watermark", action="store_true", help="measure the invisible watermark, then stop")
@@ -887,6 +920,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                            else FOR_EMPHASIS if options.fit_emphasis
                            else FOR_FINISHING if options.draw_latents else FOR_CORRECTION if options.fit_correction
                            else QUICK if options.quick else base, **given)
+        for flag in ("fit_sharpness", "fit_emphasis", "fit_correction", "build_nearest"):
+            if getattr(options, flag) and options.model is None:
+                raise ValueError(f"--{flag.replace('_', '-')} changes a trained model: say which, with --model FOLDER")
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:

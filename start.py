@@ -307,7 +307,7 @@ def doctor(root: Path, options: argparse.Namespace) -> int:
     problems = [
         *doctor_environment(root, options),
         doctor_data(data_folder(options)),
-        model_problem(root, options.model),
+        *doctor_model(root, options.model),
         exposure_problem(options),
         machine.port_problem(options.host, options.port),
         machine.memory_problem(free),
@@ -357,6 +357,14 @@ def engine_text(found: dict, device: str) -> str:
     if device != "cpu" and (device != "auto" or found["cuda"] or found["mps"]):
         return "torch"
     return found.get("openvino") or f"torch; OpenVINO would be faster on a CPU ({found['openvino_error']})"
+
+
+def doctor_model(root: Path, name: str) -> list[str]:
+    """What keeps the model from drawing: an incomplete folder, or parts that do not belong together."""
+    from core.model_check import model_faults
+
+    problem = model_problem(root, name)
+    return model_faults(model_folder(root, name)) if problem is None else [problem]
 
 
 def doctor_data(folder: Path) -> str | None:

@@ -33,7 +33,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import build, git_commit, load_component, load_strictly, save_component
+from core.checkpoint import (
+    ModelFolderError,
+    build,
+    git_commit,
+    load_component,
+    load_strictly,
+    read_component_config,
+    save_component,
+)
 from core.equivariance import (
     LatentRegularization,
     add_noise,
@@ -79,6 +87,11 @@ PRESETS = {
     "tiny": VAEConfig(4, (16, 24), (1, 1), (24, 16, 12), (1, 1, 1)),
     "tiny-smooth": VAEConfig(4, (16, 24), (1, 1), (24, 16, 12), (1, 1, 1), deterministic=True,
                              statistics_size=16),
+}
+RUNS = {  # how long a run of each preset is
+    "celeba128": {"steps": 20000, "batch_size": 16, "warmup_steps": 100},
+    **{name: {"steps": 2000, "batch_size": 8, "warmup_steps": 40} for name in ("smooth8", "smooth16", "smooth8-fast")},
+    **{name: {"steps": 10, "batch_size": 8, "warmup_steps": 1} for name in ("tiny", "tiny-smooth")},
 }
 FACTOR = 8
 
@@ -338,8 +351,28 @@ def measure_latents(model: VAE, pixels: Tensor, seed: int = 0, batch_size: int =
     return mean.float(), (square / count - mean.square()).clamp_min(1e-8).sqrt().float()
 
 
+def check_parents(args: argparse.Namespace) -> None:
+    """Are the parts that a VAE is trained with there, and as wide as it is? Before anything is loaded.
+
+    Raises ModelFolderError naming what is missing or has another width.
+    """
+    if args.perceptual_weight > 0:
+        read_component_config(args.model, "clip")
+    if args.init or args.decoder_only:
+        found, wanted = read_component_config(args.init or args.model, "vae")["network"], asdict(PRESETS[args.preset])
+        components = wanted["deterministic"] and not found.get("deterministic", False)  # starts from some of them
+        for name in ("latent_channels", "encoder_channels", "encoder_blocks", "decoder_channels", "decoder_blocks"):
+            asked = wanted[name] if isinstance(wanted[name], int) else list(wanted[name])
+            fewer = name == "latent_channels" and components and asked <= found[name]
+            fewer |= name == "decoder_blocks" and all(a <= b for a, b in zip(asked, found[name], strict=True))
+            if found[name] != asked and not fewer:
+                raise ModelFolderError(f"the VAE in {args.init or args.model} has {name} {found[name]}, and --preset "
+                                       f"{args.preset} {asked}: name the --preset that it was trained with")
+
+
 def train(args: argparse.Namespace) -> None:
     """The training loop of the VAE; the same command resumes. Ends by measuring latents and releasing the weights."""
+    from core.release import check_release, releasing
     from core.training import (
         EpochSampler,
         PowerEMA,
@@ -366,6 +399,8 @@ def train(args: argparse.Namespace) -> None:
         generator_loss,
     )
 
+    check_parents(args)
+    check_release(args.model, "vae", replace=args.replace, run=args.run)
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = LossWeights(perceptual=args.perceptual_weight, adversarial=args.adversarial_weight,
@@ -502,7 +537,8 @@ def train(args: argparse.Namespace) -> None:
             final.latent_mean.copy_(mean)
             final.latent_std.copy_(std)
         final = sharpened(final, pixels[: min(args.measure, 512)])
-        release(final, Path(args.model), settings | {"steps": args.steps})
+        with releasing(args.model, "vae", replace=args.replace, run=args.run):
+            release(final, Path(args.model), settings | {"steps": args.steps})
         release_preview(final, pixels[: min(args.measure, 2048)], Path(args.model))
         print(f"released to {args.model}/vae")
 
@@ -666,9 +702,11 @@ def finish(args: argparse.Namespace) -> None:
     are latents that the UNet drew (``--drawn``), against photographs: pictures that are drawn have no original.
     """
     from core import training
+    from core.release import check_release, releasing
     from dataset import FaceStore
     from discriminator import TEXTURE_CHANNELS, TextureCritic, gradient_penalty, relativistic_loss
 
+    check_release(args.model, "vae", replace=args.replace, run=args.run)
     accelerator = training.make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = FinishWeights()
@@ -784,7 +822,8 @@ def finish(args: argparse.Namespace) -> None:
         kept = {name: value for name, value in before.state_dict().items() if not name.startswith("decoder.")}
         final.load_state_dict(kept, strict=False)  # bit for bit, as in `train`
         config, _ = load_component(args.init or args.model, "vae")
-        release(final, Path(args.model), config.get("training", {}) | {"finish": settings | {"steps": args.steps}})
+        with releasing(args.model, "vae", replace=args.replace, run=args.run):
+            release(final, Path(args.model), config.get("training", {}) | {"finish": settings | {"steps": args.steps}})
         print(f"released to {args.model}/vae")
 
 
@@ -843,9 +882,11 @@ def release_preview(model: VAE, pixels: Tensor, folder: Path) -> None:
 
 def refit(args: argparse.Namespace) -> None:
     """Give a model folder a preview decoder without touching its VAE."""
+    from core.release import check_release
     from core.training import make_accelerator
     from dataset import FaceStore
 
+    check_release(args.model, "preview", replace=args.replace)
     device = make_accelerator(args.device, "no").device
     store = FaceStore.open(args.data)
     chosen = store.select(split="train", px=128)[: min(args.measure, 2048)]
@@ -921,6 +962,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
+    from core.release import add_release_options, of_preset, settle
+
     keep_quiet()
     parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
     mode = parser.add_mutually_exclusive_group(required=True)
@@ -929,17 +972,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     mode.add_argument("--fit-preview", action="store_true", help="fit the preview decoder of --model again")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder to release to and read CLIP from")
+    add_release_options(parser, " and to read CLIP from")
     parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/vae, runs/finish)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", help="model folder whose VAE to start from (--decoder-only: --model)")
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
-    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
     parser.add_argument("--learning-rate", type=float, default=6e-4)
-    parser.add_argument("--warmup-steps", type=int, default=100)
+    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--gan-start", type=float, default=0.35, help="share without the adversary; 1: never")
     parser.add_argument("--perceptual-weight", type=float, default=LossWeights().perceptual, help="0 needs no CLIP")
@@ -968,6 +1011,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture-every", type=int, default=500)
     args = parser.parse_args(argv)
     args.run = args.run or ("runs/finish" if args.finish else "runs/vae")
+    settle(parser, args, RUNS, "--finish" if args.finish else "--fit-preview" if args.fit_preview else "")
     (train if args.train else finish if args.finish else refit if args.fit_preview else evaluate)(args)
     return 0
 

@@ -147,6 +147,17 @@ def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], 
     return settings, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def read_component_config(folder: str | Path, component: str) -> dict[str, Any]:
+    """Only the ``config.json`` of one component. Raises ModelFolderError when it is not there or not readable."""
+    path = Path(folder) / component / "config.json"
+    if component not in read_index(folder)["components"] or not path.exists():
+        raise ModelFolderError(f"{folder} has no component {component!r}; train it or restore the folder")
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ModelFolderError(f"{path} is damaged ({error}); restore the folder") from error
+
+
 def save_difference(folder: str | Path, component: str, state: Mapping[str, Tensor], base: Mapping[str, Tensor],
                     config: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> str:
     """Write a component that was trained on from another as what it adds to the weights of that, in 8 bits a weight.

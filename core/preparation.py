@@ -152,7 +152,8 @@ def decode_rows(task: Task) -> list[Result]:
                 with Image.open(io.BytesIO(entry.read())) as image:
                     pixels, px = cut(to_rgb(image), task.kind, px)
             except UNREADABLE as error:
-                results.append((row, BROKEN, f"{entry.name}: {error}"))
+                said = str(error)
+                results.append((row, BROKEN, said if entry.path in said else f"{entry.name}: {said}"))
                 continue
             file.seek(task.offset + row * ROW_BYTES)
             file.write(np.ascontiguousarray(pixels).data)

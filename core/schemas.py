@@ -15,6 +15,7 @@ import difflib
 import io
 import re
 import secrets
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
@@ -24,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from core.containers import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from core.engine import MANY_STEPS, EngineInfo, usual_sampler, usual_strength
 from core.ledger import TRANSITIONS
+from core.prompts import spoken_attributes
 from core.sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
 from core.web import bad_field, bounds, shown
 
@@ -539,8 +541,12 @@ def name_choices(schemas: dict[str, Any], info: EngineInfo) -> None:
         latent |= {"minLength": length, "maxLength": length}
 
 
-def options(info: EngineInfo | None) -> dict[str, Any]:
-    """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat."""
+def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequence[str] = ()) -> dict[str, Any]:
+    """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat.
+
+    Sliders are those that a model can follow which read captions of these `words` (none: all). `examples` are captions
+    that a person wrote, where the model learned from those.
+    """
     fields = {
         name: {**bounds(TextToImage, name), "default": None if field.is_required() else field.default,
                "description": field.description}
@@ -563,10 +569,10 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "models": models,
         "quality": [{"name": name, "steps": steps} for name, steps in QUALITY],
         "step_curve": [dict(point) for point in info.step_curve] if info else [],
-        "examples": list(EXAMPLES),
+        "examples": list(examples[: len(EXAMPLES)] or EXAMPLES),
         "attributes": [
             {**asdict(slider), "response": info.sliders.get(name) if info else None}
-            for name, slider in sliders().items()
+            for name, slider in sliders().items() if name in spoken_attributes(words)
         ],
         "limits": {
             "body_bytes": MAX_BODY_BYTES,

@@ -15,6 +15,7 @@ from core.engine import EngineInfo, EngineService
 from core.jobs import IdempotencyConflict, Job, QueueClosed, QueueFull
 from core.population import balanced, open_facets
 from core.prompts import read as read_prompt
+from core.prompts import spoken_attributes
 from core.schemas import TextToImage
 from core.web import Problem
 
@@ -38,10 +39,14 @@ def warnings_of(wanted: TextToImage, words: Mapping[str, str], info: EngineInfo,
     negative = wanted.negative_prompt  # encoded as it is
     found += unread_warning("The negative prompt", negative, unread_from(negative, negative, info.read_to))
     stated = read_prompt(wanted.prompt[:unread_in(wanted.prompt, info)], words).attributes
-    if (wanted.candidates or 0) > wanted.n_images and not (stated or wanted.balance and open_facets(stated)):
+    spoken = spoken_attributes(words)
+    left_open = open_facets(stated, spoken)
+    if (wanted.candidates or 0) > wanted.n_images and not (stated or wanted.balance and left_open):
         found.append("The prompt states nothing that can be judged: of the candidates the first are kept.")
-    if wanted.balance and not open_facets(stated):
+    if wanted.balance and not left_open:
         found.append("The prompt leaves nothing open: balance changes nothing.")
+    found += [f"The model has no words for the slider {name}: what it changes is left to chance."
+              for name in wanted.attributes or () if name not in spoken]
     return list(dict.fromkeys(found))
 
 

@@ -42,6 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "core.machine": set(),
     "core.disk": set(),
     "core.clock": set(),
+    "core.model_check": set(),
+    "core.release": set(),
     "core.qr": {"segno"},
     "core.quiet": set(),
     "core.schemas": {"numpy", "pydantic"},
@@ -403,7 +405,7 @@ def test_the_closure_follows_imports_and_stops_at_functions() -> None:
 
 def test_start_and_what_it_imports_use_the_standard_library_and_old_syntax() -> None:
     assert import_time_closure("start", PROJECT) == {}
-    for module in ("start", "core", "core.child", "core.environment", "core.machine"):
+    for module in ("start", "core", "core.child", "core.environment", "core.machine", "core.model_check"):
         ast.parse(PROJECT[module].text, feature_version=(3, 7))
     with pytest.raises(SyntaxError):
         ast.parse("if (x := 1):\n    pass", feature_version=(3, 7))

@@ -237,14 +237,39 @@ def test_analyze_reads_a_prompt(client: FlaskClient) -> None:
         assert client.post("/prompt/analyze", json=body).status_code == 422
 
 
+def test_a_model_of_own_captions_is_asked_in_its_own_words(engine: DrawingEngine) -> None:
+    """Claims, sliders, what is left open, examples and surprises follow the captions that it was trained on."""
+    words = dict.fromkeys(("a", "red", "blue", "big", "circle", "square"), "known")
+    own = ["a red circle", "a big blue square"]
+    client = make_app(engine, vocabulary=lambda: words, examples=lambda: own).test_client()
+    found = client.post("/prompt/analyze", json={"prompt": "a red smiling circle"}).get_json()
+    assert not found["attributes"] and not found["claims"] and not found["open"]
+    assert [word["status"] for word in found["words"]] == ["known", "known", "unknown", "known"]
+    assert len(found["warnings"]) == 1 and '"smiling" will be ignored: the model never read' in found["warnings"][0]
+    assert not client.post("/prompt/analyze", json={"prompt": own[1]}).get_json()["warnings"]
+    strange = client.post("/prompt/analyze", json={"prompt": "an old man"}).get_json()
+    assert "read none of these words" in strange["warnings"][-1]
+    options = client.get("/options").get_json()
+    assert options["attributes"] == [] and options["examples"] == own
+    assert client.get("/vocabulary").get_json()["phrases"] == []
+    assert {client.get(f"/prompt/surprise?seed={seed}").get_json()["prompt"] for seed in range(20)} == set(own)
+    wishes = post(client, prompt="a red circle", attributes={"Smiling": 1})["warnings"]
+    assert any("no words for the slider Smiling" in wish for wish in wishes)
+    plain = make_app(engine).test_client()
+    assert len(plain.get("/options").get_json()["attributes"]) == len(ATTRIBUTES)
+
+
 def test_the_vocabulary_is_that_of_the_model(engine: DrawingEngine) -> None:
     app = make_app(engine, vocabulary=lambda: {"a": "known", "wombat": "known", "smiling": "rare"})
     client = app.test_client()
     answer = client.get("/vocabulary")
     found = answer.get_json()
     assert found["words"] == {"a": "known", "wombat": "known", "smiling": "rare"}
-    assert found["attributes"] == list(ATTRIBUTES) and len(found["phrases"]) > 100
+    assert found["attributes"] == ["Smiling"]  # of the others nothing can be said in these words
     phrase = found["phrases"][0]
+    assert phrase["text"] == "smiling"
+    everything = make_app(engine).test_client().get("/vocabulary").get_json()
+    assert everything["attributes"] == list(ATTRIBUTES) and len(everything["phrases"]) > 100
     assert analyze(phrase["text"]).attributes[phrase["attribute"]] is phrase["value"]
     assert client.get("/vocabulary", headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
     words = client.post("/prompt/analyze", json={"prompt": "a smiling wombat"}).get_json()["words"]

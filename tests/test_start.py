@@ -7,6 +7,7 @@ lines, so that no test waits for torch. pip is the real pip; its packages are wh
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.server
 import json
 import os
@@ -35,6 +36,7 @@ from core.jobs import JobQueue, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals; its console tells both processes")
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file of no tensors
 SERVER = """
 import http.server, json, os, signal, sys, threading
 state, stops = os.environ.get("TEST_STATE", "READY"), []
@@ -102,9 +104,10 @@ def house(tmp_path: Path) -> Path:
         (root / name).write_text("# nothing\n", encoding="utf-8")
     for part in start.COMPONENTS:
         (root / "models" / "celeba128" / part).mkdir(parents=True)
-        for file in ("config.json", "model.safetensors"):
-            (root / "models" / "celeba128" / part / file).write_text("{}", encoding="utf-8")
-    (root / "models" / "celeba128" / "model_index.json").write_text("{}", encoding="utf-8")
+        (root / "models" / "celeba128" / part / "config.json").write_text("{}", encoding="utf-8")
+        (root / "models" / "celeba128" / part / "model.safetensors").write_bytes(NO_WEIGHTS)
+    known = {part: {"sha256": hashlib.sha256(NO_WEIGHTS).hexdigest()} for part in start.COMPONENTS}
+    (root / "models" / "celeba128" / "model_index.json").write_text(json.dumps({"components": known}), encoding="utf-8")
     venv.create(root / ".venv", with_pip=False, symlinks=os.name != "nt")
     write_stamp(root)
     return root
@@ -777,6 +780,21 @@ def test_doctor_finds_a_healthy_house_healthy(house: Path, port: int) -> None:
     answer = run(house, "doctor", "--port", str(port))
     assert "Nothing is wrong." in answer.stdout
     assert answer.returncode == 0
+
+
+def test_doctor_says_which_parts_of_a_model_do_not_belong_together(house: Path, port: int) -> None:
+    """After a component was replaced: nothing would be drawn, and the doctor must not call that healthy."""
+    model = house / "models" / "celeba128"
+    (model / "clip" / "model.safetensors").write_bytes(NO_WEIGHTS[:-1] + b" ")
+    answer = run(house, "doctor", "--port", str(port))
+    assert answer.returncode == 1 and answer.stderr == ""
+    assert "model.safetensors is damaged or was exchanged" in answer.stdout
+    (model / "clip" / "model.safetensors").write_bytes(NO_WEIGHTS)
+    parents = {"parents": {"clip": "another", "vae": None}}
+    (model / "unet" / "config.json").write_text(json.dumps(parents), encoding="utf-8")
+    answer = run(house, "doctor", "--port", str(port))
+    assert re.search(r"^1\. The unet in .* was made for another clip than the one there: train it", answer.stdout, re.M)
+    assert answer.returncode == 1
 
 
 def test_doctor_counts_the_jobs_and_says_what_is_wrong_with_them(house: Path, tmp_path: Path, port: int) -> None:
