@@ -33,7 +33,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import build, git_commit, load_component, load_strictly, save_component
+from core.checkpoint import (
+    build,
+    component_hash,
+    file_hash,
+    git_commit,
+    load_component,
+    load_strictly,
+    save_component,
+)
+from core.command import UserError, check_numbers, run_command, run_lock
 from core.finishing import Finish
 from core.preview import fit_preview, load_preview, save_preview
 from core.sharpness import Sharpen, fit_kernel
@@ -302,12 +311,12 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
-        agreed,
         average_gradients,
+        circumstances,
         learning_rate,
         make_accelerator,
+        mean_over_processes,
         process_slice,
-        run_steps,
         send,
         step_generator,
     )
@@ -352,10 +361,12 @@ def train(args: argparse.Namespace) -> None:
     sampler = EpochSampler(len(pixels), args.batch_size, args.seed)
     settings = {"component": "vae", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "decoder_only": args.decoder_only, "gan_start": args.gan_start,
-                "balance": args.balance, "weights": asdict(weights),
+                "balance": args.balance, "weights": asdict(weights), "data": store.fingerprint,
+                "clip": None if perceptual is None else component_hash(args.model, "clip"),
                 "network": json.loads(json.dumps(asdict(model.config)))}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process,
+                    how=circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     critic_guard = StepGuard()
@@ -364,8 +375,7 @@ def train(args: argparse.Namespace) -> None:
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     mine = process_slice(accelerator, args.batch_size)
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="VAE", agree=agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "VAE"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in (optimizer, critic_optimizer):
@@ -422,7 +432,8 @@ def train(args: argparse.Namespace) -> None:
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             values = {name: float(value.detach()) for name, value in terms.items()}
-            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
+            values = mean_over_processes(accelerator, values | {"loss": float(loss.detach())})
+            values |= {"grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.4f} charb {values['charbonnier']:.4f}")
         if (step + 1) % args.save_every == 0 or show.last:
@@ -483,7 +494,7 @@ def finish(args: argparse.Namespace) -> None:
     held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
     before = load_vae(args.init or args.model, device)
     if before.config.finish_channels:
-        raise SystemExit(f"{args.init or args.model} is finished already: --init a folder as it was before")
+        raise UserError(f"{args.init or args.model} is finished already: --init a folder as it was before")
     torch.manual_seed(args.seed)  # initial weights
     model = VAE(replace(before.config, finish_channels=args.finish_channels))
     load_strictly(model, model.state_dict() | before.state_dict(), "the VAE to finish")
@@ -491,8 +502,8 @@ def finish(args: argparse.Namespace) -> None:
     critic = TextureCritic(TEXTURE_CHANNELS[args.preset]).to(device, memory_format=torch.channels_last)
     drawn = torch.from_numpy(np.concatenate([np.load(path) for path in args.drawn])).to(device) if args.drawn else None
     if drawn is not None and drawn.shape[1] != model.config.latent_channels:
-        raise SystemExit(f"--drawn holds latents of {drawn.shape[1]} channels, this VAE's have "
-                         f"{model.config.latent_channels}")
+        raise UserError(f"--drawn holds latents of {drawn.shape[1]} channels, this VAE's have "
+                        f"{model.config.latent_channels}")
 
     decoder = model.decoder
     last = max(place for place, stage in enumerate(decoder.stages) if isinstance(stage, Up))
@@ -511,17 +522,18 @@ def finish(args: argparse.Namespace) -> None:
     sampler = training.EpochSampler(len(pixels), halves, args.seed)
     settings = {"component": "vae-finish", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "drawn": 0 if drawn is None else len(drawn),
+                "drawn_sha256": [file_hash(Path(path)) for path in args.drawn or ()],
+                "data": store.fingerprint, "vae": component_hash(args.init or args.model, "vae"),
                 "weights": asdict(weights), "network": json.loads(json.dumps(asdict(model.config)))}
     run = training.RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process,
+                    main=accelerator.is_main_process, how=training.circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     first = run.resume()
     guard, critic_guard = training.StepGuard(skipped=run.extra.get("skipped", 0)), training.StepGuard()
     mine = training.process_slice(accelerator, halves)
 
-    for step, show in training.run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after,
-                                         enabled=run.main, label="finish", agree=training.agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "finish"):
         rate = training.learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
                                       warmup_steps=args.warmup_steps, decay_share=args.decay_share)
         for parameters, share in zip((*optimizer.param_groups, *critic_optimizer.param_groups), (1, 0.25, 1),
@@ -573,8 +585,10 @@ def finish(args: argparse.Namespace) -> None:
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             values = {name: float(value.detach()) for name, value in terms.items()}
-            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
+            values |= {"loss": float(loss.detach()),
                        "psnr": float(-10 * torch.log10(((copies - images).detach() / 2).square().mean()))}
+            values = training.mean_over_processes(accelerator, values)
+            values |= {"grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"critic {values['critic']:.3f} psnr {values['psnr']:.2f}")
         if (step + 1) % args.save_every == 0 or show.last:
@@ -584,6 +598,8 @@ def finish(args: argparse.Namespace) -> None:
             with torch.inference_mode(), accelerator.autocast():
                 copies = snapshot.decode(snapshot.encode(to_images(held_out)).mean)
             run.picture(f"step-{step + 1:07d}", torch.cat([to_images(held_out), copies]), columns=8)
+            error = ((to_images(held_out) - copies.clamp(-1, 1)) / 2).square().mean()
+            run.log(step + 1, {"val_psnr": float(-10 * torch.log10(error))})
     run.finish()
     if run.main and run.finished:
         final = averaged(model, ema, device)
@@ -726,7 +742,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
+    parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.", allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--finish", action="store_true", help="teach the end of a trained decoder by an adversary")
@@ -734,7 +750,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
     parser.add_argument("--model", default="models/celeba128", help="model folder to release to and read CLIP from")
-    parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/vae, runs/finish)")
+    parser.add_argument("--run", "--run-folder", help="folder of this run; the same command resumes from it (runs/vae, "
+                        "runs/finish; torchrun has a --run of its own)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", help="model folder whose VAE to start from (--decoder-only: --model)")
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
@@ -767,10 +784,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=500)
     args = parser.parse_args(argv)
+    check_numbers(parser, args)
     args.run = args.run or ("runs/finish" if args.finish else "runs/vae")
-    (train if args.train else finish if args.finish else refit if args.fit_preview else evaluate)(args)
+    if args.train or args.finish:
+        with run_lock(args.run):
+            (train if args.train else finish)(args)
+    else:
+        (refit if args.fit_preview else evaluate)(args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))
