@@ -91,7 +91,7 @@ ROOMS: dict[str, set[str]] = {
     "core.response": {"numpy"},
     "core.receipts": {"numpy"},
     "core.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
-    "core.judge": {"numpy", "torch", "tqdm"},
+    "core.judge": {"numpy", "torch"},
     "core.report": {"matplotlib", "numpy", "PIL"},
 }
 SERVING = {  # what only the server imports, and training can do without
