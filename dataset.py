@@ -75,7 +75,7 @@ class FaceStore:
         again = f"run `python dataset.py --prepare --out {folder}` (it continues unfinished work)"
         manifest = read_manifest(folder)
         if manifest is None and (folder / "progress.npz").exists():
-            raise DataError(f"{folder} holds a prepared store that is not finished; {again}")
+            raise DataError(f"{folder} holds no complete prepared store, but the beginning of one; {again}")
         if manifest is None:
             raise DataError(f"{folder} holds no complete prepared store; {HOW_TO_GET_DATA}")
         try:
@@ -400,9 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 store = synthetic_store(options.out, options.synthetic, options.seed)
             print(f"{options.out}: {len(store)} drawn faces")
         if options.prepare:
-            with FolderLock(options.out, "preparing pictures"):
-                report_ = run_prepare(options)
-            print(report_.text())
+            print(run_prepare(options).text())
         if options.describe:
             store = FaceStore.open(options.out)
             summary = describe(store)

@@ -42,7 +42,7 @@ from core.checkpoint import (
     load_strictly,
     save_component,
 )
-from core.command import UserError, check_numbers, run_command, run_lock
+from core.command import check_numbers, run_command, run_lock
 from core.finishing import Finish
 from core.preview import fit_preview, load_preview, save_preview
 from core.sharpness import Sharpen, fit_kernel
@@ -494,7 +494,7 @@ def finish(args: argparse.Namespace) -> None:
     held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
     before = load_vae(args.init or args.model, device)
     if before.config.finish_channels:
-        raise UserError(f"{args.init or args.model} is finished already: --init a folder as it was before")
+        raise SystemExit(f"{args.init or args.model} is finished already: --init a folder as it was before")
     torch.manual_seed(args.seed)  # initial weights
     model = VAE(replace(before.config, finish_channels=args.finish_channels))
     load_strictly(model, model.state_dict() | before.state_dict(), "the VAE to finish")
@@ -502,8 +502,8 @@ def finish(args: argparse.Namespace) -> None:
     critic = TextureCritic(TEXTURE_CHANNELS[args.preset]).to(device, memory_format=torch.channels_last)
     drawn = torch.from_numpy(np.concatenate([np.load(path) for path in args.drawn])).to(device) if args.drawn else None
     if drawn is not None and drawn.shape[1] != model.config.latent_channels:
-        raise UserError(f"--drawn holds latents of {drawn.shape[1]} channels, this VAE's have "
-                        f"{model.config.latent_channels}")
+        raise SystemExit(f"--drawn holds latents of {drawn.shape[1]} channels, this VAE's have "
+                         f"{model.config.latent_channels}")
 
     decoder = model.decoder
     last = max(place for place, stage in enumerate(decoder.stages) if isinstance(stage, Up))

@@ -35,6 +35,7 @@ from PIL import Image
 
 from core.arrays import amount, new_array
 from core.captions import ATTRIBUTES
+from core.command import FolderLock
 from core.sources import (
     ALIGNED,
     COLUMNS,
@@ -307,7 +308,12 @@ def prepare(
     manifest = read_manifest(out)
     if manifest is not None and manifest.get("fingerprint") == plan.fingerprint and is_intact(out, manifest):
         return Report(out, manifest, manifest["count"], False)
-    out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(out, "preparing pictures"):
+        return decode_all(plan, out, workers, on_progress)
+
+
+def decode_all(plan: Plan, out: Path, workers: int | None, on_progress: Callable[[int, int], None] | None) -> Report:
+    """Decode what a plan names and earlier runs have not, and put the store in place."""
     progress = Progress(out, plan)
     resumed = progress.done
     todo = np.flatnonzero(progress.px == 0).tolist()
