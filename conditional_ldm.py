@@ -53,6 +53,7 @@ from core.checkpoint import (
     update_index,
     write_json,
 )
+from core.command import SettingError, check_numbers, run_command, run_lock
 from core.correction import Correction, load_correction
 from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
 from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Away, Lesson, Teacher, make_lesson
@@ -462,14 +463,14 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
-        agreed,
         attention_kernel,
         average_gradients,
+        circumstances,
         learning_rate,
         make_accelerator,
+        mean_over_processes,
         mix_seed,
         process_slice,
-        run_steps,
     )
     from vae import encoder_hash
 
@@ -515,19 +516,22 @@ def train(args: argparse.Namespace) -> None:
                 "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
                 "favour_times": args.favour_times, "sharp_times": args.sharp_times, "px": args.px,
                 "optimizer": args.optimizer, **({"soft_from": args.soft_from} if args.soft_from else {}),
+                "data": faces.store.fingerprint,
                 "encoder": encoder_hash(faces.vae), "clip": component_hash(args.model, "clip"),
                 "network": write_config(model.config)}
     if teacher is not None:
         settings |= {"preset": None, "distill": args.distill, "teacher": teacher.source, "schedule": schedule.kind}
         settings |= {"self_guidance": args.self_guidance} if args.self_guidance else {}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas})
+                    main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas},
+                    how=circumstances(args, accelerator, loss_weight=args.loss_weight, begin=list(args.begin),
+                                      accumulate=args.accumulate, compile=args.compile))
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     sums, counts = torch.zeros(BUCKETS, device=device), torch.zeros(BUCKETS, device=device)
+    checked: list[Any] | None = None  # held-out faces, read when they are first asked for
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="UNet", agree=agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "UNet"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
@@ -549,9 +553,12 @@ def train(args: argparse.Namespace) -> None:
             ema.update(model, step + 1)
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
-            by_level = (sums / counts.clamp_min(1)).tolist()
-            values = {f"mse_noise_{i}": value for i, value in enumerate(by_level) if float(counts[i])}
-            values |= {"loss": float(total), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
+            seen = mean_over_processes(accelerator, {"loss": float(total)} | {
+                f"{kind}{i}": float(one) for kind, all_ in (("sum", sums), ("count", counts))
+                for i, one in enumerate(all_)})
+            by_level = [seen[f"sum{i}"] / (seen[f"count{i}"] or 1.0) for i in range(BUCKETS)]
+            values = {f"mse_noise_{i}": value for i, value in enumerate(by_level) if seen[f"count{i}"]}
+            values |= {"loss": seen["loss"], "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
                        "images_seen": (step + 1) * args.batch_size}
             run.log(step + 1, values)
             show(" ".join(f"{value:.3f}" for value in by_level))
@@ -564,6 +571,11 @@ def train(args: argparse.Namespace) -> None:
             few: dict[str, Any] = {"sampler": TURBO, "steps": TURBO_STEPS} if turbo else {}
             grid = draw_grid(picture, faces.vae, faces.clip, faces.tokenizer, schedule, accelerator, **few)
             run.picture(f"step-{step + 1:07d}", grid, columns=8)
+            if checked is None:
+                checked = faces.held_out(schedule, accelerator, limit=256) if "val" in faces.store.split else []
+            if checked:
+                told = make_lesson(picture, schedule, teacher, None, turbo)
+                run.log(step + 1, {"val_loss": validation_loss(told, checked, accelerator)})
     run.finish()
     if run.main and run.finished:
         finished = {name: averaged(model, ema, device) for name, ema in emas.items()}
@@ -640,7 +652,7 @@ def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int, each
     from core.captions import ATTRIBUTES
 
     if unknown := set(names) - set(ATTRIBUTES):
-        raise ValueError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
+        raise SettingError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
     chosen = attributes[:, [ATTRIBUTES.index(name) for name in names]].any(axis=1)
     return torch.from_numpy(np.repeat(np.arange(len(attributes)), np.where(chosen, times, 1) * each))
 
@@ -851,7 +863,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from core.release import add_release_options, of_preset, settle
 
     keep_quiet()
-    parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.")
+    parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.",
+                                     allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--fit-soft-from", action="store_true", help="find the two timesteps for --soft-from")
@@ -870,8 +883,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/grid.png")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
     add_release_options(parser, ", which has vae/ and clip/")
-    parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/unet, runs/guidance, "
-                        "runs/consistency)")
+    parser.add_argument("--run", "--run-folder", help="folder of this run; the same command resumes from it "
+                        "(runs/unet, runs/guidance, runs/consistency; torchrun has a --run of its own)")
     parser.add_argument("--cache", help="where encoded images are kept; " + of_preset(RUNS, "cache"))
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
@@ -910,6 +923,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture-every", type=int, default=1000)
     args = parser.parse_args(argv)
     args.run = args.run or f"runs/{args.distill or 'unet'}"
+    check_numbers(parser, args)
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
     if args.self_guidance and args.distill != "guidance":
@@ -918,7 +932,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
     settle(parser, args, RUNS, args.distill and f"--distill {args.distill}" or "")
     if args.train or args.distill:
-        train(args)
+        with run_lock(args.run):
+            train(args)
     elif args.fit_soft_from:
         fit_soft_from(args)
     else:
@@ -927,4 +942,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

@@ -39,6 +39,7 @@ from core.bench import SECTIONS
 from core.caption_bank import draw_texts
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import ModelFolderError, read_index, update_index
+from core.command import check_numbers, run_command, run_lock
 from core.devices import has_bf16, pick_device, pick_dtype
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
@@ -852,7 +853,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see ``python evaluate.py --help``."""
     keep_quiet()
     base = Settings()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", help=f"model folder (default {base.model})")
     parser.add_argument("--data", help=f"prepared store, see dataset.py --prepare (default {base.data})")
     parser.add_argument("--judge", help=f"folder of the frozen judge (default {base.judge})")
@@ -901,7 +902,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
     parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
     parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
+    parser.add_argument("--run", "--run-folder", default="runs/judge",
+                        help="folder of the judge's training; the same command resumes from it")
     options = parser.parse_args(arguments)
+    check_numbers(parser, options)
     given: dict[str, Any] = {
         item.name: getattr(options, item.name) for item in fields(Settings) if getattr(options, item.name) is not None
     }
@@ -968,20 +972,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from dataset import FaceStore
 
         store = FaceStore.open(settings.data)
-        train_judge(
-            store, store.select("train"), settings.judge, epochs=options.epochs, batch_size=options.batch_size,
-            seed=settings.seed, device=settings.device,
-        )  # fmt: skip
+        with run_lock(options.run):
+            train_judge(
+                store, store.select("train"), settings.judge, epochs=options.epochs, batch_size=options.batch_size,
+                seed=settings.seed, device=settings.device, run=options.run,
+            )  # fmt: skip
         return 0
     report = evaluate(settings)
     if options.record:
         update_index(settings.model, metrics=kept_figures(report, read_index(settings.model).get("metrics", {})))
-    print(reporting.table(report))
-    print(json.dumps({key: report[key] for key in ("checks", "targets", "seconds")}, indent=2))
     if options.compare:
         print("\n".join(reporting.compare(json.loads(Path(options.compare).read_text()), report)))
+    print(reporting.table(report))
+    print(reporting.verdict(report))
+    print(f"everything: {Path(settings.out) / 'report.json'}")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

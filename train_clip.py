@@ -20,16 +20,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import build, git_commit, load_component, save_component, write_atomically, write_json
+from core.checkpoint import (
+    build,
+    file_hash,
+    git_commit,
+    load_component,
+    save_component,
+    write_atomically,
+    write_json,
+)
+from core.command import check_numbers, run_command, run_lock
 from core.quiet import keep_quiet
 from vae import PixelNorm, ResBlock
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
 
 EXAMPLES = 32  # of a person's own captions, kept beside the model: prompts that it can read
 
@@ -109,6 +121,20 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write ``tokenizer.json``."""
         write_atomically(path, self.backend.to_str(pretty=True).encode())
+
+    @staticmethod
+    def readable(path: Path) -> bool:
+        """Whether there is a file that `load` can read; says so where there is one that it cannot."""
+        from tokenizers import Tokenizer as Backend
+
+        if not path.exists():
+            return False
+        try:
+            Backend.from_file(str(path))
+        except Exception as error:  # the library raises nothing more specific
+            print(f"{path} is damaged ({error}); it is learned anew")
+            return False
+        return True
 
     @staticmethod
     def load(path: Path, max_length: int) -> Tokenizer:
@@ -317,13 +343,13 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
-        agreed,
         attention_kernel,
         average_gradients,
+        circumstances,
         learning_rate,
         make_accelerator,
+        mean_over_processes,
         process_slice,
-        run_steps,
         send,
         step_generator,
     )
@@ -339,7 +365,7 @@ def train(args: argparse.Namespace) -> None:
     run_folder, preset = Path(args.run), PRESETS[args.preset]
 
     tokenizer_path = run_folder / "tokenizer.json"
-    if not tokenizer_path.exists() and accelerator.is_main_process:
+    if accelerator.is_main_process and not Tokenizer.readable(tokenizer_path):
         sample = indices[np.random.default_rng(args.seed).permutation(len(indices))[:20000]]
         texts, _ = draw_texts(store, sample, 2, args.seed + 1, 0.0)
         train_tokenizer(texts, preset.pieces, preset.max_length).save(tokenizer_path)
@@ -361,14 +387,16 @@ def train(args: argparse.Namespace) -> None:
     sampler = EpochSampler(len(indices), args.batch_size, args.seed)
     settings = {"component": "clip", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "captions_per_image": args.captions_per_image,
+                "data": store.fingerprint, "tokenizer": file_hash(tokenizer_path),
                 "network": json.loads(json.dumps(asdict(config)))}
     run = RunFolder(run_folder, settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, "ema": ema})
+                    main=accelerator.is_main_process, how=circumstances(args, accelerator),
+                    parts={"model": model, "optimizer": optimizer, "ema": ema})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
+    held_rows = store.select(split="val", px=128)[: args.batch_size]
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="CLIP", agree=agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "CLIP"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in optimizer.param_groups:
@@ -396,8 +424,12 @@ def train(args: argparse.Namespace) -> None:
             floor = float(contrastive_floor(targets))
             values = {"loss": float(loss.detach()), "excess": float(loss.detach()) - floor, "grad_norm": float(norm),
                       "lr": rate, "scale": float(scale.detach()), "skipped": guard.skipped}
+            values = mean_over_processes(accelerator, values)
             run.log(step + 1, values)
             show(f"loss {values['loss']:.3f}, {values['excess']:.3f} above the targets' own entropy")
+        if run.main and ((step + 1) % args.validate_every == 0 or step + 1 == args.steps):
+            found = held_out_excess(model, tokenizer, store, held_rows, accelerator)
+            run.log(step + 1, {} if found is None else {"val_excess": found})
         if (step + 1) % args.save_every == 0 or show.last:
             run.save(step + 1, {"skipped": guard.skipped})
     run.finish()
@@ -428,6 +460,30 @@ def gather_with_gradient(accelerator: Any, values: Tensor) -> Tensor:
     whole = accelerator.gather(values.detach()).clone()
     whole[accelerator.process_index * len(values) : (accelerator.process_index + 1) * len(values)] = values
     return whole
+
+
+@torch.inference_mode()
+def held_out_excess(model: CLIP, tokenizer: Tokenizer, store: FaceStore, rows: np.ndarray, accelerator: Any
+                    ) -> float | None:
+    """What ``excess`` is in training, on one batch of held-out pictures and one caption each, the same every time; None
+    where the store has fewer than two of them."""
+    from core.caption_bank import draw_texts
+    from vae import load_pixels, to_images
+
+    if len(rows) < 2:
+        return None
+    device = accelerator.device
+    texts, facts = draw_texts(store, rows, 1, 99, 0.0)
+    if store.text_labels:  # a person's own captions: they fit the images that have them
+        targets = torch.tensor([[float(one == other) for other in texts] for one in texts], device=device)
+    else:
+        attributes = torch.from_numpy(store.attributes[rows].astype(np.float32) * 2 - 1).to(device)
+        targets = soft_targets(torch.from_numpy(facts).float().to(device), attributes)
+    with accelerator.autocast():
+        text = model.embed_text(*(each.to(device) for each in tokenizer(texts)))
+        image = model.encode_image(to_images(load_pixels(store, rows, device)))
+    loss = contrastive_loss(text, image, model.log_temperature.clamp(max=4.6).exp(), targets)
+    return float(loss - contrastive_floor(targets))
 
 
 def contrastive_floor(targets: Tensor) -> Tensor:
@@ -550,13 +606,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from core.release import add_release_options, of_preset, settle
 
     keep_quiet()
-    parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.")
+    parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.",
+                                     allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
     add_release_options(parser)
-    parser.add_argument("--run", default="runs/clip", help="folder of this run; the same command resumes from it")
+    parser.add_argument("--run", "--run-folder", default="runs/clip",
+                        help="folder of this run; the same command resumes from it (torchrun has a --run of its own)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
@@ -572,11 +630,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--validate-every", type=int, default=100, help="steps between two points of the validation "
+                        "curve")
     args = parser.parse_args(argv)
     settle(parser, args, RUNS)
-    train(args) if args.train else evaluate(args)
+    check_numbers(parser, args)
+    if args.train:
+        with run_lock(args.run):
+            train(args)
+    else:
+        evaluate(args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

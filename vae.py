@@ -36,12 +36,15 @@ from torch import Tensor, nn
 from core.checkpoint import (
     ModelFolderError,
     build,
+    component_hash,
+    file_hash,
     git_commit,
     load_component,
     load_strictly,
     read_component_config,
     save_component,
 )
+from core.command import check_numbers, run_command, run_lock
 from core.equivariance import (
     LatentRegularization,
     add_noise,
@@ -378,12 +381,12 @@ def train(args: argparse.Namespace) -> None:
         PowerEMA,
         RunFolder,
         StepGuard,
-        agreed,
         average_gradients,
+        circumstances,
         learning_rate,
         make_accelerator,
+        mean_over_processes,
         process_slice,
-        run_steps,
         send,
         step_generator,
     )
@@ -428,12 +431,14 @@ def train(args: argparse.Namespace) -> None:
     sampler = EpochSampler(len(pixels), args.batch_size, args.seed)
     settings = {"component": "vae", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "decoder_only": args.decoder_only, "gan_start": args.gan_start,
-                "balance": args.balance, "weights": asdict(weights),
+                "balance": args.balance, "weights": asdict(weights), "data": store.fingerprint,
+                "clip": None if perceptual is None else component_hash(args.model, "clip"),
                 "network": json.loads(json.dumps(asdict(model.config)))}
     if smooth is not None:
         settings["latent_noise"] = smooth.noise  # the weight of the explicit term may change when a run is resumed
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process,
+                    how=circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     critic_guard = StepGuard()
@@ -442,8 +447,7 @@ def train(args: argparse.Namespace) -> None:
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     mine = process_slice(accelerator, args.batch_size)
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="VAE", agree=agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "VAE"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in (optimizer, critic_optimizer):
@@ -506,7 +510,8 @@ def train(args: argparse.Namespace) -> None:
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             values = {name: float(value.detach()) for name, value in terms.items()}
-            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
+            values = mean_over_processes(accelerator, values | {"loss": float(loss.detach())})
+            values |= {"grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.4f} charb {values['charbonnier']:.4f}")
         if (step + 1) % args.save_every == 0 or show.last:
@@ -743,17 +748,18 @@ def finish(args: argparse.Namespace) -> None:
     sampler = training.EpochSampler(len(pixels), halves, args.seed)
     settings = {"component": "vae-finish", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "drawn": 0 if drawn is None else len(drawn),
+                "drawn_sha256": [file_hash(Path(path)) for path in args.drawn or ()],
+                "data": store.fingerprint, "vae": component_hash(args.init or args.model, "vae"),
                 "weights": asdict(weights), "network": json.loads(json.dumps(asdict(model.config)))}
     run = training.RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process,
+                    main=accelerator.is_main_process, how=training.circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     first = run.resume()
     guard, critic_guard = training.StepGuard(skipped=run.extra.get("skipped", 0)), training.StepGuard()
     mine = training.process_slice(accelerator, halves)
 
-    for step, show in training.run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after,
-                                         enabled=run.main, label="finish", agree=training.agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "finish"):
         rate = training.learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
                                       warmup_steps=args.warmup_steps, decay_share=args.decay_share)
         for parameters, share in zip((*optimizer.param_groups, *critic_optimizer.param_groups), (1, 0.25, 1),
@@ -805,8 +811,10 @@ def finish(args: argparse.Namespace) -> None:
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             values = {name: float(value.detach()) for name, value in terms.items()}
-            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
+            values |= {"loss": float(loss.detach()),
                        "psnr": float(-10 * torch.log10(((copies - images).detach() / 2).square().mean()))}
+            values = training.mean_over_processes(accelerator, values)
+            values |= {"grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"critic {values['critic']:.3f} psnr {values['psnr']:.2f}")
         if (step + 1) % args.save_every == 0 or show.last:
@@ -816,6 +824,8 @@ def finish(args: argparse.Namespace) -> None:
             with torch.inference_mode(), accelerator.autocast():
                 copies = snapshot.decode(snapshot.encode(to_images(held_out)).mean)
             run.picture(f"step-{step + 1:07d}", torch.cat([to_images(held_out), copies]), columns=8)
+            error = ((to_images(held_out) - copies.clamp(-1, 1)) / 2).square().mean()
+            run.log(step + 1, {"val_psnr": float(-10 * torch.log10(error))})
     run.finish()
     if run.main and run.finished:
         final = averaged(model, ema, device)
@@ -965,7 +975,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from core.release import add_release_options, of_preset, settle
 
     keep_quiet()
-    parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
+    parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.", allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--finish", action="store_true", help="teach the end of a trained decoder by an adversary")
@@ -973,7 +983,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
     add_release_options(parser, " and to read CLIP from")
-    parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/vae, runs/finish)")
+    parser.add_argument("--run", "--run-folder", help="folder of this run; the same command resumes from it (runs/vae, "
+                        "runs/finish; torchrun has a --run of its own)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", help="model folder whose VAE to start from (--decoder-only: --model)")
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
@@ -1010,11 +1021,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=500)
     args = parser.parse_args(argv)
+    check_numbers(parser, args)
     args.run = args.run or ("runs/finish" if args.finish else "runs/vae")
     settle(parser, args, RUNS, "--finish" if args.finish else "--fit-preview" if args.fit_preview else "")
-    (train if args.train else finish if args.finish else refit if args.fit_preview else evaluate)(args)
+    if args.train or args.finish:
+        with run_lock(args.run):
+            (train if args.train else finish)(args)
+    else:
+        (refit if args.fit_preview else evaluate)(args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

@@ -10,7 +10,10 @@ from __future__ import annotations
 import io
 import json
 import random
+import zipfile
+import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import write_atomically
+from core.command import FolderLock, SettingError
 from core.training import mix_seed, send
 
 if TYPE_CHECKING:
@@ -120,11 +124,15 @@ def cached_bank(path: Path, store: FaceStore, indices: np.ndarray, tokenizer: To
     The same: of these images and attributes or labels, by this tokenizer, and as captions are drawn now.
     """
     key = _bank_key(store, indices, tokenizer, how)
-    if accelerator.is_main_process and not _has_key(path, key):
-        _keep_bank(path, key, build_caption_bank(store, indices, tokenizer, **how))
-    accelerator.wait_for_everyone()
-    with np.load(path, allow_pickle=False) as kept:
-        return CaptionBank(*(torch.from_numpy(kept[name]) for name in ("ids", "lengths", "facts", "same")))
+    with FolderLock(path.parent, "writing captions", wait=True) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process and _read_bank(path, key) is None:
+            _keep_bank(path, key, build_caption_bank(store, indices, tokenizer, **how))
+        accelerator.wait_for_everyone()
+        bank = _read_bank(path, key)
+        accelerator.wait_for_everyone()  # another run may write its own captions only when all have read these
+    if bank is None:
+        raise SettingError(f"{path} changed while it was read; give each run a --cache or --run of its own")
+    return bank
 
 
 def _bank_key(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, how: dict[str, Any]) -> str:
@@ -137,11 +145,18 @@ def _bank_key(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, how: 
     return digest.hexdigest()
 
 
-def _has_key(path: Path, key: str) -> bool:
+def _read_bank(path: Path, key: str) -> CaptionBank | None:
+    """The bank in ``path`` where it has this key; None where it has another, is absent or damaged."""
     if not path.exists():
-        return False
-    with np.load(path, allow_pickle=False) as kept:
-        return str(kept["key"]) == key
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["key"]) != key:
+                return None
+            return CaptionBank(*(torch.from_numpy(kept[name]) for name in ("ids", "lengths", "facts", "same")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        print(f"{path} is damaged; its captions are drawn anew", flush=True)
+        return None
 
 
 def _keep_bank(path: Path, key: str, bank: CaptionBank) -> None:

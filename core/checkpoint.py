@@ -24,12 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from core.command import UserError, patience
+
 INDEX = "model_index.json"
 FORMAT = 1
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-class ModelFolderError(RuntimeError):
+class ModelFolderError(UserError, RuntimeError):
     """A model folder is missing, damaged or does not fit; the message says what to do."""
 
 
@@ -119,13 +121,18 @@ def save_component(
     save_file(tensors, aside, metadata={"component": component})
     with open(aside, "rb+") as handle:
         os.fsync(handle.fileno())
-    os.replace(aside, weights)
-    write_json(target / "config.json", dict(config))
-    digest = file_hash(weights)
-    components = dict(read_index(folder)["components"]) if (Path(folder) / INDEX).exists() else {}
-    components[component] = {"sha256": digest, "bytes": weights.stat().st_size, **dict(extra or {})}
-    update_index(folder, components=components)
+    digest = file_hash(aside)
+    with patience(then_stop=True):  # weights and index belong together: Ctrl-C waits for both
+        os.replace(aside, weights)
+        write_json(target / "config.json", dict(config))
+        components = _components(folder)
+        components[component] = {"sha256": digest, "bytes": weights.stat().st_size, **dict(extra or {})}
+        update_index(folder, components=components)
     return digest
+
+
+def _components(folder: str | Path) -> dict[str, Any]:
+    return dict(read_index(folder)["components"]) if (Path(folder) / INDEX).exists() else {}
 
 
 def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -29,6 +29,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from core.captions import ATTRIBUTES
+from core.command import UserError
 
 SIZE = 128  # side of every prepared picture
 ALIGNED = (178, 218)  # width and height of CelebA's aligned pictures
@@ -41,8 +42,14 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 LIST_SUFFIXES = (".csv", ".txt", ".json")
 LISTS = ("metadata", "list_attr_celeba", "list_eval_partition", "identity_celeba", "text_labels")
 
+HOW_TO_GET_DATA = (
+    "get CelebA from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as a zip from Kaggle, "
+    "jessicali9530/celeba-dataset) and run `python dataset.py --prepare --source FOLDER_OR_ZIP`, or try everything on "
+    "drawn faces: `python dataset.py --synthetic 64 --out archive/tiny`, then --data archive/tiny"
+)
 
-class DataError(RuntimeError):
+
+class DataError(UserError, RuntimeError):
     """Something is wrong with the data on disk; the message says what, and what to do about it."""
 
 

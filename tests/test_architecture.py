@@ -76,8 +76,12 @@ ROOMS: dict[str, set[str]] = {
     "core.muon": {"torch"},
     "core.distillation": {"torch"},
     "core.caption_bank": {"numpy", "torch"},
+    "core.command": set(),
+    "core.arrays": {"numpy"},
+    "core.curves": {"matplotlib", "numpy", "PIL"},
+    "core.snapshots": {"safetensors", "torch"},
     "core.latents": {"numpy", "torch", "tqdm"},
-    "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
+    "core.training": {"accelerate", "PIL", "torch", "tqdm"},
     "core.preview": {"torch"},
     "core.sharpness": {"numpy", "torch"},
     "core.finishing": {"torch"},
@@ -94,7 +98,7 @@ ROOMS: dict[str, set[str]] = {
     "core.response": {"numpy"},
     "core.receipts": {"numpy"},
     "core.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
-    "core.judge": {"numpy", "torch", "tqdm"},
+    "core.judge": {"numpy", "torch"},
     "core.report": {"matplotlib", "numpy", "PIL"},
 }
 SERVING = {  # what only the server imports, and training can do without
