@@ -445,6 +445,10 @@ class QualityOptions(TypedDict):
 
     name: str
     steps: Annotated[int, Field(ge=1, le=1000)]
+    within: Annotated[float | None, Field(
+        description="the fewest steps whose measured distance to real faces is within this share of the best; null "
+                    "where that was not measured")]
+    default: Annotated[bool, Field(description="what the page begins with")]
 
 
 class StepQuality(TypedDict):

@@ -15,6 +15,7 @@ import difflib
 import io
 import re
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
@@ -48,7 +49,10 @@ ALIASES = {
     "denoising_strength": "strength",
     "keep": "n_images",
 }
-QUALITY = (("Draft", 25), ("Fast", 50), ("Balanced", 150), ("Best", 500))
+QUALITY = (("Draft", 0.20), ("Fast", 0.05), ("Fine", 0.02))  # a name, and how far from the best of the measured curve
+START_QUALITY = "Fast"  # what the page begins with
+UNMEASURED_QUALITY = {"Draft": 25, "Fast": 50, "Fine": 150}  # where the model brings no curve
+PROMISED_STEPS = 500  # the default of n_inf_steps, whatever was measured
 EXAMPLES = (  # only words that the captions use, so that a first try shows what the model can do
     "a smiling young woman with wavy blond hair",
     "old bald man with a beard and glasses, no smile",
@@ -222,7 +226,7 @@ class TextToImage(Body):
     model_config = ConfigDict(json_schema_extra=describe_text_to_image)
     prompt: Prompt = Field(description="what to draw; empty draws without a condition")
     n_images: int = Field(4, ge=1, le=8, description="images in this job")
-    n_inf_steps: int = Field(500, ge=1, le=1000, description="denoising steps")
+    n_inf_steps: int = Field(PROMISED_STEPS, ge=1, le=1000, description="denoising steps")
     stream_freq: int = Field(50, ge=1, le=1000, description="an update every this many steps")
     latent: Base64Latent | Latents | None = Field(
         None, description="start from these latents instead of noise: one, or a list of n_images")
@@ -516,6 +520,30 @@ def name_choices(schemas: dict[str, Any], info: EngineInfo) -> None:
         latent |= {"minLength": length, "maxLength": length}
 
 
+def fewest_steps(curve: Sequence[Mapping[str, Any]], share: float) -> int | None:
+    """The fewest measured steps whose distance to real faces is within `share` of the best; None without a curve."""
+    if not curve:
+        return None
+    best = min(point["frechet_over_floor"] for point in curve)
+    return min(point["steps"] for point in curve if point["frechet_over_floor"] <= best * (1 + share))
+
+
+def quality(curve: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Names for numbers of steps, fewest first: from the measured curve, and the steps that the interface promises.
+
+    Two names with the same number become one, which keeps the name that the page begins with.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for name, share in QUALITY:
+        steps = fewest_steps(curve, share) or UNMEASURED_QUALITY[name]
+        kept = found.get(steps)
+        name = START_QUALITY if kept and START_QUALITY in (kept["name"], name) else name
+        found[steps] = {"name": name, "steps": steps, "within": share if curve else None,
+                        "default": name == START_QUALITY}
+    found.setdefault(PROMISED_STEPS, {"name": "Full", "steps": PROMISED_STEPS, "within": None, "default": False})
+    return [found[steps] for steps in sorted(found)]
+
+
 def options(info: EngineInfo | None) -> dict[str, Any]:
     """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat."""
     fields = {
@@ -538,7 +566,7 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "samplers": list(info.samplers) if info else [],
         "few_steps": dict(info.few_steps) if info else {},
         "models": models,
-        "quality": [{"name": name, "steps": steps} for name, steps in QUALITY],
+        "quality": quality(info.step_curve if info else ()),
         "step_curve": [dict(point) for point in info.step_curve] if info else [],
         "examples": list(EXAMPLES),
         "attributes": [

@@ -5,7 +5,6 @@ import { look, setPrompt } from "./prompt.js";
 import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
 const PREVIEWS = 10; // updates that a job shows when nobody says otherwise, whatever its length
-const START_QUALITY = "Fast";
 const MAX_SAMPLES = 60;
 const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
 
@@ -111,7 +110,7 @@ export function fillForm(options) {
 }
 
 function setDefaults() {
-  const start = quality.find((entry) => entry.name === START_QUALITY) ?? quality[0];
+  const start = quality.find((entry) => entry.default) ?? quality[0];
   choose($("counts"), fields.n_images.default);
   $("n_inf_steps").value = start.steps;
   $("guidance_scale").value = fields.guidance_scale.default;

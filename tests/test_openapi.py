@@ -207,8 +207,8 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
     assert found["fields"]["guidance_scale"]["default"] == 3.0
     assert found["fields"]["guidance_scale"]["one_pass"] == [1.0, 6.0]
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
-    assert {one["name"]: one["steps"] for one in found["quality"]} == {
-        "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
+    assert [tuple(one.values()) for one in found["quality"]] == [
+        ("Draft", 16, 0.2, False), ("Fast", 50, 0.05, True), ("Fine", 100, 0.02, False), ("Full", 500, None, False)]
     assert found["few_steps"] == {"Sketch": 4}
     assert found["step_curve"] == list(STEP_CURVE)
     for example in found["examples"]:

@@ -326,13 +326,13 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
         expect(page.locator(f"#{name}")).to_have_attribute("min", low)
         expect(page.locator(f"#{name}")).to_have_attribute("max", high)
     expect(page.locator("#guidance-value")).to_have_text("3.0")
-    page.get_by_role("radio", name="Best").check(force=True)
+    page.get_by_role("radio", name="Full").check(force=True)
     expect(page.get_by_label("Steps", exact=True)).to_have_value("500")
     page.get_by_label("Steps", exact=True).fill("50")
     expect(page.get_by_role("radio", name="Fast")).to_be_checked()
     page.get_by_label("Steps", exact=True).fill("7")
     untimed = "Its time is measured with the first pictures."
-    further = "Pictures 60 % further from real faces than with 16 steps."  # between 4 and 16 steps, by their logarithms
+    further = "Pictures 68 % further from real faces than with 100 steps."  # between 4 and 16 steps, by their logarithms
     expect(page.locator("#expected")).to_have_text(f"{untimed} {further}")
     page.get_by_label("Sampler").select_option("Sketch")  # made for few steps
     expect(page.get_by_label("Steps", exact=True)).to_have_value("4")
