@@ -408,6 +408,18 @@ def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
         }))
 
+    @app.get("/speed")
+    @operation("What does a step cost here, and what is to be done first?", "server",
+               {200: Answer("It was measured on this machine.", {JSON: answers.SpeedAnswer})})
+    def speed() -> Response:
+        """Steps of other jobs do not count as slow ones: their cost is told by the rows that they computed."""
+        costs = service.batch and service.batch.costs
+        return json_response({
+            "step_costs": [{"rows": rows, "seconds": seconds} for rows, seconds in (costs.steps if costs else ())],
+            "seconds_per_picture": costs.seconds_per_picture if costs else 0.0,
+            "ahead": [{"rows": rows, "steps": steps} for rows, steps in service.ahead()],
+        }, {"Cache-Control": "no-store"})
+
     @app.get("/health")
     @operation("Does the process answer?", "server", {200: Answer("It does.", {JSON: answers.Health})})
     def health() -> Response:

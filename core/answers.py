@@ -508,6 +508,29 @@ class OptionsAnswer(TypedDict):
     seconds_per_image_step: Annotated[float | None, Field(description="measured here: median of the latest steps")]
 
 
+class StepCost(TypedDict):
+    """What one step of the network was measured to take here."""
+
+    rows: Annotated[int, Field(ge=1, description="that the step computed, for all jobs together: an image has one, two "
+                                                 "where guidance takes two passes, and two more a slider")]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class WorkAhead(TypedDict):
+    """A job that runs or waits."""
+
+    rows: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=0, description="that are left to do")]
+
+
+class SpeedAnswer(TypedDict):
+    """From this a client estimates how long a job will take: jobs step together, so their rows add up."""
+
+    step_costs: Annotated[list[StepCost], Field(description="medians, fewest rows first; empty before the first step")]
+    seconds_per_picture: Annotated[float, Field(ge=0, description="to finish an image after its last step")]
+    ahead: list[WorkAhead]
+
+
 class Health(TypedDict):
     """The process answers."""
 

@@ -282,6 +282,10 @@ class JobQueue:
             waiting, running = len(self._waiting), len(self._running)
         return {"waiting": waiting, "running": running, **ends, "finished": sum(ends.values())}
 
+    def waiting_requests(self) -> Sequence[Mapping[str, Any]]:
+        """What the waiting jobs were asked to do."""
+        return [job.request for job in self._waiting]  # the list is replaced as a whole, never changed
+
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Have `function` run in the worker's thread between two steps. Raises QueueFull, QueueClosed."""
         with self._changed:

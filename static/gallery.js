@@ -3,7 +3,6 @@
 import { allFavourites, forgetFavourites, isLeaving, isPicking, picturesOf, startPicking, stopPicking, tile, wordsOf } from "./pictures.js";
 import { shownJobs } from "./jobs.js";
 import { ask, jobPath } from "./server.js";
-import { measure } from "./settings.js";
 import { $, arrowKeys, bus, dayOf, dialogIsOpen, h, icon, plural, segments } from "./ui.js";
 
 const PAGE = 24;
@@ -167,7 +166,6 @@ export async function loadRecent() {
   try {
     const answer = await ask(`jobs/?${new URLSearchParams({ limit: 40, status: "succeeded" })}`);
     recent = answer.jobs.map(listed);
-    for (const job of [...recent].reverse()) measure(job);
   } catch { /* the banner says why */ }
   drawRecent();
 }

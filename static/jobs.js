@@ -3,7 +3,7 @@
 import { editsInWords } from "./edits.js";
 import { dataUrl, deleteJob, fileName, heart, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
-import { measure, rememberSeed } from "./settings.js";
+import { rememberSeed } from "./settings.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
 import { $, announce, bus, h, icon, iconButton, keep, loadStyle, plural, recall, seconds, setQuery, toast } from "./ui.js";
 
@@ -222,7 +222,6 @@ class Card {
     for (const one of this.tiles) one.step.textContent = "";
     this.box.classList.toggle("bare", !anything);
     if (job.status === "succeeded") {
-      measure(job);
       announce(`${plural(job.parameters.n_images, "face")} finished: ${wordsOf(job)}`);
       if (job.parameters.interpolate_to && job.parameters.n_images > 1) this.play();
     } else if (job.status === "cancelled") {

@@ -53,7 +53,7 @@ ROUTES = {  # all that is promised, as OpenAPI writes paths
     ("POST", "/encode"), ("POST", "/decode"), ("POST", "/inspect"), ("POST", "/verify"),
     ("GET", "/jobs/{job_id}/verdict"),
     ("POST", "/prompt/analyze"), ("GET", "/prompt/surprise"), ("GET", "/vocabulary"), ("GET", "/options"),
-    ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
+    ("GET", "/speed"), ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
     ("GET", "/"), ("GET", "/static/{name}"), ("GET", "/session"),
 }
 
