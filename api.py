@@ -336,12 +336,12 @@ def add_jobs(
     )
     def events(job_id: str) -> Response:
         """Everything that has happened, then what happens, until the job ends; a comment at least every 15 seconds."""
-        after = read_query(schemas.EventsQuery).after
+        wanted = read_query(schemas.EventsQuery)
         job = find(queue.get, job_id)
-        text = request.headers.get("Last-Event-ID", str(after))
+        text = request.headers.get("Last-Event-ID", str(wanted.after))
         if not re.fullmatch("[0-9]{1,9}", text):
             raise Problem(400, f"Last-Event-ID must be the number of an event; got {shown(text)}")
-        return streams.answer(job, int(text))
+        return streams.answer(job, int(text), with_previews=wanted.previews != "none")
 
 
 # ---- what the model understands --------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ class Parameters(TypedDict):
     attributes: NotRequired[Annotated[dict[str, Slid], Field(description="sliders")]]
     candidates: NotRequired[Annotated[int, Field(ge=1, le=32)]]
     balance: NotRequired[Literal[True]]
+    preview_every_s: NotRequired[Annotated[float, Field(ge=0.1, le=60)]]
 
 
 class JobAccepted(TypedDict):
@@ -227,7 +228,7 @@ class PreviewNews(TypedDict):
     seed: Seed
     t: Count
     total_t: Count
-    img: Picture64
+    img: NotRequired[Annotated[Picture64, Field(description="missing with `previews=none`")]]
 
 
 class ImageNews(Findings):
@@ -291,6 +292,21 @@ class DoneEvent(TypedDict):
 
 
 StreamEvent = StatusEvent | ProgressEvent | PreviewEvent | ImageEvent | DoneEvent
+
+
+class StepImage(TypedDict):
+    """An image as it was predicted at one step, or finished."""
+
+    index: Annotated[int, Field(ge=0, le=7)]
+    t: Count
+    total_t: Count
+    thumbnail: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+
+
+class StepsAnswer(TypedDict):
+    """All images of a job that are kept, in the order in which they were predicted."""
+
+    steps: list[StepImage]
 
 
 # ---- latents and pictures --------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -344,6 +345,7 @@ class EngineBatch:
         self._running: deque[tuple[Job, Any]] = deque()  # those that are to step next come first
         self._speeds: deque[float] = deque(maxlen=32)  # seconds an image of the latest steps
         self.costs = StepCosts()
+        self._previewed: WeakKeyDictionary[Job, float] = WeakKeyDictionary()  # when each had its last preview
 
     @property
     def num_images(self) -> int:
@@ -421,6 +423,11 @@ class EngineBatch:
         self._running.extend(chosen)
         return chosen
 
+    def _is_time(self, job: Job) -> bool:
+        """Whether somebody watches this job and has seen nothing (new) for as long as was asked."""
+        every, last = job.request.get("preview_every_s"), self._previewed.get(job)
+        return every is not None and (last is None or time.perf_counter() - last >= every)
+
     def _report(self, job: Job, run: Run) -> bool:
         """Tell the job how far it is; True when its pictures are there. Raises JobError."""
         if run.error is not None:
@@ -429,7 +436,8 @@ class EngineBatch:
         if job.cancel_requested:  # the queue drops it before the next step; what nobody wants is not decoded
             return False
         if not run.finished:
-            if run.done % job.request["stream_freq"] == 0:
+            if run.done % job.request["stream_freq"] == 0 or self._is_time(job):
+                self._previewed[job] = time.perf_counter()
                 previews = self._engine.previews(run)
                 files = {picture_name(picture.index, run.done): picture.png for picture in previews}
                 files |= {latent_name(picture.index, run.done): picture.latent for picture in previews}

@@ -17,13 +17,13 @@ from typing import Any
 from flask import Flask, Response
 
 from core.animation import animation
-from core.answers import StepLatent
-from core.engine import picture_name
+from core.answers import StepLatent, StepsAnswer
+from core.engine import image_url, picture_name
 from core.jobs import DeletedJob, JobQueue, UnknownJob
 from core.ledger import Job, Snapshot
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.pictures import archive, collage, thumbnail_webp
-from core.schemas import AnimationQuery, LatentQuery
+from core.schemas import AnimationQuery, ImageQuery, LatentQuery
 from core.serializers import files_of, latest_updates
 from core.store import Event
 from core.web import Problem, json_response, read_query, shown, tagged
@@ -70,13 +70,19 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         return job, job.snapshot()
 
     def picture(job_id: str, index: int) -> tuple[bytes, dict[str, Any]]:
+        """The picture as the query asks for it; what is of one step, or finished, never changes."""
+        wanted = read_query(ImageQuery).t
         job, now = updates_of(job_id)
-        event = latest_updates(now).get(index)
+        event = latest_updates(now).get(index) if wanted is None else next(
+            (event for event in reversed(pictures_of(now)) if event.data["index"] == index
+             and event.data["t"] == wanted), None)
         content = job.file(files_of(event)[0]) if event else None
         if event is None or content is None:
-            raise Problem(404, f"Job {shown(job_id)} has no image {index} (yet).")
+            at = "" if wanted is None else f" at step {wanted}"
+            raise Problem(404, f"Job {shown(job_id)} has no image {index}{at} (yet).")
         seed, step = event.data["seed"], event.data["t"]
-        return content, {"name": f"face-{seed}", "tag": f"{job.id}-{index}-{step}", "final": event.kind == "image"}
+        return content, {"name": f"face-{seed}", "tag": f"{job.id}-{index}-{step}",
+                         "final": event.kind == "image" or wanted is not None}
 
     def finished(job_id: str) -> tuple[Job, Snapshot]:
         job, now = updates_of(job_id)
@@ -89,7 +95,7 @@ def add_results(app: Flask, queue: JobQueue) -> None:
 
     @app.get("/jobs/<job_id>/images/<int:index>.png")
     @operation("One picture", "results", {200: Answer("The picture.", {PNG: BINARY}, (ETAG,)), 304: UNCHANGED},
-               headers=(IF_NONE_MATCH,), problems=no_image)
+               query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def image(job_id: str, index: int) -> Response:
         """The final picture with everything that is needed to draw it again; before that, the newest preview."""
         content, about = picture(job_id, index)
@@ -98,12 +104,26 @@ def add_results(app: Flask, queue: JobQueue) -> None:
     @app.get("/jobs/<job_id>/images/<int:index>.webp")
     @operation("One picture, small", "results",
                {200: Answer("The thumbnail.", {WEBP: BINARY}, (ETAG,)), 304: UNCHANGED},
-               headers=(IF_NONE_MATCH,), problems=no_image)
+               query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def thumbnail(job_id: str, index: int) -> Response:
         """For lists; without the text that the PNG carries."""
         content, about = picture(job_id, index)
         small = thumbnail_webp(content, THUMBNAIL_SIZE)
         return file_response(small, WEBP, f"{about['name']}.webp", f"{about['tag']}-small", final=about["final"])
+
+    @app.get("/jobs/<job_id>/steps")
+    @operation("Which steps of the pictures are kept", "results",
+               {200: Answer("Their steps and where they are.", {JSON: StepsAnswer}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,), problems=NO_JOB)
+    def steps_of(job_id: str) -> Response:
+        """For a film: each is fetched when it is shown."""
+        job, now = updates_of(job_id)
+        kept = set(job.file_names())
+        return tagged(json_response({"steps": [
+            {"index": event.data["index"], "t": event.data["t"], "total_t": event.data["total_t"],
+             "thumbnail": f"{image_url(job.id, event.data['index'], 'webp')}?t={event.data['t']}"}
+            for event in pictures_of(now) if files_of(event)[0] in kept
+        ]}))
 
     @app.get("/jobs/<job_id>/collage.png")
     @operation("How the pictures came about", "results",

@@ -228,6 +228,9 @@ class TextToImage(Body):
     n_images: int = Field(4, ge=1, le=8, description="images in this job")
     n_inf_steps: int = Field(PROMISED_STEPS, ge=1, le=1000, description="denoising steps")
     stream_freq: int = Field(50, ge=1, le=1000, description="an update every this many steps")
+    preview_every_s: float | None = Field(
+        None, ge=0.1, le=60, description="beside stream_freq: an update after the first step, and then whenever "
+        "so many seconds have passed without one")
     latent: Base64Latent | Latents | None = Field(
         None, description="start from these latents instead of noise: one, or a list of n_images")
     start_timestep: float = Field(0.0, ge=0, le=1, description="share of the schedule to skip; above 0 needs a latent")
@@ -338,7 +341,7 @@ class TextToImage(Body):
     def parameters(self, info: EngineInfo) -> dict[str, Any]:
         """What clients are told: every default filled in, what is random drawn; edits only where there are some."""
         edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to",
-                 "attributes", "candidates", "balance"}
+                 "attributes", "candidates", "balance", "preview_every_s"}
         usual_steps = {} if "n_inf_steps" in self.model_fields_set else info.few_steps
         found = self.model_dump(exclude=edits) | {
             "n_inf_steps": usual_steps.get(self.sampler or "", self.n_inf_steps),
@@ -358,7 +361,8 @@ class TextToImage(Body):
         if (target := self.interpolate_to) is not None:
             found["interpolate_to"] = {"prompt": target.prompt, "seed": target.seed, "weight": target.weight,
                                        "has_latent": target.latent is not None}
-        others = {"attributes": self.attributes, "candidates": self.candidates, "balance": self.balance}
+        others = {"attributes": self.attributes, "candidates": self.candidates, "balance": self.balance,
+                  "preview_every_s": self.preview_every_s}
         return found | {name: value for name, value in others.items() if value}
 
     def _leads_on(self, target: InterpolateTo) -> None:
@@ -448,6 +452,12 @@ class JobQuery(Query):
         "full", description="heavy fields of `response`: none, `img` alone, or `img` and `latent`")
 
 
+class ImageQuery(Query):
+    """Query of GET /jobs/{job_id}/images/{index}.png and .webp."""
+
+    t: int | None = Field(None, ge=0, le=1000, description="as it was predicted at this step; the newest when left out")
+
+
 class LatentQuery(Query):
     """Query of GET /jobs/{job_id}/latents/{index}."""
 
@@ -465,6 +475,9 @@ class EventsQuery(Query):
     """Query of GET /jobs/{job_id}/events."""
 
     after: int = Field(0, ge=0, le=999_999_999, description="as the header Last-Event-ID, which counts more")
+    previews: Literal["png", "none"] = Field(
+        "png", description="`img` of preview events: none leaves it out, for slow lines; /jobs/{job_id}/images/"
+        "{index}.webp has the newest, small")
 
 
 class SurpriseQuery(Query):

@@ -112,10 +112,10 @@ def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[s
     return [*warnings, f"{which} unusually close to a training picture: do not pass it off as a new face."]
 
 
-def event_text(job: Job, event: Event) -> str:
+def event_text(job: Job, event: Event, *, with_previews: bool = True) -> str:
     """One event in the stream's format; empty when its picture has been dropped since (a newer one follows)."""
     data = dict(event.data)
-    if event.kind == "preview":
+    if event.kind == "preview" and with_previews:
         picture = job.file(files_of(event)[0])
         if picture is None:
             return ""

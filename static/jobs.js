@@ -1,7 +1,7 @@
 // What happens to the jobs that are asked for here? One card each: waiting, drawing, finished, failed, cancelled.
 
 import { editsInWords } from "./edits.js";
-import { dataUrl, deleteJob, fileName, heart, picture, picturesOf, tile, wordsOf } from "./pictures.js";
+import { deleteJob, fileName, heart, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
 import { rememberSeed } from "./settings.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
@@ -117,8 +117,8 @@ class Card {
   event(kind, data) {
     if (kind === "status") this.setStatus(data.status, data);
     if (kind === "progress") this.setProgress(data.t, data.total_t);
-    if (kind === "preview") this.setPicture(data, dataUrl(data.img));
-    if (kind === "image") this.setPicture(data, null);
+    if (kind === "preview") this.sketch(data);
+    if (kind === "image") this.setPicture(data);
     if (kind === "done") this.conclude();
   }
 
@@ -129,8 +129,8 @@ class Card {
     const total = body.parameters.n_inf_steps;
     if (body.status === "running") this.setProgress(Math.round(body.progress * total), total);
     for (const entry of body.response ?? []) {
-      const final = body.status === "succeeded";
-      if (final || entry.img) this.setPicture(entry, final ? null : dataUrl(entry.img));
+      if (body.status === "succeeded") this.setPicture(entry);
+      else this.sketch(entry);
     }
     if (body.finished) this.finish();
   }
@@ -165,24 +165,38 @@ class Card {
     showTitle();
   }
 
-  /** Show one picture: `src` of a preview, or null for the finished one. */
-  setPicture(about, src) {
-    const { index, t, total_t: total } = about;
-    const target = this.tiles[index];
+  /** Show the newest preview. One at a time is fetched, so that a slow line carries no more than it can. */
+  async sketch(about) {
+    const target = this.tiles[about.index];
     if (!target || target.final) return;
-    target.step.textContent = src ? `${t}/${total}` : "";
-    const address = src ?? target.one.url;
-    if (target.address === address) return;
-    target.address = address;
+    const idle = !target.next;
+    target.next = about;
+    for (let shown = null; idle && !target.final && shown !== target.next && !document.hidden;) {
+      shown = target.next;
+      await this.put(target, `${target.one.thumbnail}?t=${shown.t}`, () => !target.final);
+      if (!target.final) target.step.textContent = `${shown.t}/${shown.total_t}`;
+    }
+    if (idle) target.next = null;
+  }
+
+  /** Show a finished picture: small first, which is there at once on any line. */
+  async setPicture(about) {
+    const target = this.tiles[about.index];
+    if (!target || target.final) return;
+    target.step.textContent = "";
+    this.complete(target, about);
+    await this.put(target, target.one.thumbnail);
+    await this.put(target, target.one.url);
+  }
+
+  /** Decoded first, so that nothing flickers. */
+  async put(target, address, wanted = () => true) {
     const ready = new Image();
     ready.src = address;
-    const show = () => { // decoded first, so that nothing flickers
-      if (target.final && src) return;
-      target.image.src = address;
-      target.image.hidden = false;
-    };
-    ready.decode().then(show, show);
-    if (!src) this.complete(target, about);
+    await ready.decode().catch(() => {});
+    if (!ready.naturalWidth || !wanted()) return;
+    target.address = target.image.src = address;
+    target.image.hidden = false;
   }
 
   complete(target, about) {

@@ -138,7 +138,7 @@ function tune() {
 }
 
 function listen(id, job) {
-  const stream = new EventSource(`${jobPath(id)}events?after=${job.after}`);
+  const stream = new EventSource(`${jobPath(id)}events?previews=none&after=${job.after}`);
   [source, streamed] = [stream, id];
   for (const kind of KINDS) {
     stream.addEventListener(kind, (event) => {
@@ -163,7 +163,7 @@ async function poll(id, job) {
   if (job.asking) return;
   job.asking = true;
   try {
-    const found = await ask(`${jobPath(id)}?include=${document.hidden ? "none" : "preview"}`);
+    const found = await ask(`${jobPath(id)}?include=none`);
     if (followed.get(id) !== job) return;
     job.status = found.status;
     if (streamed !== id) {

@@ -5,7 +5,8 @@ import { look, setPrompt } from "./prompt.js";
 import { ask } from "./server.js";
 import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
-const PREVIEWS = 10; // updates that a job shows when nobody says otherwise, whatever its length
+const PREVIEWS = 10; // updates that a job keeps when nobody says otherwise, whatever its length
+const PREVIEW_S = 0.3; // and how long nothing new is shown at most
 const SPEED_MS = 5000; // how old what is known of the speed may be while somebody writes
 const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
 
@@ -145,6 +146,7 @@ export function readForm() {
     n_images: Number(form.elements.n_images.value) || fields.n_images.default,
     n_inf_steps: steps,
     stream_freq: number("stream_freq") ?? Math.max(1, Math.round(steps / PREVIEWS)),
+    ...($("stream_freq").value.trim() ? {} : { preview_every_s: PREVIEW_S }),
     seed: number("seed"),
     guidance_scale: number("guidance_scale"),
     sampler: $("sampler").value || null,

@@ -1,8 +1,8 @@
 // One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
 
 import { canDo, editsInWords } from "./edits.js";
-import { dataUrl, deleteJob, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
-import { jobPath, send } from "./server.js";
+import { deleteJob, fileName, heart, isLeaving, picture, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
 import { $, announce, bus, closable, h, icon, iconButton, openDialog, plural, recall, setIcon, wantsStillness } from "./ui.js";
 
@@ -90,23 +90,18 @@ for (const end of ["pointerup", "pointercancel"]) {
   });
 }
 
-// ---- the film: predicted pictures of the way, from the job's own events
+// ---- the film: predicted pictures of the way, as they are kept
 
 const films = new Map(); // job id -> promise of index -> [{t, total, src}]
 let frames = [];
 let playing = 0;
 
-/** Read a finished job's events again; the stream ends by itself. */
+/** Which steps of a job are kept; their pictures are fetched when they are shown. */
 async function readFilm(job) {
-  const text = await (await send(`${jobPath(job.id)}events`)).text();
   const film = new Map();
-  for (const block of text.split("\n\n")) {
-    if (!/^event: preview$/m.test(block)) continue;
-    const data = JSON.parse(block.match(/^data: (.*)$/m)[1]);
-    if (!film.has(data.index)) film.set(data.index, []);
-    const row = film.get(data.index);
-    if (row.length && row.at(-1).t >= data.t) row.length = 0; // drawn again after a restart
-    row.push({ t: data.t, total: data.total_t, src: dataUrl(data.img) });
+  for (const { index, t, total_t: total } of (await ask(`${jobPath(job.id)}steps`)).steps) {
+    if (t === total) continue;
+    film.set(index, [...(film.get(index) ?? []), { t, total, src: `${picture(job, index).thumbnail}?t=${t}` }]);
   }
   return film;
 }
@@ -133,7 +128,7 @@ function showFilm() {
   $("film-fork").hidden = true;
   $("film-at").max = Math.max(0, frames.length - 1);
   $("film-at").value = frames.length - 1;
-  $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, draggable: "false" })));
+  $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, loading: "lazy", draggable: "false" })));
   $("film-text").textContent = any ? `Step ${frames.at(-1).t}` : frames.length ? "No steps were kept" : "";
   $("film-at").setAttribute("aria-valuetext", any ? `Step ${frames.at(-1).t} of ${frames.at(-1).total}` : "none");
 }
