@@ -149,6 +149,7 @@ class Update(Findings):
     index: Annotated[int, Field(ge=0, le=7)]
     seed: Seed
     url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+    favourite: NotRequired[Literal[True]]
 
 
 class JobFacts(TypedDict):
@@ -182,6 +183,7 @@ class JobImage(TypedDict):
     seed: Seed
     url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
     thumbnail: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+    favourite: NotRequired[Literal[True]]
 
 
 class JobSummary(JobFacts):

@@ -480,6 +480,14 @@ class EventsQuery(Query):
         "{index}.webp has the newest, small")
 
 
+class DeleteQuery(Query):
+    """Query of DELETE /jobs/{job_id}/."""
+
+    favourites: Literal["refuse", "keep", "delete"] = Field(
+        "refuse", description="what becomes of a job with favourites: the request is refused, the other pictures are "
+        "deleted, or all of it is")
+
+
 class SurpriseQuery(Query):
     """Query of GET /prompt/surprise."""
 
@@ -502,6 +510,8 @@ class JobsQuery(Query):
                                json_schema_extra={"pattern": f"^({STATE_NAMES})(,({STATE_NAMES}))*$"})
     q: str | None = Field(None, min_length=1, max_length=200, description="only jobs whose prompt contains this",
                           json_schema_extra={"pattern": PRINTABLE})
+
+    favourites: Literal["any", "only"] = Field("any", description="only: jobs with a favourite picture")
 
     _printable = field_validator("q")(no_control_characters)
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 DATABASE = "jobs.sqlite3"
 FILES = "jobs"
 APPLICATION_ID = 0x66616365  # "face", in the file's header: tells our database from anybody else's
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY,  -- in the order of submission
@@ -72,7 +72,18 @@ CREATE TABLE files (
 ) WITHOUT ROWID;
 CREATE TABLE deleted (number INTEGER PRIMARY KEY AUTOINCREMENT, digits TEXT NOT NULL UNIQUE);
 """
+MARKS = """
+CREATE TABLE marks (  -- what people decided about single pictures
+    job INTEGER NOT NULL, picture INTEGER NOT NULL,
+    favourite INTEGER,  -- rises with every one that is made a favourite; NULL: it is none
+    deleted_at REAL,  -- NULL: it is not
+    PRIMARY KEY (job, picture)
+) WITHOUT ROWID;
+"""
+MIGRATIONS = {1: MARKS}  # what leads from the schema of this version to the next
+NO_FAVOURITE = "number NOT IN (SELECT job FROM marks WHERE favourite IS NOT NULL AND deleted_at IS NULL)"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PICTURE_NAME = re.compile(r"\d+\.png")  # of a finished one
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
 EVENTS_AT_ONCE = 500  # so that a reader of a long history lets the engine's commits through in between
 
@@ -83,7 +94,10 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Retention:
-    """What finished jobs may occupy before the oldest are removed: their number, their bytes, their age in seconds."""
+    """What finished jobs may occupy before the oldest are removed: their number, their bytes, their age in seconds.
+
+    Jobs with a favourite are neither counted nor removed.
+    """
 
     max_jobs: int = 1000
     max_bytes: int = 2 * 2**30
@@ -114,6 +128,13 @@ class StoredFile:
     name: str
     size: int
     moment: int | None = None
+
+
+class Marks(NamedTuple):
+    """Which pictures of a job, by index, are favourites and which are deleted."""
+
+    favourites: frozenset[int] = frozenset()
+    deleted: frozenset[int] = frozenset()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -232,13 +253,14 @@ class Store:
         gone: list[tuple[int, str]] = []
         with self._transaction() as db:
             count, size, oldest = db.execute(
-                "SELECT count(*), total(size), min(finished_at) FROM jobs WHERE finished_at IS NOT NULL"
+                "SELECT count(*), total(size), min(finished_at) FROM jobs "
+                f"WHERE finished_at IS NOT NULL AND {NO_FAVOURITE}"
             ).fetchone()
             expired = -1.0 if keep.max_age_s is None else now - keep.max_age_s
             if count <= keep.max_jobs and size <= keep.max_bytes and (oldest is None or oldest >= expired):
                 return []
             for number, job_id, bytes_, finished_at in db.execute(
-                "SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL "
+                f"SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL AND {NO_FAVOURITE} "
                 "ORDER BY finished_at, number"
             ):
                 too_much = count > 1 and (count > keep.max_jobs or size > keep.max_bytes)
@@ -250,6 +272,54 @@ class Store:
         for _, job_id in gone:
             self._remove_folder(job_id)
         return [job_id for _, job_id in gone]
+
+    # ---- single pictures
+
+    def mark_favourite(self, number: int, picture: int, is_favourite: bool) -> None:
+        """Make a picture of job `number` a favourite or none, durably. A second time changes nothing."""
+        place = "(SELECT coalesce(max(favourite), 0) + 1 FROM marks)" if is_favourite else "NULL"
+        update = f"coalesce(favourite, {place})" if is_favourite else "NULL"
+        with self._transaction(durable=True) as db:
+            db.execute(f"INSERT INTO marks (job, picture, favourite) VALUES (?, ?, {place}) "
+                       f"ON CONFLICT DO UPDATE SET favourite = {update}", (number, picture))
+
+    def mark_deleted(self, number: int, picture: int, at: float | None) -> None:
+        """Delete a picture of job `number`, durably, or bring it back (None): its files stay until `purge`."""
+        with self._transaction(durable=True) as db:
+            db.execute("INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
+                       "ON CONFLICT DO UPDATE SET deleted_at = coalesce(deleted_at, excluded.deleted_at)"
+                       if at is not None else
+                       "INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
+                       "ON CONFLICT DO UPDATE SET deleted_at = NULL", (number, picture, at))
+
+    def marks(self, numbers: Sequence[int]) -> dict[int, Marks]:
+        """What was decided about the pictures of each of these jobs."""
+        found = {}
+        for number in numbers:
+            rows = self._read("SELECT picture, favourite, deleted_at FROM marks WHERE job = ?", (number,))
+            found[number] = Marks(frozenset(row[0] for row in rows if row[1] is not None),
+                                  frozenset(row[0] for row in rows if row[2] is not None))
+        return found
+
+    def purge(self, before: float) -> None:
+        """Remove the files of pictures that were deleted before this time; a job that has no other goes with them."""
+        rows = self._read("SELECT number, id, picture FROM marks JOIN jobs ON number = job WHERE deleted_at < ?",
+                          (before,))
+        for number, job_id, picture in rows:
+            files = [name for (name,) in self._read("SELECT name FROM files WHERE job = ?", (number,))]
+            gone = [name for name in files if re.match(rf"{picture}[-.]", name)]
+            if not gone:
+                continue
+            if not {name for name in files if PICTURE_NAME.fullmatch(name)} - set(gone):
+                with self._transaction(durable=True) as db:
+                    self._forget(db, [(number, job_id)])
+                self._remove_folder(job_id)
+                continue
+            with self._transaction(durable=True) as db:
+                for name in gone:
+                    db.execute("DELETE FROM files WHERE job = ? AND name = ?", (number, name))
+                _measure(db, number)
+            self.remove_files(job_id, gone)
 
     # ---- reading
 
@@ -274,9 +344,11 @@ class Store:
         return [_to_record(row) for row in self._read(query)]
 
     def page(
-        self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = ""
+        self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = "",
+        favourites: bool = False,
     ) -> list[Record]:
-        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names."""
+        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names,
+        with a favourite picture."""
         wanted: list[tuple[str, Sequence[Any]]] = []
         if below is not None:
             wanted.append(("number < ?", (below,)))
@@ -284,6 +356,8 @@ class Store:
             wanted.append((f"state IN ({', '.join('?' * len(states))})", states))
         if text:
             wanted.append(("instr(folded, ?)", (_text(text.casefold()),)))
+        if favourites:
+            wanted.append((f"NOT ({NO_FAVOURITE})", ()))
         where = f"WHERE {' AND '.join(condition for condition, _ in wanted)} " if wanted else ""
         query = f"SELECT {', '.join(COLUMNS)} FROM jobs {where}ORDER BY number DESC LIMIT ?"
         values = [value for _, some in wanted for value in some]
@@ -396,10 +470,14 @@ class Store:
             self._db.execute("PRAGMA journal_size_limit = 16777216")
             self._db.execute("BEGIN EXCLUSIVE")
             if not tables:
-                for statement in SCHEMA.split(";\n"):
+                for statement in (SCHEMA + MARKS).split(";\n"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            else:  # a folder of an older version: all of its jobs stay
+                for older in range(version, SCHEMA_VERSION):
+                    for statement in MIGRATIONS[older].split(";\n"):
+                        self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             self._db.execute("COMMIT")
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
@@ -465,6 +543,7 @@ class Store:
         for number, job_id in jobs:
             db.execute("DELETE FROM events WHERE job = ?", (number,))
             db.execute("DELETE FROM files WHERE job = ?", (number,))
+            db.execute("DELETE FROM marks WHERE job = ?", (number,))
             db.execute("DELETE FROM jobs WHERE number = ?", (number,))
             db.execute("INSERT OR IGNORE INTO deleted (digits) VALUES (?)", (digits_of(job_id),))
         oldest = "(SELECT max(number) FROM deleted) - ?"
@@ -492,13 +571,18 @@ def _write(db: sqlite3.Connection, change: Change) -> None:
     for name in change.dropped:
         db.execute("DELETE FROM files WHERE job = ? AND name = ?", (number, name))
     if change.columns.get("finished_at") is not None:
-        db.execute(
-            "UPDATE jobs SET size = length(request) + length(parameters)"
-            " + (SELECT total(size) FROM files WHERE job = number)"
-            " + (SELECT total(length(data) + 40) FROM events WHERE job = number)"
-            " WHERE number = ?",
-            (number,),
-        )
+        _measure(db, number)
+
+
+def _measure(db: sqlite3.Connection, number: int) -> None:
+    """Write down how many bytes removing the job would set free."""
+    db.execute(
+        "UPDATE jobs SET size = length(request) + length(parameters)"
+        " + (SELECT total(size) FROM files WHERE job = number)"
+        " + (SELECT total(length(data) + 40) FROM events WHERE job = number)"
+        " WHERE number = ?",
+        (number,),
+    )
 
 
 def _to_record(row: Sequence[Any]) -> Record:

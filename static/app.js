@@ -3,7 +3,7 @@
 import { loadRecent, showGallery, startGallery } from "./gallery.js";
 import { openedPanel, openPanel, readEdits, replaceEdits, startEdits } from "./edits.js";
 import { addCard, cardOf, gridOf, jobFrom, joinGrid, rememberCards, rememberedJobs } from "./jobs.js";
-import { picture, picturesOf, requestOf, sent, stopPicking, undoDelete } from "./pictures.js";
+import { moveFavourites, picture, picturesOf, requestOf, sent, stopPicking, undoDelete } from "./pictures.js";
 import { loadVocabulary, look, setPrompt } from "./prompt.js";
 import { ask, jobPath, send, watchPulse } from "./server.js";
 import { clearErrors, fillForm, isReady, readForm, restoreForm, showErrors } from "./settings.js";
@@ -265,6 +265,7 @@ async function begin() {
     updateButton();
     if (!resumed) {
       resumed = true;
+      moveFavourites().catch(() => {});
       await loadVocabulary();
       await resume();
     }

@@ -1,7 +1,7 @@
 // What happens to the jobs that are asked for here? One card each: waiting, drawing, finished, failed, cancelled.
 
 import { editsInWords } from "./edits.js";
-import { deleteJob, fileName, heart, picture, picturesOf, tile, wordsOf } from "./pictures.js";
+import { deleteJob, fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
 import { rememberSeed } from "./settings.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
@@ -15,11 +15,11 @@ export const shownJobs = () => [...cards.keys()];
 
 /** What a job looks like to the page, from whichever answer it came. */
 export function jobFrom(body) {
-  return {
+  return learn({
     id: body.job_id, status: body.status, parameters: body.parameters, error: body.error ?? null,
     created_at: body.created_at, started_at: body.started_at, finished_at: body.finished_at,
     images: body.status === "succeeded" ? body.response?.map(({ img, latent, ...told }) => told) : [],
-  };
+  });
 }
 
 /** The address names the newest job, this browser all that are on the stage. */
@@ -92,7 +92,7 @@ class Card {
     const details = [plural(asked.n_inf_steps, "step"), asked.sampler, `guidance ${asked.guidance_scale}`];
     if (asked.negative_prompt) details.push(`without ${asked.negative_prompt}`);
     details.push(...editsInWords(asked).map(([text]) => text));
-    this.tiles = picturesOf(job).map((one) => {
+    this.tiles = Array.from({ length: asked.n_images }, (_, index) => picture(job, index)).map((one) => {
       const made = tile(one, { open: ({ index }) => open(picture(job, index), picturesOf(job)), src: null, name: `Face ${one.index + 1} of ${asked.n_images}`, tools: false });
       const button = made.querySelector("button");
       button.disabled = true;
@@ -233,7 +233,10 @@ class Card {
     this.live.hidden = true;
     this.share = 0;
     const anything = this.tiles.some((one) => one.address);
-    for (const one of this.tiles) one.step.textContent = "";
+    for (const one of this.tiles) {
+      one.step.textContent = "";
+      one.made.hidden = job.status === "succeeded" && !one.final; // it was deleted
+    }
     this.box.classList.toggle("bare", !anything);
     if (job.status === "succeeded") {
       announce(`${plural(job.parameters.n_images, "face")} finished: ${wordsOf(job)}`);
@@ -288,7 +291,7 @@ class Card {
   setActions() {
     const { job } = this;
     const [only, several] = picturesOf(job);
-    const done = this.finished && job.status === "succeeded";
+    const done = this.finished && job.status === "succeeded" && only;
     this.actions.replaceChildren(...[
       this.finished && iconButton("again", "Draw others like these", () => this.again(job, true)),
       iconButton("settings", "Use these settings", () => this.use(job)),
@@ -348,7 +351,12 @@ function removeCard(id) {
 
 export const cardOf = (id) => cards.get(id);
 
-const veil = (id, hidden) => { if (cards.has(id)) cards.get(id).box.hidden = hidden; };
-bus.on("deleted", (job) => veil(job.id, true));
-bus.on("undeleted", (job) => veil(job.id, false));
+const veil = ({ id, key }, hidden) => {
+  const card = cards.get(id);
+  if (!card) return;
+  for (const { made } of card.tiles) if (made.dataset.key === key) made.hidden = hidden;
+  card.box.hidden = key ? card.tiles.every(({ made }) => made.hidden) : hidden;
+};
+bus.on("deleted", (job) => veil(job, true));
+bus.on("undeleted", (job) => veil(job, false));
 bus.on("removed", (job) => removeCard(job.id));

@@ -39,7 +39,9 @@ export async function requestOf(job, index = null) {
   return asked;
 }
 
-export const picturesOf = (job) => Array.from({ length: job.parameters.n_images }, (_, index) => picture(job, index));
+/** The pictures of a job: those that there will be, and when it is finished those that were not deleted. */
+export const picturesOf = (job) => (job.status === "succeeded" && job.images ? job.images.map(({ index }) => picture(job, index))
+  : Array.from({ length: job.parameters.n_images }, (_, index) => picture(job, index))).filter(({ key }) => !leaving.has(key));
 export const wordsOf = (job) => job.parameters.prompt || "Any face";
 const oneSeed = ({ variation_strength: varied, interpolate_to: to }) => Boolean(varied || to); // its pictures differ by other noise
 export const fileName = ({ job, seed, index }) => `face-${seed}${oneSeed(job.parameters) ? `-${index + 1}` : ""}.png`;
@@ -57,35 +59,48 @@ export const base64Of = (blob) => new Promise((done, fail) => {
   reader.readAsDataURL(blob);
 });
 
-// ---- favourites: kept in this browser
+// ---- favourites: kept by the server, for every browser
 
-const favourites = new Map(recall("favourites", []).map((one) => [one.key, one]));
+const favourites = new Set(); // their keys, as far as they were told here
 
-export const allFavourites = () => [...favourites.values()].reverse().map(({ job, index }) => picture(job, index));
+export const isFavourite = ({ key }) => favourites.has(key);
 
-export function toggleFavourite({ key, job, index, seed }) {
-  if (!favourites.delete(key)) {
-    const { id, parameters, created_at, status } = job;
-    favourites.set(key, { key, index, job: { id, parameters, created_at, status, images: [{ index, seed }] } });
-  }
-  keep("favourites", [...favourites.values()]);
-  const on = favourites.has(key);
-  for (const heart of document.querySelectorAll(".heart")) if (heart.dataset.key === key) heart.setAttribute("aria-pressed", String(on));
-  announce(on ? "Kept as a favourite." : "No longer a favourite.");
-  bus.emit("favourites", key);
+/** What the server tells of a job's pictures: which are favourites. */
+export function learn(job) {
+  for (const { index, favourite } of job.images ?? []) favourites[favourite ? "add" : "delete"](`${job.id}/${index}`);
+  return job;
 }
 
-export function forgetFavourites(id) {
-  let changed = false;
-  for (const key of favourites.keys()) if (key.startsWith(`${id}/`)) changed = favourites.delete(key) || changed;
-  if (!changed) return;
-  keep("favourites", [...favourites.values()]);
-  bus.emit("favourites", null);
+const favour = (id, index, on) => ask(`images/${encodeURIComponent(id)}/${index}/favourite`, undefined, { method: on ? "PUT" : "DELETE" });
+
+export async function toggleFavourite({ key, job, index }) {
+  const on = !favourites.has(key);
+  const put = (value) => {
+    favourites[value ? "add" : "delete"](key);
+    for (const heart of document.querySelectorAll(".heart")) if (heart.dataset.key === key) heart.setAttribute("aria-pressed", String(value));
+  };
+  put(on);
+  try {
+    await favour(job.id, index, on);
+    announce(on ? "Kept as a favourite." : "No longer a favourite.");
+    bus.emit("favourites", key);
+  } catch (error) {
+    put(!on);
+    if (error.status) toast(error.message, { trouble: true });
+  }
+}
+
+/** Favourites that an older page kept in this browser become everybody's. */
+export async function moveFavourites() {
+  for (const { job, index } of recall("favourites", [])) {
+    await favour(job.id, index, true).catch((error) => { if (!error.status) throw error; });
+  }
+  keep("favourites", []);
 }
 
 export function heart(one, label = "Favourite") {
   return h("button", {
-    class: "round plain heart", "aria-label": label, title: "Favourite", "aria-pressed": String(favourites.has(one.key)),
+    class: "round plain heart", "aria-label": label, title: "Favourite", "aria-pressed": String(isFavourite(one)),
     data: { key: one.key }, click: () => toggleFavourite(one),
   }, icon("heart"));
 }
@@ -156,13 +171,50 @@ function pick(one) {
 
 // ---- deleting, with time to think again
 
-const leaving = new Set(); // ids: hidden already, deleted when the undo time is over
+const leaving = new Set(); // ids of jobs, hidden already and deleted when the undo time is over; keys of deleted pictures
 
 export const isLeaving = (id) => leaving.has(id);
+
+/** Delete some pictures at once; the server brings them back when that is taken back. */
+export async function deletePictures(list, said = "Picture deleted.") {
+  const hide = (hidden) => {
+    for (const { key, job } of list) {
+      leaving[hidden ? "add" : "delete"](key);
+      bus.emit(hidden ? "deleted" : "undeleted", { ...job, key });
+    }
+  };
+  const each = (method, more = "") => Promise.all(list.map(({ job, index }) => ask(`${jobPath(job.id)}images/${index}${more}`, undefined, { method })
+    .catch((error) => { if (method !== "DELETE" || error.status !== 410) throw error; })));
+  const attempt = async (act, hidden, what) => {
+    try {
+      await act();
+      if (!hidden) hide(false);
+      return true;
+    } catch (error) {
+      if (hidden) hide(false);
+      toast(`${what}: ${error.message}`, { trouble: true });
+      return false;
+    }
+  };
+  hide(true);
+  if (!await attempt(() => each("DELETE"), true, "It could not be deleted")) return;
+  const undo = async () => { if (await attempt(() => each("POST", "/restore"), false, "It could not be brought back")) announce("Brought back."); };
+  toast(said, { action: "Undo", act: undo, wait: UNDO_MS });
+}
 
 /** Hide a job at once and delete it when nobody has taken that back in time. */
 export function deleteJob(job) {
   if (leaving.has(job.id)) return;
+  const others = picturesOf(job).filter((one) => !isFavourite(one));
+  const kept = picturesOf(job).length - others.length;
+  if (kept && !others.length) {
+    toast("Favourites stay. Open one to delete it alone.");
+    return;
+  }
+  if (kept) {
+    deletePictures(others, `${plural(others.length, "picture")} deleted, ${plural(kept, "favourite")} kept.`);
+    return;
+  }
   const undo = () => {
     leaving.delete(job.id);
     bus.emit("undeleted", job);
@@ -170,7 +222,7 @@ export function deleteJob(job) {
   };
   leaving.add(job.id);
   bus.emit("deleted", job);
-  const count = job.status === "succeeded" ? plural(job.parameters.n_images, "picture") : "Job";
+  const count = job.status === "succeeded" ? plural(others.length, "picture") : "Job";
   toast(`${count} deleted.`, { action: "Undo", act: undo, gone: () => finishDelete(job), wait: UNDO_MS });
 }
 
@@ -185,7 +237,6 @@ async function finishDelete(job) {
       return;
     }
   }
-  forgetFavourites(job.id);
   bus.emit("removed", job);
 }
 

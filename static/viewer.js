@@ -1,7 +1,7 @@
 // One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
 
 import { canDo, editsInWords } from "./edits.js";
-import { deleteJob, fileName, heart, isLeaving, picture, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { deleteJob, deletePictures, fileName, heart, isLeaving, picture, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
 import { $, announce, bus, closable, h, icon, iconButton, openDialog, plural, recall, setIcon, wantsStillness } from "./ui.js";
@@ -225,8 +225,9 @@ function show(one) {
     actionButton("compare", "Compare", () => { dialog.close(); startPicking(one); }),
     actionButton("link", "Copy a link", () => copy(linkTo(job, one), "Link")),
     h("a", { class: "soft", href: collageOf(job), download: `steps-${asked.seed}.png` }, icon("film"), "Steps as one picture"),
-    actionButton("trash", asked.n_images > 1 ? `Delete all ${asked.n_images}` : "Delete", remove, {
-      title: asked.n_images > 1 ? `The job and its ${plural(asked.n_images, "picture")}` : null }));
+    actionButton("trash", "Delete", () => remove()),
+    ...(asked.n_images > 1 ? [actionButton("trash", `Delete all ${asked.n_images}`, () => remove(true), {
+      title: `The job and its ${plural(asked.n_images, "picture")}; favourites stay` })] : []));
   loadFilm(one);
 }
 
@@ -252,12 +253,15 @@ function walk(by) {
   announce(`${wordsOf(next.job)}, seed ${next.seed}`);
 }
 
-function remove() {
-  const { job } = here;
+/** Delete the picture shown, or its whole job. */
+function remove(whole) {
+  const [{ job, key }, one] = [here, here];
   const all = list();
-  const at = all.findIndex((other) => other.key === here.key);
-  const next = all.slice(at).find((other) => other.job.id !== job.id) ?? all.slice(0, at).findLast((other) => other.job.id !== job.id);
-  deleteJob(job);
+  const at = all.findIndex((other) => other.key === key);
+  const stays = (other) => (whole ? other.job.id !== job.id : other.key !== key);
+  const next = all.slice(at).find(stays) ?? all.slice(0, at).findLast(stays);
+  if (whole) deleteJob(job);
+  else deletePictures([one]);
   if (next) show(next);
   else dialog.close();
 }
@@ -266,7 +270,7 @@ function remove() {
 export function openViewer(handlers, one, pictures, more = null) {
   actions = handlers;
   const given = typeof pictures === "function" ? pictures : () => pictures;
-  list = () => given().filter((other) => !isLeaving(other.job.id));
+  list = () => given().filter((other) => !isLeaving(other.job.id) && !isLeaving(other.key));
   loadMore = more;
   openDialog(dialog, () => { stop(); here = null; bus.emit("viewed"); });
   show(one);
@@ -288,7 +292,7 @@ dialog.addEventListener("keydown", (event) => {
   const pressed = event.target.matches("button, a, input");
   const keys = {
     ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5),
-    0: resetZoom, " ": play, Delete: remove, f: () => toggleFavourite(here), d: () => download(here.url, fileName(here)),
+    0: resetZoom, " ": play, Delete: () => remove(), f: () => toggleFavourite(here), d: () => download(here.url, fileName(here)),
     l: () => copy(linkTo(here.job, here), "Link"), c: () => { const one = here; dialog.close(); startPicking(one); },
   };
   if ((slider && event.key.startsWith("Arrow")) || (pressed && event.key === " ")) return; // they have their own meaning there
