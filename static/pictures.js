@@ -3,8 +3,6 @@
 import { ask, jobPath, send } from "./server.js";
 import { $, announce, bus, h, icon, keep, plural, recall, toast } from "./ui.js";
 
-const UNDO_MS = 8000;
-
 /** A picture of a job, by its place in it; `told` is what the server said of it when it was finished. */
 export function picture(job, index) {
   const path = `${jobPath(job.id)}images/${index}`;
@@ -169,76 +167,11 @@ function pick(one) {
   bus.emit("compare", pair);
 }
 
-// ---- deleting, with time to think again
+// ---- deleting, see deleting.js
 
-const leaving = new Set(); // ids of jobs, hidden already and deleted when the undo time is over; keys of deleted pictures
+export const leaving = new Set(); // ids of jobs that are hidden and will be deleted; keys of deleted pictures
 
 export const isLeaving = (id) => leaving.has(id);
-
-/** Delete some pictures at once; the server brings them back when that is taken back. */
-export async function deletePictures(list, said = "Picture deleted.") {
-  const hide = (hidden) => {
-    for (const { key, job } of list) {
-      leaving[hidden ? "add" : "delete"](key);
-      bus.emit(hidden ? "deleted" : "undeleted", { ...job, key });
-    }
-  };
-  const each = (method, more = "") => Promise.all(list.map(({ job, index }) => ask(`${jobPath(job.id)}images/${index}${more}`, undefined, { method })
-    .catch((error) => { if (method !== "DELETE" || error.status !== 410) throw error; })));
-  const attempt = async (act, hidden, what) => {
-    try {
-      await act();
-      if (!hidden) hide(false);
-      return true;
-    } catch (error) {
-      if (hidden) hide(false);
-      toast(`${what}: ${error.message}`, { trouble: true });
-      return false;
-    }
-  };
-  hide(true);
-  if (!await attempt(() => each("DELETE"), true, "It could not be deleted")) return;
-  const undo = async () => { if (await attempt(() => each("POST", "/restore"), false, "It could not be brought back")) announce("Brought back."); };
-  toast(said, { action: "Undo", act: undo, wait: UNDO_MS });
-}
-
-/** Hide a job at once and delete it when nobody has taken that back in time. */
-export function deleteJob(job) {
-  if (leaving.has(job.id)) return;
-  const others = picturesOf(job).filter((one) => !isFavourite(one));
-  const kept = picturesOf(job).length - others.length;
-  if (kept && !others.length) {
-    toast("Favourites stay. Open one to delete it alone.");
-    return;
-  }
-  if (kept) {
-    deletePictures(others, `${plural(others.length, "picture")} deleted, ${plural(kept, "favourite")} kept.`);
-    return;
-  }
-  const undo = () => {
-    leaving.delete(job.id);
-    bus.emit("undeleted", job);
-    announce("Brought back.");
-  };
-  leaving.add(job.id);
-  bus.emit("deleted", job);
-  const count = job.status === "succeeded" ? plural(others.length, "picture") : "Job";
-  toast(`${count} deleted.`, { action: "Undo", act: undo, gone: () => finishDelete(job), wait: UNDO_MS });
-}
-
-async function finishDelete(job) {
-  if (!leaving.delete(job.id)) return;
-  try {
-    await ask(jobPath(job.id), undefined, { method: "DELETE" });
-  } catch (error) {
-    if (error.status !== 404 && error.status !== 410) {
-      bus.emit("undeleted", job);
-      toast(`It could not be deleted: ${error.message}`, { trouble: true });
-      return;
-    }
-  }
-  bus.emit("removed", job);
-}
 
 /** Ctrl+Z outside of text: the last one comes back. */
 export function undoDelete() {
@@ -246,8 +179,3 @@ export function undoDelete() {
   buttons.at(-1)?.click();
   return buttons.length > 0;
 }
-
-addEventListener("pagehide", () => { // a closed page means what was pressed
-  for (const id of leaving) send(jobPath(id), undefined, { method: "DELETE", keepalive: true }).catch(() => {});
-  leaving.clear();
-});

@@ -6,7 +6,7 @@ import { ask } from "./server.js";
 import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
 const PREVIEWS = 10; // updates that a job keeps when nobody says otherwise, whatever its length
-const PREVIEW_S = 0.3; // and how long nothing new is shown at most
+const PREVIEW_S = 0.3; // and how long nothing new is shown
 const SPEED_MS = 5000; // how old what is known of the speed may be while somebody writes
 const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
 

@@ -1,7 +1,8 @@
 // One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
 
+import { deleteJob, deletePictures } from "./deleting.js";
 import { canDo, editsInWords } from "./edits.js";
-import { deleteJob, deletePictures, fileName, heart, isLeaving, picture, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { fileName, heart, isLeaving, picture, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
 import { $, announce, bus, closable, h, icon, iconButton, openDialog, plural, recall, setIcon, wantsStillness } from "./ui.js";

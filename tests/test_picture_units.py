@@ -202,7 +202,8 @@ def site() -> Iterator[Site]:
 
 
 def gallery(page: Page, site: Site, count: int) -> None:
-    visit(page, f"{site.address}?view=gallery")
+    page.goto(f"{site.address}?view=gallery")
+    page.wait_for_selector("body[data-resumed]")
     expect(page.locator("#days .tile:not([hidden])")).to_have_count(count)
 
 
