@@ -171,10 +171,11 @@ class Card {
     if (!target || target.final) return;
     const idle = !target.next;
     target.next = about;
+    target.seen = true;
     for (let shown = null; idle && !target.final && shown !== target.next && !document.hidden;) {
       shown = target.next;
       await this.put(target, `${target.one.thumbnail}?t=${shown.t}`, () => !target.final);
-      if (!target.final) target.step.textContent = `${shown.t}/${shown.total_t}`;
+      if (!target.final && !this.finished) target.step.textContent = `${shown.t}/${shown.total_t}`;
     }
     if (idle) target.next = null;
   }
@@ -183,6 +184,7 @@ class Card {
   async setPicture(about) {
     const target = this.tiles[about.index];
     if (!target || target.final) return;
+    target.seen = true;
     target.step.textContent = "";
     this.complete(target, about);
     await this.put(target, target.one.thumbnail);
@@ -195,7 +197,7 @@ class Card {
     ready.src = address;
     await ready.decode().catch(() => {});
     if (!ready.naturalWidth || !wanted()) return;
-    target.address = target.image.src = address;
+    target.image.src = address;
     target.image.hidden = false;
   }
 
@@ -232,7 +234,7 @@ class Card {
     this.box.dataset.state = job.status;
     this.live.hidden = true;
     this.share = 0;
-    const anything = this.tiles.some((one) => one.address);
+    const anything = this.tiles.some((one) => one.seen);
     for (const one of this.tiles) {
       one.step.textContent = "";
       one.made.hidden = job.status === "succeeded" && !one.final; // it was deleted

@@ -173,6 +173,27 @@ export const leaving = new Set(); // ids of jobs that are hidden and will be del
 
 export const isLeaving = (id) => leaving.has(id);
 
+const remove = (id, more) => send(jobPath(id), undefined, { method: "DELETE", ...more });
+
+export async function finishDelete(job) {
+  if (!leaving.delete(job.id)) return;
+  try {
+    await remove(job.id);
+  } catch (error) {
+    if (error.status !== 404 && error.status !== 410) {
+      bus.emit("undeleted", job);
+      toast(`It could not be deleted: ${error.message}`, { trouble: true });
+      return;
+    }
+  }
+  bus.emit("removed", job);
+}
+
+addEventListener("pagehide", () => { // a closed page means what was pressed
+  for (const id of leaving) if (!id.includes("/")) remove(id, { keepalive: true }).catch(() => {});
+  leaving.clear();
+});
+
 /** Ctrl+Z outside of text: the last one comes back. */
 export function undoDelete() {
   const buttons = [...$("toasts").querySelectorAll("button:not([aria-label])")];

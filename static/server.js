@@ -138,7 +138,7 @@ function tune() {
 }
 
 function listen(id, job) {
-  const stream = new EventSource(`${jobPath(id)}events?previews=none&after=${job.after}`);
+  const stream = new EventSource(`${jobPath(id)}events?after=${job.after}&previews=none`);
   [source, streamed] = [stream, id];
   for (const kind of KINDS) {
     stream.addEventListener(kind, (event) => {

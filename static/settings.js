@@ -54,20 +54,13 @@ function cost(rows) {
   return Math.max(near.seconds + slope * (rows - near.rows), near.seconds * Math.min(1, rows / near.rows));
 }
 
-/** Seconds until a job like this is done, or null before the first: all jobs step together until each has done its own. */
+/** Seconds until a job like this is done, or null before the first: each other one makes the steps that both do dearer. */
 function expectedSeconds(parameters) {
   if (!speed.step_costs.length) return null;
-  let took = speed.seconds_per_picture * (parameters.candidates ?? parameters.n_images);
-  let left = parameters.n_inf_steps;
-  let others = speed.ahead;
-  while (left > 0) {
-    others = others.filter((one) => one.steps > 0);
-    const steps = Math.min(left, ...others.map((one) => one.steps));
-    took += steps * cost(others.reduce((sum, one) => sum + one.rows, rowsOf(parameters)));
-    left -= steps;
-    others = others.map((one) => ({ rows: one.rows, steps: one.steps - steps }));
-  }
-  return took;
+  const { n_inf_steps: steps, candidates, n_images: count } = parameters;
+  const rows = rowsOf(parameters);
+  return speed.ahead.reduce((sum, one) => sum + Math.min(one.steps, steps) * (cost(rows + one.rows) - cost(rows)),
+    steps * cost(rows) + speed.seconds_per_picture * (candidates ?? count));
 }
 
 function showExpected() {
@@ -85,15 +78,12 @@ function showExpected() {
     : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps));
 }
 
-/** What more steps would buy: how much further these pictures are from real faces than the nearest of more steps. */
+/** What more steps would buy: how much further the pictures of the nearest fewer steps were than the best of more. */
 function worth(steps) {
   if (!curve.length || !(steps > 0)) return "";
-  const after = curve.find((point) => point.steps >= steps) ?? curve.at(-1);
-  const before = curve.findLast((point) => point.steps <= steps) ?? curve[0];
-  const share = after.steps > before.steps ? Math.log(steps / before.steps) / Math.log(after.steps / before.steps) : 0;
-  const [a, b] = [before, after].map((point) => point.frechet_over_floor);
-  const [best] = curve.filter((point) => point.steps >= after.steps).sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
-  const worse = Math.round(100 * ((a + share * (b - a)) / best.frechet_over_floor - 1));
+  const here = curve.findLast((point) => point.steps <= steps) ?? curve[0];
+  const [best] = curve.filter((point) => point.steps >= here.steps).sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
+  const worse = Math.round(100 * (here.frechet_over_floor / best.frechet_over_floor - 1));
   return worse < 3 ? " More steps come no nearer to real faces."
     : ` Pictures ${worse} % further from real faces than with ${best.steps} steps.`;
 }

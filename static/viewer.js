@@ -5,7 +5,7 @@ import { canDo, editsInWords } from "./edits.js";
 import { fileName, heart, isLeaving, picture, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
-import { $, announce, bus, closable, h, icon, iconButton, openDialog, plural, recall, setIcon, wantsStillness } from "./ui.js";
+import { $, announce, bus, closable, h, icon, iconButton, openDialog, recall, setIcon, wantsStillness } from "./ui.js";
 
 const MAX_ZOOM = 8;
 const FRAME_MS = 160;
@@ -227,8 +227,7 @@ function show(one) {
     actionButton("link", "Copy a link", () => copy(linkTo(job, one), "Link")),
     h("a", { class: "soft", href: collageOf(job), download: `steps-${asked.seed}.png` }, icon("film"), "Steps as one picture"),
     actionButton("trash", "Delete", () => remove()),
-    ...(asked.n_images > 1 ? [actionButton("trash", `Delete all ${asked.n_images}`, () => remove(true), {
-      title: `The job and its ${plural(asked.n_images, "picture")}; favourites stay` })] : []));
+    ...(asked.n_images > 1 ? [actionButton("trash", `Delete all ${asked.n_images}`, () => remove(true))] : []));
   loadFilm(one);
 }
 
@@ -256,7 +255,8 @@ function walk(by) {
 
 /** Delete the picture shown, or its whole job. */
 function remove(whole) {
-  const [{ job, key }, one] = [here, here];
+  const one = here;
+  const { job, key } = one;
   const all = list();
   const at = all.findIndex((other) => other.key === key);
   const stays = (other) => (whole ? other.job.id !== job.id : other.key !== key);
