@@ -1,4 +1,4 @@
-// How does a picture or a job go, with time to think again? Loaded when the first is deleted.
+// How does a picture or a job go, with time to think again?
 
 import { finishDelete, isFavourite, leaving, picturesOf } from "./pictures.js";
 import { ask, jobPath } from "./server.js";

@@ -165,7 +165,7 @@ class Card {
     showTitle();
   }
 
-  /** Show the newest preview. One at a time is fetched, so that a slow line carries no more than it can. */
+  /** Show the newest preview; one at a time is fetched, so that no line carries more than it can. */
   async sketch(about) {
     const target = this.tiles[about.index];
     if (!target || target.final) return;

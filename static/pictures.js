@@ -88,7 +88,7 @@ export async function toggleFavourite({ key, job, index }) {
   }
 }
 
-/** Favourites that an older page kept in this browser become everybody's. */
+/** What an older page kept in this browser becomes everybody's. */
 export async function moveFavourites() {
   for (const { job, index } of recall("favourites", [])) {
     await favour(job.id, index, true).catch((error) => { if (!error.status) throw error; });

@@ -7,7 +7,7 @@ import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
 const PREVIEWS = 10; // updates that a job keeps when nobody says otherwise, whatever its length
 const PREVIEW_S = 0.3; // and how long nothing new is shown
-const SPEED_MS = 5000; // how old what is known of the speed may be while somebody writes
+const SPEED_MS = 5000; // how old that may be while somebody writes
 const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
 
 const form = $("composer");
@@ -23,7 +23,7 @@ export const isReady = () => fields !== null;
 let speed = { step_costs: [], ahead: [] }; // as /speed tells
 let asked = 0;
 
-/** Passes of the network a step for an image: guidance takes two where it was not taught to one, each slider two more. */
+/** Passes of the network a step and image: two where guidance was not taught to one; each slider takes two more. */
 export function passesOf({ guidance_scale: scale, negative_prompt: away, attributes } = readForm()) {
   const [low, high] = (!away && fields?.guidance_scale.one_pass) || [1, 1];
   return ((low <= scale && scale <= high) || scale === 0 ? 1 : 2) + 2 * Object.keys(attributes ?? {}).length;
@@ -45,7 +45,7 @@ export async function measure() {
 bus.on("finished", measure);
 bus.on("cards", () => fields && measure());
 
-/** Seconds of one step with so many rows, between or beyond those that were measured. */
+/** Seconds of a step with so many rows, by the nearest that were measured. */
 function cost(rows) {
   const points = [...speed.step_costs].sort((a, b) => Math.abs(a.rows - rows) - Math.abs(b.rows - rows));
   const [near, other] = points;
@@ -54,7 +54,7 @@ function cost(rows) {
   return Math.max(near.seconds + slope * (rows - near.rows), near.seconds * Math.min(1, rows / near.rows));
 }
 
-/** Seconds until a job like this is done, or null before the first: each other one makes the steps that both do dearer. */
+/** Seconds of a job like this, or null before the first; others make the steps that both do dearer. */
 function expectedSeconds(parameters) {
   if (!speed.step_costs.length) return null;
   const { n_inf_steps: steps, candidates, n_images: count } = parameters;
@@ -78,7 +78,7 @@ function showExpected() {
     : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps));
 }
 
-/** What more steps would buy: how much further the pictures of the nearest fewer steps were than the best of more. */
+/** What more steps would buy, by those that were measured. */
 function worth(steps) {
   if (!curve.length || !(steps > 0)) return "";
   const here = curve.findLast((point) => point.steps <= steps) ?? curve[0];

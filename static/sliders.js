@@ -47,7 +47,7 @@ export function build(box, { attributes }) {
     const moved = Object.keys(set).length;
     reset.hidden = !moved;
     const passes = passesOf();
-    cost.textContent = moved ? `Each slider costs two more passes of the network a step: now ${passes + 2 * moved} instead of ${passes}.` : "";
+    cost.textContent = moved ? `Each slider costs two more passes a step: now ${passes + 2 * moved} instead of ${passes}.` : "";
   };
   bus.on("edits", show);
   $("composer").addEventListener("input", show); // guidance has its own cost

@@ -2,14 +2,13 @@
 
 import { deleteJob, deletePictures } from "./deleting.js";
 import { canDo, editsInWords } from "./edits.js";
-import { fileName, heart, isLeaving, picture, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
 import { $, announce, bus, closable, h, icon, iconButton, openDialog, recall, setIcon, wantsStillness } from "./ui.js";
 
 const MAX_ZOOM = 8;
 const FRAME_MS = 160;
-const MAX_FILMS = 3;
 
 const dialog = $("viewer");
 const frame = $("viewer-frame");
@@ -91,34 +90,20 @@ for (const end of ["pointerup", "pointercancel"]) {
   });
 }
 
-// ---- the film: predicted pictures of the way, as they are kept
+// ---- the film
 
-const films = new Map(); // job id -> promise of index -> [{t, total, src}]
 let frames = [];
 let playing = 0;
-
-/** Which steps of a job are kept; their pictures are fetched when they are shown. */
-async function readFilm(job) {
-  const film = new Map();
-  for (const { index, t, total_t: total } of (await ask(`${jobPath(job.id)}steps`)).steps) {
-    if (t === total) continue;
-    film.set(index, [...(film.get(index) ?? []), { t, total, src: `${picture(job, index).thumbnail}?t=${t}` }]);
-  }
-  return film;
-}
 
 async function loadFilm(one) {
   stop();
   frames = [];
   showFilm();
-  if (!films.has(one.job.id)) {
-    films.set(one.job.id, readFilm(one.job).catch(() => { films.delete(one.job.id); return new Map(); }));
-    while (films.size > MAX_FILMS) films.delete(films.keys().next().value);
-  }
-  const film = await films.get(one.job.id);
+  const { steps } = await ask(`${jobPath(one.job.id)}steps`).catch(() => ({ steps: [] })); // their pictures come when shown
   if (here?.key !== one.key) return;
   const total = one.job.parameters.n_inf_steps;
-  frames = [...(film.get(one.index) ?? []), { t: total, total, src: one.url }];
+  const kept = steps.filter(({ index, t }) => index === one.index && t < total);
+  frames = [...kept.map(({ t }) => ({ t, total, src: `${one.thumbnail}?t=${t}` })), { t: total, total, src: one.url }];
   showFilm();
 }
 
