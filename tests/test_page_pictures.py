@@ -195,7 +195,7 @@ def test_the_viewer_walks_zooms_and_plays_the_film(page: Page, site: Site) -> No
     page.keyboard.press("Home")
     expect(dialog.locator("#film-text")).to_have_text("Step 1")
     expect(film).to_have_attribute("aria-valuetext", "Step 1 of 50")
-    expect(page.locator("#viewer-image")).to_have_attribute("src", re.compile(r"/images/0\.webp\?t=1$"))
+    expect(page.locator("#viewer-image")).to_have_attribute("src", re.compile(r"/images/1\.webp\?t=1$"))
     page.keyboard.press("ArrowRight")  # moves the film, not to the next picture
     expect(dialog.locator("#film-text")).to_have_text(re.compile("^Step [2-5]$"))
     dialog.get_by_role("button", name="Play the drawing").click()
