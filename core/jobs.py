@@ -11,6 +11,7 @@ tick in the caller's thread, in which cancelled jobs leave, waiting ones join wh
 one step. The background worker is a loop around it, and a test needs neither a thread nor a sleep.
 
 It does not know what a job computes: a `Batch` does. It knows nothing of HTTP, and nothing of SQL (`core/store.py`).
+Long because submitting, deciding about pictures and working share one lock.
 """
 
 from __future__ import annotations

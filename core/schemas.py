@@ -2,7 +2,8 @@
 
 The bodies and queries of the requests as pydantic schemas: names, types, defaults and ranges stand here and nowhere
 else. The messages of a refused request, `GET /options` and through it the web page, and the OpenAPI document are read
-from them. This file does not know what happens to a valid request, and never imports torch.
+from them. This file does not know what happens to a valid request, and never imports torch. Long because each field
+stands here once, with all that is said of it.
 
 Schemas: https://docs.pydantic.dev/latest/concepts/models/. Latents as files: https://numpy.org/neps/nep-0001-npy-format.html
 """

@@ -14,7 +14,7 @@ One process owns a folder: the database stays locked while it is open. All threa
 lock, which is held for single statements and short transactions, never while a file is read or written.
 
 This file does not know what a state or an event means, when a job may be removed, or who waits for what: that is
-`core/jobs.py`.
+`core/jobs.py`. Long because everything that touches the database shares its one connection and lock.
 """
 
 from __future__ import annotations
@@ -473,15 +473,13 @@ class Store:
                 for statement in (SCHEMA + MARKS).split(";\n"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            else:  # a folder of an older version: all of its jobs stay
-                for older in range(version, SCHEMA_VERSION):
-                    for statement in MIGRATIONS[older].split(";\n"):
-                        self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             self._db.execute("COMMIT")
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict.replace("\n", " "))
+            if tables and version < SCHEMA_VERSION:  # after the check: a damaged one stays as it was
+                self._migrate(version)
             (self._last_number,) = self._db.execute("SELECT coalesce(max(number), 0) FROM jobs").fetchone()
             return not tables
         except sqlite3.Error as error:
@@ -493,6 +491,15 @@ class Store:
                 f"The job database {self._path} is damaged ({error}): move the folder away to start with an empty "
                 "one, or restore it from a copy."
             ) from error
+
+    def _migrate(self, version: int) -> None:
+        """Bring a database of an older version to this one, in one transaction; all of its jobs stay."""
+        self._db.execute("BEGIN EXCLUSIVE")
+        for older in range(version, SCHEMA_VERSION):
+            for statement in MIGRATIONS[older].split(";\n"):
+                self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute("COMMIT")
 
     def _sweep(self) -> None:
         """Remove what a crash left behind: folders and files that no row names, or of another size than it says."""
