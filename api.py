@@ -166,7 +166,7 @@ def create_app(
     telemetry.watch_requests(app)
     telemetry.watch(lambda: present(service))
     if cors_origins:
-        CORS(app, origins=list(cors_origins), methods=["GET", "POST", "DELETE"],
+        CORS(app, origins=list(cors_origins), methods=["GET", "POST", "PUT", "DELETE"],
              allow_headers=["Content-Type", "Authorization", "X-API-Key", "Last-Event-ID", "If-None-Match",
                             "Idempotency-Key", "X-Client-Id"],
              expose_headers=["Location", "Retry-After", "ETag"])
@@ -285,7 +285,8 @@ def add_jobs(
         wanted = read_query(schemas.JobsQuery)
         try:
             jobs, following = queue.list(
-                limit=wanted.limit, cursor=wanted.cursor, status=wanted.states, query=wanted.q
+                limit=wanted.limit, cursor=wanted.cursor, status=wanted.states, query=wanted.q,
+                favourites=wanted.favourites == "only",
             )
         except ValueError as error:
             raise invalid([(("cursor",), "must be the next of an earlier answer")], pointer="?") from error
@@ -306,7 +307,8 @@ def add_jobs(
         include = read_query(schemas.JobQuery).include
         job = find(queue.get, job_id)
         now = job.snapshot()
-        tag = f"{job.id}-{now.events[-1].id}-{include}"
+        decided = "".join(f"-{'.'.join(map(str, sorted(some)))}" for some in now.marks if some)
+        tag = f"{job.id}-{now.events[-1].id}-{include}{decided and f'-{len(now.marks.favourites)}{decided}'}"
         if request.if_none_match.contains_weak(tag):
             return tagged(Response(status=304), tag)
         return tagged(json_response(serializers.job_answer(job, now, include)), tag)
@@ -321,12 +323,17 @@ def add_jobs(
         return json_response({"job_id": job.id, "status": job.state, "cancel_requested": job.cancel_requested})
 
     @app.delete("/jobs/<job_id>/")
-    @operation("Stop a job and delete it with its pictures", "jobs", {204: Answer("It is gone.")}, problems=NO_JOB)
+    @operation("Stop a job and delete it with its pictures", "jobs", {204: Answer("It is gone.")},
+               query=schemas.DeleteQuery, problems={**NO_JOB, 409: "It has favourites; say what becomes of them."})
     def delete(job_id: str) -> Response:
         """A second time answers 410."""
-        find(queue.get, job_id)
+        favourites = read_query(schemas.DeleteQuery).favourites
+        marks = find(queue.get, job_id).marks
+        if favourites == "refuse" and (kept := len(marks.favourites - marks.deleted)):
+            raise Problem(409, f"The job holds {kept} favourite{'s' * (kept > 1)}: ?favourites=keep deletes the other "
+                               "pictures, ?favourites=delete all of it.")
         try:
-            queue.delete(job_id)
+            (queue.delete_but_favourites if favourites == "keep" else queue.delete)(job_id)
         except DeletedJob:  # by somebody else, a moment ago
             pass
         return Response(status=204)
@@ -344,12 +351,12 @@ def add_jobs(
     )
     def events(job_id: str) -> Response:
         """Everything that has happened, then what happens, until the job ends; a comment at least every 15 seconds."""
-        after = read_query(schemas.EventsQuery).after
+        wanted = read_query(schemas.EventsQuery)
         job = find(queue.get, job_id)
-        text = request.headers.get("Last-Event-ID", str(after))
+        text = request.headers.get("Last-Event-ID", str(wanted.after))
         if not re.fullmatch("[0-9]{1,9}", text):
             raise Problem(400, f"Last-Event-ID must be the number of an event; got {shown(text)}")
-        return streams.answer(job, int(text))
+        return streams.answer(job, int(text), with_previews=wanted.previews != "none")
 
 
 # ---- what the model understands --------------------------------------------------------------------------------------
@@ -427,6 +434,18 @@ def add_state(
             **options(),
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
         }))
+
+    @app.get("/speed")
+    @operation("What does a step cost here, and what is to be done first?", "server",
+               {200: Answer("It was measured on this machine.", {JSON: answers.SpeedAnswer})})
+    def speed() -> Response:
+        """Steps of other jobs do not count as slow ones: their cost is told by the rows that they computed."""
+        costs = service.batch and service.batch.costs
+        return json_response({
+            "step_costs": [{"rows": rows, "seconds": seconds} for rows, seconds in (costs.steps if costs else ())],
+            "seconds_per_picture": costs.seconds_per_picture if costs else 0.0,
+            "ahead": [{"rows": rows, "steps": steps} for rows, steps in service.ahead()],
+        }, {"Cache-Control": "no-store"})
 
     @app.get("/health")
     @operation("Does the process answer?", "server", {200: Answer("It does.", {JSON: answers.Health})})

@@ -36,8 +36,9 @@ from core.ledger import TRANSITIONS, Job, JobError, Ledger, News, Snapshot, Stat
 from core.store import Change, Event, Record, Retention, Store, StoreError
 
 __all__ = [
-    "TRANSITIONS", "Batch", "DeletedJob", "Event", "IdempotencyConflict", "Job", "JobError", "JobQueue", "QueueClosed",
-    "QueueFull", "Retention", "Snapshot", "State", "Store", "StoreError", "Summary", "UnknownJob", "make_id",
+    "TRANSITIONS", "Batch", "DeletedJob", "Event", "IdempotencyConflict", "Job", "JobError",
+    "JobQueue", "NotFinished", "PictureDeleted", "QueueClosed", "QueueFull", "Retention", "Snapshot", "State", "Store",
+    "StoreError", "Summary", "UnknownJob", "UnknownPicture", "make_id",
 ]
 
 MAX_CALLS = 16  # waiting functions; each holds one thread of the web server
@@ -45,6 +46,8 @@ REMEMBERED_TURNS = 4096  # clients whose last turn is remembered
 PRUNE_EVERY_S = 60.0  # jobs also expire while nothing else happens
 REST_AFTER_S = 1.0  # without work; before, whoever waited for the server to start may be about to ask
 WAIT_AFTER_FAULT_S = 1.0
+RESTORABLE_S = 3600.0  # after that the files of a deleted picture are removed
+MAX_PICTURES = 64  # of one job, more than any may have
 LAST_EVENTS = 16  # of a job, those of its results among them: they come last
 DEFAULT_RETENTION = Retention()
 T = TypeVar("T")
@@ -74,6 +77,18 @@ class UnknownJob(LookupError):
 
 class DeletedJob(LookupError):
     """A job had this id, but it was deleted, by its client or to make room."""
+
+
+class UnknownPicture(LookupError):
+    """The job has no such picture (any more)."""
+
+
+class PictureDeleted(LookupError):
+    """The picture was deleted."""
+
+
+class NotFinished(Exception):
+    """It can be decided about pictures when the job is finished."""
 
 
 class Batch(Protocol):
@@ -238,6 +253,50 @@ class JobQueue:
         with self._changed:
             self._live.pop(job.id, None)
 
+    def delete_but_favourites(self, job_id: str) -> None:
+        """Delete the pictures of a job that are no favourites, or all of it where none is. Raises: as `delete`."""
+        job = self.get(job_id)
+        kept = job.marks.favourites - job.marks.deleted
+        if not kept:
+            self.delete(job_id)
+            return
+        for index in self._pictures(job) - kept - job.marks.deleted:
+            self._store.mark_deleted(job.number, index, self._clock())
+
+    def mark_favourite(self, job_id: str, index: int, is_favourite: bool) -> None:
+        """Make a picture a favourite or none; idempotent. Raises UnknownJob, DeletedJob, NotFinished, UnknownPicture,
+        PictureDeleted."""
+        job = self._with_picture(job_id, index)
+        if index in job.marks.deleted:
+            raise PictureDeleted(index)
+        self._store.mark_favourite(job.number, index, is_favourite)
+
+    def delete_picture(self, job_id: str, index: int) -> None:
+        """Delete one picture, which can be restored for `RESTORABLE_S` seconds. Raises: as `mark_favourite`."""
+        job = self._with_picture(job_id, index)
+        if index in job.marks.deleted:
+            raise PictureDeleted(index)
+        self._store.mark_deleted(job.number, index, self._clock())
+
+    def restore_picture(self, job_id: str, index: int) -> None:
+        """Bring a deleted picture back; one that is there stays. Raises as `mark_favourite`; PictureDeleted when it is
+        too late."""
+        job = self._with_picture(job_id, index)
+        self._store.mark_deleted(job.number, index, None)
+
+    def _with_picture(self, job_id: str, index: int) -> Job:
+        job = self.get(job_id)
+        if not job.finished:
+            raise NotFinished(job.state)
+        if index not in self._pictures(job):
+            raise PictureDeleted(index) if index in job.marks.deleted else UnknownPicture(index)
+        return job
+
+    def _pictures(self, job: Job) -> frozenset[int]:
+        """The finished pictures whose files are there."""
+        names = {f"{index}.png": index for index in range(MAX_PICTURES)}
+        return frozenset(names[name] for name in job.file_names() if name in names)
+
     def list(
         self,
         *,
@@ -245,15 +304,19 @@ class JobQueue:
         cursor: str | None = None,
         status: str | Sequence[str] | None = None,
         query: str | None = None,
+        favourites: bool = False,
     ) -> tuple[Sequence[Summary], str | None]:
         """Up to `limit` jobs, newest first, and the cursor of the next page (None on the last).
 
-        `status` is one state or several; `query` is looked for in the names, whatever their case. Jobs that come or go
-        do not shift the pages. Raises ValueError for a cursor that this method did not give.
+        `status` is one state or several; `query` is looked for in the names, whatever their case; `favourites` leaves
+        only jobs that have some. Jobs that come or go do not shift the pages. Raises ValueError for a cursor that this
+        method did not give.
         """
         below = None if cursor is None else _from_cursor(cursor)
         states = (status,) if isinstance(status, str) else status
-        records = self._store.page(limit + 1, below=below, states=states, text=query or "")
+        records = self._store.page(limit + 1, below=below, states=states, text=query or "",
+                                   favourites=favourites)
+        marks = self._store.marks([record.number for record in records[:limit]])
         names = self._store.lasting_names([record.number for record in records[:limit]])
         finals = {
             number: tuple(self._store.last_data(number, "image", LAST_EVENTS)) if kept else ()
@@ -265,7 +328,7 @@ class JobQueue:
                 now = self._live.get(record.id, record)  # the store does not follow every step
                 position = now.queue_position if isinstance(now, Job) else None
                 page.append(Summary(**facts(now), queue_position=position, files=names[record.number],
-                                    finals=finals[record.number]))
+                                    finals=finals[record.number], marks=marks[record.number]))
         return page, _to_cursor(records[limit - 1].number) if len(records) > limit else None
 
     def wait_events(self, job: Job, last: int, timeout_s: float) -> Sequence[Event]:
@@ -287,6 +350,10 @@ class JobQueue:
         with self._changed:
             waiting, running = len(self._waiting), len(self._running)
         return {"waiting": waiting, "running": running, **ends, "finished": sum(ends.values())}
+
+    def waiting_requests(self) -> Sequence[Mapping[str, Any]]:
+        """What the waiting jobs were asked to do."""
+        return [job.request for job in self._waiting]  # the list is replaced as a whole, never changed
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Have `function` run in the worker's thread between two steps. Raises QueueFull, QueueClosed."""
@@ -498,6 +565,7 @@ class JobQueue:
     def _prune_sometimes(self) -> None:
         if self._prune_at is None or self._elapsed() >= self._prune_at:
             self._prune_at = self._elapsed() + PRUNE_EVERY_S
+            self._store.purge(self._clock() - RESTORABLE_S)
             young = self._ended.within(self._keep.max_age_s)
             self._store.prune(self._keep, self._clock(), order=self._ended.order, young=young)
 
@@ -575,7 +643,7 @@ class JobQueue:
         if request is None:  # read last: what a deleted job had may be half gone
             return None
         return Job(**facts(record), request=request, ledger=self._ledger, events=events,
-                   stored={file.name: file for file in files})
+                   stored={file.name: file for file in files}, marks=self._store.marks([record.number])[record.number])
 
 
 def make_id(text: str) -> str:

@@ -19,7 +19,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from core.disk import FULL, PERMISSION, READ_ONLY, UNREACHABLE
-from core.store import Change, Event, Record, Store, StoredFile, StoreError
+from core.store import Change, Event, Marks, Record, Store, StoredFile, StoreError
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TRANSITIONS: dict[str, frozenset[str]] = {
@@ -51,11 +51,13 @@ class JobError(Exception):
 
 @dataclass(kw_only=True, eq=False)
 class Summary(Record):
-    """A job as a list shows it. `files` names its lasting files; `finals` is what the events of the last ones say."""
+    """A job as a list shows it. `files` names its lasting files; `finals` is what the events of the last ones say;
+    `marks` is what was decided about its pictures."""
 
     queue_position: int | None = None
     files: tuple[str, ...] = ()
     finals: tuple[Mapping[str, Any], ...] = ()
+    marks: Marks = Marks()
 
     @property
     def finished(self) -> bool:
@@ -70,9 +72,13 @@ class Snapshot(Summary):
 
     @property
     def events_of_this_run(self) -> tuple[Event, ...]:
-        """The events since the server last started: earlier ones tell of work that was lost and is done again."""
+        """The events since the server last started, but those of deleted pictures: earlier ones tell of work that was
+        lost and is done again."""
         starts = [i for i, event in enumerate(self.events) if event.data.get("restarted")]
-        return self.events[starts[-1] :] if starts else self.events
+        events = self.events[starts[-1] :] if starts else self.events
+        if not self.marks.deleted:
+            return events
+        return tuple(event for event in events if event.data.get("index") not in self.marks.deleted)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -84,6 +90,7 @@ class Job(Record):
     queue_position: int | None = None
     events: list[Event] = field(default_factory=list, repr=False)
     stored: dict[str, StoredFile] = field(default_factory=dict, repr=False)  # by name
+    marks: Marks = Marks()  # of a finished job, when it was read
 
     @property
     def finished(self) -> bool:
@@ -127,7 +134,8 @@ class Job(Record):
         """Everything about the job but the contents of its files."""
         with self.ledger.changed:
             lasting = tuple(file.name for file in self.stored.values() if file.moment is None)
-            return Snapshot(**facts(self), queue_position=self.queue_position, files=lasting, events=tuple(self.events))
+            return Snapshot(**facts(self), queue_position=self.queue_position, files=lasting, events=tuple(self.events),
+                            marks=self.marks)
 
     def events_after(self, last: int) -> Sequence[Event]:
         """The events whose id is above `last`."""

@@ -40,7 +40,7 @@ DATABASE = "jobs.sqlite3"
 FILES = "jobs"
 RESERVE = "reserve"
 APPLICATION_ID = 0x66616365  # "face", in the file's header: tells our database from anybody else's
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY,  -- in the order of submission
@@ -78,7 +78,18 @@ CREATE TABLE files (
 ) WITHOUT ROWID;
 CREATE TABLE deleted (number INTEGER PRIMARY KEY AUTOINCREMENT, digits TEXT NOT NULL UNIQUE);
 """
+MARKS = """
+CREATE TABLE marks (  -- what people decided about single pictures
+    job INTEGER NOT NULL, picture INTEGER NOT NULL,
+    favourite INTEGER,  -- rises with every one that is made a favourite; NULL: it is none
+    deleted_at REAL,  -- NULL: it is not
+    PRIMARY KEY (job, picture)
+) WITHOUT ROWID;
+"""
+MIGRATIONS = {1: MARKS}  # what leads from the schema of this version to the next
+NO_FAVOURITE = "number NOT IN (SELECT job FROM marks WHERE favourite IS NOT NULL AND deleted_at IS NULL)"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PICTURE_NAME = re.compile(r"\d+\.png")  # of a finished one
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
 EVENTS_AT_ONCE = 500  # so that a reader of a long history lets the engine's commits through in between
 
@@ -96,7 +107,10 @@ class StoreError(Exception):
 
 @dataclass(frozen=True)
 class Retention:
-    """What finished jobs may occupy before the oldest are removed: their number, their bytes, their age in seconds."""
+    """What finished jobs may occupy before the oldest are removed: their number, their bytes, their age in seconds.
+
+    Jobs with a favourite are neither counted nor removed.
+    """
 
     max_jobs: int = 1000
     max_bytes: int = 2 * 2**30
@@ -127,6 +141,13 @@ class StoredFile:
     name: str
     size: int
     moment: int | None = None
+
+
+class Marks(NamedTuple):
+    """Which pictures of a job, by index, are favourites and which are deleted."""
+
+    favourites: frozenset[int] = frozenset()
+    deleted: frozenset[int] = frozenset()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -268,13 +289,15 @@ class Store:
 
         def remove(db: sqlite3.Connection) -> list[tuple[int, str]]:
             count, size, oldest = db.execute(
-                "SELECT count(*), total(size), min(finished_at) FROM jobs WHERE finished_at IS NOT NULL"
+                "SELECT count(*), total(size), min(finished_at) FROM jobs "
+                f"WHERE finished_at IS NOT NULL AND {NO_FAVOURITE}"
             ).fetchone()
             expired = -1.0 if keep.max_age_s is None else now - keep.max_age_s
             if count <= keep.max_jobs and size <= keep.max_bytes and (oldest is None or oldest >= expired):
                 return []
             rows = sorted(
-                db.execute("SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL"),
+                db.execute("SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL "
+                           f"AND {NO_FAVOURITE}"),
                 key=lambda row: (place.get(row[0], -1), row[0]),
             )
             ends = [now if number in young else end for number, _, _, end in rows]
@@ -295,6 +318,54 @@ class Store:
         if gone:
             self._reserve.refill()
         return [job_id for _, job_id in gone]
+
+    # ---- single pictures
+
+    def mark_favourite(self, number: int, picture: int, is_favourite: bool) -> None:
+        """Make a picture of job `number` a favourite or none, durably. A second time changes nothing."""
+        place = "(SELECT coalesce(max(favourite), 0) + 1 FROM marks)" if is_favourite else "NULL"
+        update = f"coalesce(favourite, {place})" if is_favourite else "NULL"
+        with self._transaction(durable=True) as db:
+            db.execute(f"INSERT INTO marks (job, picture, favourite) VALUES (?, ?, {place}) "
+                       f"ON CONFLICT DO UPDATE SET favourite = {update}", (number, picture))
+
+    def mark_deleted(self, number: int, picture: int, at: float | None) -> None:
+        """Delete a picture of job `number`, durably, or bring it back (None): its files stay until `purge`."""
+        with self._transaction(durable=True) as db:
+            db.execute("INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
+                       "ON CONFLICT DO UPDATE SET deleted_at = coalesce(deleted_at, excluded.deleted_at)"
+                       if at is not None else
+                       "INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
+                       "ON CONFLICT DO UPDATE SET deleted_at = NULL", (number, picture, at))
+
+    def marks(self, numbers: Sequence[int]) -> dict[int, Marks]:
+        """What was decided about the pictures of each of these jobs."""
+        found = {}
+        for number in numbers:
+            rows = self._read("SELECT picture, favourite, deleted_at FROM marks WHERE job = ?", (number,))
+            found[number] = Marks(frozenset(row[0] for row in rows if row[1] is not None),
+                                  frozenset(row[0] for row in rows if row[2] is not None))
+        return found
+
+    def purge(self, before: float) -> None:
+        """Remove the files of pictures that were deleted before this time; a job that has no other goes with them."""
+        rows = self._read("SELECT number, id, picture FROM marks JOIN jobs ON number = job WHERE deleted_at < ?",
+                          (before,))
+        for number, job_id, picture in rows:
+            files = [name for (name,) in self._read("SELECT name FROM files WHERE job = ?", (number,))]
+            gone = [name for name in files if re.match(rf"{picture}[-.]", name)]
+            if not gone:
+                continue
+            if not {name for name in files if PICTURE_NAME.fullmatch(name)} - set(gone):
+                with self._transaction(durable=True) as db:
+                    self._forget(db, [(number, job_id)])
+                self._remove_folder(job_id)
+                continue
+            with self._transaction(durable=True) as db:
+                for name in gone:
+                    db.execute("DELETE FROM files WHERE job = ? AND name = ?", (number, name))
+                _measure(db, number)
+            self.remove_files(job_id, gone)
 
     # ---- reading
 
@@ -319,9 +390,11 @@ class Store:
         return [_to_record(row) for row in self._read(query)]
 
     def page(
-        self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = ""
+        self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = "",
+        favourites: bool = False,
     ) -> list[Record]:
-        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names."""
+        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names,
+        with a favourite picture."""
         wanted: list[tuple[str, Sequence[Any]]] = []
         if below is not None:
             wanted.append(("number < ?", (below,)))
@@ -329,6 +402,8 @@ class Store:
             wanted.append((f"state IN ({', '.join('?' * len(states))})", states))
         if text:
             wanted.append(("instr(folded, ?)", (_text(text.casefold()),)))
+        if favourites:
+            wanted.append((f"NOT ({NO_FAVOURITE})", ()))
         where = f"WHERE {' AND '.join(condition for condition, _ in wanted)} " if wanted else ""
         query = f"SELECT {', '.join(COLUMNS)} FROM jobs {where}ORDER BY number DESC LIMIT ?"
         values = [value for _, some in wanted for value in some]
@@ -442,7 +517,7 @@ class Store:
             self._db.execute("PRAGMA journal_size_limit = 16777216")
             self._db.execute("BEGIN EXCLUSIVE")
             if not tables:
-                for statement in SCHEMA.split(";\n"):
+                for statement in (SCHEMA + MARKS).split(";\n"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -450,6 +525,8 @@ class Store:
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict.replace("\n", " "))
+            if tables and version < SCHEMA_VERSION:  # after the check: a damaged one stays as it was
+                self._migrate(version)
             (self._last_number,) = self._db.execute("SELECT coalesce(max(number), 0) FROM jobs").fetchone()
             return not tables
         except sqlite3.Error as error:
@@ -460,6 +537,15 @@ class Store:
                 f"The job database {self._path} is damaged ({error}): move the folder away to start with an empty "
                 "one, or restore it from a copy.", DAMAGED
             ) from error
+
+    def _migrate(self, version: int) -> None:
+        """Bring a database of an older version to this one, in one transaction; all of its jobs stay."""
+        self._db.execute("BEGIN EXCLUSIVE")
+        for older in range(version, SCHEMA_VERSION):
+            for statement in MIGRATIONS[older].split(";\n"):
+                self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute("COMMIT")
 
     def _sweep(self) -> None:
         """Remove what a crash left behind: folders and files that no row names, or of another size than it says."""
@@ -549,6 +635,7 @@ class Store:
         for number, job_id in jobs:
             db.execute("DELETE FROM events WHERE job = ?", (number,))
             db.execute("DELETE FROM files WHERE job = ?", (number,))
+            db.execute("DELETE FROM marks WHERE job = ?", (number,))
             db.execute("DELETE FROM jobs WHERE number = ?", (number,))
             db.execute("INSERT OR IGNORE INTO deleted (digits) VALUES (?)", (digits_of(job_id),))
         oldest = "(SELECT max(number) FROM deleted) - ?"
@@ -576,13 +663,18 @@ def _write(db: sqlite3.Connection, change: Change) -> None:
     for name in change.dropped:
         db.execute("DELETE FROM files WHERE job = ? AND name = ?", (number, name))
     if change.columns.get("finished_at") is not None:
-        db.execute(
-            "UPDATE jobs SET size = length(request) + length(parameters)"
-            " + (SELECT total(size) FROM files WHERE job = number)"
-            " + (SELECT total(length(data) + 40) FROM events WHERE job = number)"
-            " WHERE number = ?",
-            (number,),
-        )
+        _measure(db, number)
+
+
+def _measure(db: sqlite3.Connection, number: int) -> None:
+    """Write down how many bytes removing the job would set free."""
+    db.execute(
+        "UPDATE jobs SET size = length(request) + length(parameters)"
+        " + (SELECT total(size) FROM files WHERE job = number)"
+        " + (SELECT total(length(data) + 40) FROM events WHERE job = number)"
+        " WHERE number = ?",
+        (number,),
+    )
 
 
 def _to_record(row: Sequence[Any]) -> Record:

@@ -11,15 +11,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.emphasis import unread_from, unread_in, unread_warning
-from core.engine import EngineInfo, EngineService
+from core.engine import EngineInfo, EngineService, usual_sampler
 from core.jobs import IdempotencyConflict, Job, QueueClosed, QueueFull
 from core.population import balanced, open_facets
 from core.prompts import read as read_prompt
 from core.prompts import spoken_attributes
-from core.schemas import TextToImage
+from core.schemas import QUALITY, TextToImage, fewest_steps
 from core.web import Problem
 
 log = logging.getLogger(__name__)
+
+
+MANY_TIMES = 2  # from so many times the steps that would do, a request is told so
+
+
+def steps_warning(wanted: TextToImage, info: EngineInfo) -> str | None:
+    """That fewer steps would do, where that was measured: with the model's own sampler."""
+    steps = wanted.parameters(info)["n_inf_steps"]
+    share = QUALITY[-1][1]
+    enough = fewest_steps(info.step_curve, share)
+    if enough is None or steps < MANY_TIMES * enough or wanted.sampler not in (None, usual_sampler(info, steps)):
+        return None
+    return (f"{enough} steps would do: their pictures were measured within {share:.0%} of the best, "
+            f"and {steps} steps take about {steps / enough:.0f} times as long.")
 
 
 def warnings_of(wanted: TextToImage, words: Mapping[str, str], info: EngineInfo, seed: int) -> list[str]:
@@ -47,6 +61,8 @@ def warnings_of(wanted: TextToImage, words: Mapping[str, str], info: EngineInfo,
         found.append("The prompt leaves nothing open: balance changes nothing.")
     found += [f"The model has no words for the slider {name}: what it changes is left to chance."
               for name in wanted.attributes or () if name not in spoken]
+    if (costly := steps_warning(wanted, info)) is not None:
+        found.append(costly)
     return list(dict.fromkeys(found))
 
 

@@ -151,7 +151,7 @@ function tune() {
 }
 
 function listen(id, job) {
-  const stream = new EventSource(`${jobPath(id)}events?after=${job.after}`);
+  const stream = new EventSource(`${jobPath(id)}events?after=${job.after}&previews=none`);
   [source, streamed] = [stream, id];
   for (const kind of KINDS) {
     stream.addEventListener(kind, (event) => {
@@ -176,7 +176,7 @@ async function poll(id, job) {
   if (job.asking) return;
   job.asking = true;
   try {
-    const found = await ask(`${jobPath(id)}?include=${document.hidden ? "none" : "preview"}`);
+    const found = await ask(`${jobPath(id)}?include=none`);
     if (followed.get(id) !== job) return;
     job.status = found.status;
     if (streamed !== id) {

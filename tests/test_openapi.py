@@ -29,7 +29,7 @@ from core.telemetry import JsonFormatter
 PICTURE = as_text(np.full((9, 12, 3), 200, np.uint8))
 PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start_timestep", "seed", "guidance_scale",
             "negative_prompt", "sampler", "model", "init_image", "strength", "mask", "variation_strength",
-            "variation_seed", "interpolate_to", "attributes", "candidates", "balance"}
+            "variation_seed", "interpolate_to", "attributes", "candidates", "balance", "preview_every_s"}
 
 
 # ---- the document ----------------------------------------------------------------------------------------------------
@@ -194,6 +194,7 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
         "negative_prompt": (None, None), "sampler": (None, None), "model": (None, None), "init_image": (None, None),
         "strength": (0, 1), "mask": (None, None), "variation_strength": (0, 1), "variation_seed": (0, 2**53 - 1),
         "interpolate_to": (None, None), "attributes": (None, None), "candidates": (1, 32), "balance": (None, None),
+        "preview_every_s": (0.1, 60),
     }
     assert [found["fields"][name]["type"] for name in ("attributes", "balance")] == ["object", "boolean"]
     names = [one["name"] for one in found["attributes"]]
@@ -207,8 +208,8 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
     assert found["fields"]["guidance_scale"]["default"] == 3.0
     assert found["fields"]["guidance_scale"]["one_pass"] == [1.0, 6.0]
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
-    assert {one["name"]: one["steps"] for one in found["quality"]} == {
-        "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
+    assert [tuple(one.values()) for one in found["quality"]] == [
+        ("Draft", 16, 0.2, False), ("Fast", 50, 0.05, True), ("Fine", 100, 0.02, False), ("Full", 500, None, False)]
     assert found["few_steps"] == {"Sketch": 4}
     assert found["step_curve"] == list(STEP_CURVE)
     for example in found["examples"]:

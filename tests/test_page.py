@@ -48,7 +48,7 @@ def test_a_job_fills_its_tiles_step_by_step(page: Page, site: Site, gate: Gate) 
     gate.open_until(10)
     expect(page.locator(".job-status")).to_contain_text("Step 10 of 50")
     step_of(page, "10/50")
-    expect(page.locator(".tile img").first).to_have_attribute("src", re.compile("^data:image/png;base64,"))
+    expect(page.locator(".tile img").first).to_have_attribute("src", re.compile(r"/images/0\.webp\?t=10$"))
     assert 0.15 < page.locator("progress").evaluate("bar => bar.value") < 0.25
     assert page.title() == "20 % · Faces from words"
     expect(page.get_by_role("progressbar", name="Progress: a smiling young woman")).to_be_visible()
@@ -358,13 +358,13 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
         expect(page.locator(f"#{name}")).to_have_attribute("min", low)
         expect(page.locator(f"#{name}")).to_have_attribute("max", high)
     expect(page.locator("#guidance-value")).to_have_text("3.0")
-    page.get_by_role("radio", name="Best").check(force=True)
+    page.get_by_role("radio", name="Full").check(force=True)
     expect(page.get_by_label("Steps", exact=True)).to_have_value("500")
     page.get_by_label("Steps", exact=True).fill("50")
     expect(page.get_by_role("radio", name="Fast")).to_be_checked()
     page.get_by_label("Steps", exact=True).fill("7")
     untimed = "Its time is measured with the first pictures."
-    further = "Pictures 60 % further from real faces than with 16 steps."  # between 4 and 16 steps, by their logarithms
+    further = "Pictures 100 % further from real faces than with 100 steps."  # as measured with 4
     expect(page.locator("#expected")).to_have_text(f"{untimed} {further}")
     page.get_by_label("Sampler").select_option("Sketch")  # made for few steps
     expect(page.get_by_label("Steps", exact=True)).to_have_value("4")

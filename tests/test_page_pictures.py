@@ -189,15 +189,15 @@ def test_the_viewer_walks_zooms_and_plays_the_film(page: Page, site: Site) -> No
 
     film = dialog.get_by_label("Step of the drawing")
     expect(film).to_be_enabled()
-    expect(page.locator("#film-strip img")).to_have_count(10)  # nine previews and the end
+    assert page.locator("#film-strip img").count() >= 11  # the first step, one every five, the end, and by time more
     final = page.locator("#viewer-image").get_attribute("src")
     film.focus()
     page.keyboard.press("Home")
-    expect(dialog.locator("#film-text")).to_have_text("Step 5")
-    expect(film).to_have_attribute("aria-valuetext", "Step 5 of 50")
-    expect(page.locator("#viewer-image")).to_have_attribute("src", re.compile("^data:image/png"))
+    expect(dialog.locator("#film-text")).to_have_text("Step 1")
+    expect(film).to_have_attribute("aria-valuetext", "Step 1 of 50")
+    expect(page.locator("#viewer-image")).to_have_attribute("src", re.compile(r"/images/1\.webp\?t=1$"))
     page.keyboard.press("ArrowRight")  # moves the film, not to the next picture
-    expect(dialog.locator("#film-text")).to_have_text("Step 10")
+    expect(dialog.locator("#film-text")).to_have_text(re.compile("^Step [2-5]$"))
     dialog.get_by_role("button", name="Play the drawing").click()
     expect(dialog.locator("#film-text")).to_have_text("Step 50")
     expect(page.locator("#viewer-image")).to_have_attribute("src", final or "")

@@ -377,7 +377,7 @@ def test_a_damaged_database_is_one_sentence(folder: Path) -> None:
 
 def test_a_newer_or_foreign_database_is_one_sentence_and_stays_as_it_is(folder: Path) -> None:
     for statement, sentence in (
-        ("PRAGMA user_version = 99", r"newer version of this program \(schema 99, this one knows 1\): update"),
+        ("PRAGMA user_version = 99", r"newer version of this program \(schema 99, this one knows 2\): update"),
         ("PRAGMA application_id = 7", "another program: choose another folder with --data-dir"),
     ):
         path = filled(folder / statement)
