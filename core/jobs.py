@@ -242,8 +242,8 @@ class JobQueue:
     ) -> tuple[Sequence[Summary], str | None]:
         """Up to `limit` jobs, newest first, and the cursor of the next page (None on the last).
 
-        `status` is one state or several; `query` is looked for in the names, whatever their case. Jobs that come or go
-        do not shift the pages. Raises ValueError for a cursor that this method did not give.
+        `status` is one state or several; `query` is looked for in the names, whatever their case, and among the seeds.
+        Jobs that come or go do not shift the pages. Raises ValueError for a cursor that this method did not give.
         """
         below = None if cursor is None else _from_cursor(cursor)
         states = (status,) if isinstance(status, str) else status

@@ -149,6 +149,9 @@ class Change:
 
 
 COLUMNS = tuple(field.name for field in fields(Record))
+# A number that was searched for is a seed too: image i of a job was drawn from `seed` + i.
+SEED_AMONG = """? - json_extract(parameters, '$.seed') BETWEEN 0
+    AND coalesce(json_extract(parameters, '$.candidates'), json_extract(parameters, '$.n_images'), 1) - 1"""
 AS_JSON = frozenset(("parameters", "warnings", "error"))
 
 
@@ -276,14 +279,19 @@ class Store:
     def page(
         self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = ""
     ) -> list[Record]:
-        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names."""
+        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in
+        their names or, where it is a number, among their seeds.
+        """
         wanted: list[tuple[str, Sequence[Any]]] = []
         if below is not None:
             wanted.append(("number < ?", (below,)))
         if states is not None:
             wanted.append((f"state IN ({', '.join('?' * len(states))})", states))
         if text:
-            wanted.append(("instr(folded, ?)", (_text(text.casefold()),)))
+            sought: list[Any] = [_text(text.casefold())]
+            seed = int(text) if text.isascii() and text.isdecimal() and len(text) < 17 else None
+            wanted.append((f"(instr(folded, ?){'' if seed is None else f' OR {SEED_AMONG}'})",
+                           sought + [seed] * (seed is not None)))
         where = f"WHERE {' AND '.join(condition for condition, _ in wanted)} " if wanted else ""
         query = f"SELECT {', '.join(COLUMNS)} FROM jobs {where}ORDER BY number DESC LIMIT ?"
         values = [value for _, some in wanted for value in some]
