@@ -5,6 +5,7 @@ import { ask } from "./server.js";
 import { $, h, icon } from "./ui.js";
 
 const WAIT_MS = 220;
+const REST_MS = 1200; // a word at the caret is judged when nothing was typed for so long
 const MAX_SUGGESTIONS = 6;
 const GROUPS = [ // what the palette offers: +Name is the attribute, -Name its opposite; the words are the server's
   ["Person", "-Male +Male +Young -Young +Attractive +Chubby"],
@@ -270,8 +271,17 @@ function drawPalette() {
     })))));
 }
 
+/** What was understood, without the word that is still being written. */
+function soFar(answer) {
+  const at = Array.from(area.value.slice(0, area.selectionEnd)).length;
+  const word = document.activeElement === area && answer.words.find(({ end, status }) => end === at && status !== "known");
+  if (!word) return answer;
+  timer = setTimeout(look, REST_MS, true);
+  return { ...answer, words: answer.words.filter((one) => one !== word), warnings: answer.warnings.filter((text) => !text.startsWith(`"${word.text}" `)) };
+}
+
 /** Ask what is understood of the text as it stands now, and show it. */
-export async function look() {
+export async function look(rested = false) {
   clearTimeout(timer);
   const text = area.value;
   const number = ++asked;
@@ -279,7 +289,7 @@ export async function look() {
   try {
     const answer = await analyze(text);
     if (number !== asked || text !== area.value) return; // somebody went on typing
-    found = answer;
+    found = rested === true ? answer : soFar(answer);
     drawMarks(found.words);
     drawNotes();
   } catch {
@@ -295,8 +305,8 @@ let active = -1;
 function offers() {
   const at = area.selectionStart;
   if (at !== area.selectionEnd || /[\p{L}'-]/u.test(area.value[at] ?? "")) return [];
-  const typed = area.value.slice(0, at).match(/(?:[\p{L}'-]+ ){0,2}[\p{L}'-]{2,}$/u)?.[0].toLowerCase();
-  if (!typed) return [];
+  const typed = area.value.slice(0, at).match(/(?:[\p{L}'-]+ ){0,2}[\p{L}'-]+$/u)?.[0].toLowerCase();
+  if (!typed || /(^| )a$/.test(typed)) return []; // "a" is a word of its own
   const made = new Map();
   const all = area.value.toLowerCase();
   for (let start = 0; start !== -1 && start < typed.length; start = typed.indexOf(" ", start) + 1 || -1) {

@@ -1,4 +1,4 @@
-"""Can every control of every panel be pressed, at any size? Headless Chromium walks the panels at six sizes.
+"""Can every control of every panel be pressed, and is what is said true? Chromium walks the panels at six sizes.
 
 A control that lies under something else looks right in the markup and passes every test that clicks with force. So each
 one is brought into view as a person would, by scrolling, and the page is asked what lies at its centre.
@@ -234,3 +234,65 @@ def test_badges_of_a_blend_lie_beside_the_faces(page: Page, site: Site, gate: Ga
     for badge in page.locator(".strip .tile").first.locator(".badge").all():
         box = badge.bounding_box()
         assert face and box and box["y"] >= face["y"] + face["height"] - 1, (face, box)
+
+
+# ---- what is said while somebody works -------------------------------------------------------------------------------
+
+
+def test_the_word_being_written_is_not_judged(page: Page, site: Site) -> None:
+    visit(page, site.address)
+    area = page.get_by_label("Describe a face")
+    with page.expect_response("**/prompt/analyze"):
+        area.press_sequentially("a xyzzy man with a beardd")
+    expect(page.locator("#notes")).to_contain_text("xyzzy")  # what was written before it is judged at once
+    expect(page.locator("#marks mark.unknown")).to_have_text(["xyzzy"])
+    expect(page.locator("#notes")).not_to_contain_text("beardd", timeout=1)
+    expect(page.locator("#marks mark.unknown")).to_have_text(["xyzzy", "beardd"])  # who rests has written it
+
+
+def test_one_letter_brings_suggestions_and_an_article_none(page: Page, site: Site) -> None:
+    visit(page, site.address)
+    area = page.get_by_label("Describe a face")
+    area.press_sequentially("a")
+    expect(page.get_by_role("listbox")).to_be_hidden()
+    area.press_sequentially(" m")
+    expect(page.get_by_role("option").first).to_have_text(re.compile("^(a )?m"))
+
+
+@pytest.mark.parametrize(("field", "value", "said"), [
+    ("Steps", "99999", "Must be an integer from 1 to 1000; got 99999."), ("Steps", "", "Must be an integer from 1 to 1000."),
+    ("Seed", "1e999", 'got "1e999"'), ("Seed", "abc", 'got "abc"')])
+def test_one_wrong_number_is_one_error(page: Page, site: Site, field: str, value: str, said: str) -> None:
+    visit(page, site.address)
+    page.get_by_label(field, exact=True).fill(value)
+    generate(page)
+    expect(page.locator(".field-error")).to_have_count(1)
+    expect(page.locator(".field-error")).to_contain_text(said)
+    expect(page.locator("body")).not_to_contain_text("got null")
+
+
+def test_the_gallery_counts_what_it_shows_and_finds_seeds(page: Page, site: Site) -> None:
+    gone = site.submit("trouble with a grey beard", seed=7)
+    site.wait(gone, site.submit("an old man", seed=4000, n_images=3))
+    visit(page, site.address)
+    page.get_by_role("navigation").get_by_role("link", name="Gallery").click()
+    said = page.locator("#gallery-status")
+    expect(said).to_have_text("3 pictures, 1 unfinished")
+    page.get_by_label("Search the prompts").fill("grey beard")
+    expect(said).to_have_text("1 unfinished for “grey beard”")
+    expect(page.locator("#days .tile")).to_have_count(1)
+    for seed, found in (("4002", "3 pictures"), ("4003", "0 pictures"), ("7", "1 unfinished")):
+        page.get_by_label("Search the prompts").fill(seed)
+        expect(said).to_have_text(f"{found} for “{seed}”")
+
+
+def test_an_open_gallery_shows_what_others_draw(page: Page, site: Site) -> None:
+    site.wait(site.submit("an old man"))
+    visit(page, site.address)
+    page.get_by_role("navigation").get_by_role("link", name="Gallery").click()
+    tiles = page.locator("#days .tile")
+    expect(tiles).to_have_count(1)
+    site.wait(site.submit("a woman", n_images=2))
+    expect(tiles).to_have_count(3)
+    expect(tiles.first).to_contain_text("a woman")
+    expect(page.locator("#gallery-status")).to_have_text("3 pictures")
