@@ -3,7 +3,7 @@
 
 const CACHE = "shell";
 const ROOT = new URL("../", location.href);
-const FILES = ["app", "badges", "blend", "compare", "crop", "edits", "gallery", "help", "jobs", "mask", "photo", "pictures", "player", "population", "prompt", "server", "settings", "sharing", "sliders", "theme", "trust", "ui", "vary", "viewer"];
+const FILES = ["app", "badges", "blend", "compare", "crop", "edits", "gallery", "help", "jobs", "mask", "photo", "pictures", "player", "population", "prompt", "server", "settings", "sharing", "sliders", "suggestions", "theme", "trust", "ui", "vary", "viewer"];
 const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES.map((name) => `${name}.js`)].map((path) => new URL(path, location.href).href);
 
 self.addEventListener("install", (event) => {
