@@ -260,7 +260,8 @@ def test_one_letter_brings_suggestions_and_an_article_none(page: Page, site: Sit
 
 
 @pytest.mark.parametrize(("field", "value", "said"), [
-    ("Steps", "99999", "Must be an integer from 1 to 1000; got 99999."), ("Steps", "", "Must be an integer from 1 to 1000."),
+    ("Steps", "99999", "Must be an integer from 1 to 1000; got 99999."),
+    ("Steps", "", "Must be an integer from 1 to 1000."),
     ("Seed", "1e999", 'got "1e999"'), ("Seed", "abc", 'got "abc"')])
 def test_one_wrong_number_is_one_error(page: Page, site: Site, field: str, value: str, said: str) -> None:
     visit(page, site.address)
