@@ -308,9 +308,9 @@ class JobQueue:
     ) -> tuple[Sequence[Summary], str | None]:
         """Up to `limit` jobs, newest first, and the cursor of the next page (None on the last).
 
-        `status` is one state or several; `query` is looked for in the names, whatever their case; `favourites` leaves
-        only jobs that have some. Jobs that come or go do not shift the pages. Raises ValueError for a cursor that this
-        method did not give.
+        `status` is one state or several; `query` is looked for in the names, whatever their case, and among the seeds;
+        `favourites` leaves only jobs that have some. Jobs that come or go do not shift the pages. Raises ValueError for
+        a cursor that this method did not give.
         """
         below = None if cursor is None else _from_cursor(cursor)
         states = (status,) if isinstance(status, str) else status

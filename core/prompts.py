@@ -94,6 +94,8 @@ _SMALL_WORDS = frozenset(
     .replace("-", " ")
     .split()
 )
+# Other things that people ask for, whose names are one letter away from a part of a face.
+_NO_MISSPELLINGS = frozenset("bear bears beer goat goats bread cheese beads lion eagle moss heat mouse noise".split())
 _HE, _SHE = frozenset("he him his himself".split()), frozenset("she her hers herself".split())
 # "beautiful hair", "an old photo", "a happy smile": directly before a thing these describe the thing, not the person.
 _THING_QUALITIES = frozenset(
@@ -539,5 +541,8 @@ def _nearest(sense: Sense, part: str, text: str, vocabulary: tuple[str, ...]) ->
         if same:
             best = min(same, key=lambda saying: (saying.slot not in slots, -saying.weight))
             return " ".join(without_article(best.text.rpartition(":")[2].split()))
-    close = difflib.get_close_matches(text, vocabulary, 1, 0.78) if 2 < len(text) < 30 else []
-    return close[0] if close else None
+    if not 2 < len(text) < 30 or text in _NO_MISSPELLINGS:
+        return None
+    # Who misspells a word gets its first letter right: "chair" does not mean hair, nor "dog" do.
+    alike = [word for word in vocabulary if word[0] == text[0] and len(word) > 2 and word not in _SMALL_WORDS]
+    return next(iter(difflib.get_close_matches(text, alike, 1, 0.78)), None)

@@ -533,8 +533,8 @@ class JobsQuery(Query):
                                json_schema_extra={"pattern": "^A[A-H][A-Za-z0-9_-]{10}$"})
     status: str | None = Field(None, description="only jobs in this state, or in one of several, with commas between",
                                json_schema_extra={"pattern": f"^({STATE_NAMES})(,({STATE_NAMES}))*$"})
-    q: str | None = Field(None, min_length=1, max_length=200, description="only jobs whose prompt contains this",
-                          json_schema_extra={"pattern": PRINTABLE})
+    q: str | None = Field(None, min_length=1, max_length=200, json_schema_extra={"pattern": PRINTABLE},
+                          description="only jobs whose prompt contains this, or that drew from this seed")
 
     favourites: Literal["any", "only"] = Field("any", description="only: jobs with a favourite picture")
 

@@ -183,6 +183,9 @@ class Change:
 
 
 COLUMNS = tuple(field.name for field in fields(Record))
+# A number that was searched for is a seed too: image i of a job was drawn from `seed` + i.
+SEED_AMONG = """? - json_extract(parameters, '$.seed') BETWEEN 0
+    AND coalesce(json_extract(parameters, '$.candidates'), json_extract(parameters, '$.n_images'), 1) - 1"""
 AS_JSON = frozenset(("parameters", "warnings", "error"))
 
 
@@ -393,15 +396,19 @@ class Store:
         self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = "",
         favourites: bool = False,
     ) -> list[Record]:
-        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names,
-        with a favourite picture."""
+        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names or,
+        where it is a number, among their seeds, with a favourite picture.
+        """
         wanted: list[tuple[str, Sequence[Any]]] = []
         if below is not None:
             wanted.append(("number < ?", (below,)))
         if states is not None:
             wanted.append((f"state IN ({', '.join('?' * len(states))})", states))
         if text:
-            wanted.append(("instr(folded, ?)", (_text(text.casefold()),)))
+            sought: list[Any] = [_text(text.casefold())]
+            seed = int(text) if text.isascii() and text.isdecimal() and len(text) < 17 else None
+            wanted.append((f"(instr(folded, ?){'' if seed is None else f' OR {SEED_AMONG}'})",
+                           sought + [seed] * (seed is not None)))
         if favourites:
             wanted.append((f"NOT ({NO_FAVOURITE})", ()))
         where = f"WHERE {' AND '.join(condition for condition, _ in wanted)} " if wanted else ""

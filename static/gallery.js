@@ -9,6 +9,7 @@ const PAGE = 24;
 const RECENT_ROWS = 3;
 const WAIT_MS = 250;
 const FILTERS = [["All", "all"], ["Favourites", "favourites"], ["Unfinished", "unfinished"]];
+const LOOK_MS = 4000; // what others draw appears in an open gallery after so long
 const UNFINISHED = ["queued", "running", "failed", "cancelled"];
 const SAID = { queued: "Waiting", running: "Being drawn", failed: "Failed", cancelled: "Cancelled" };
 
@@ -71,10 +72,37 @@ function more() {
 
 /** After a page: say what is there, and go on while its end is still in sight. */
 function settle() {
-  const count = filter === "unfinished" ? plural(jobs.length, "job") : plural(galleryPictures().length, "picture");
+  const said = filter === "favourites" ? 0 : jobs.filter((job) => job.status !== "succeeded" && !isLeaving(job.id)).length;
+  const seen = galleryPictures().length;
+  const count = filter === "unfinished" ? plural(said, "job")
+    : [(seen || !said) && plural(seen, "picture"), said && `${said} unfinished`].filter(Boolean).join(", ");
   $("gallery-status").textContent = `${count}${ended ? "" : " so far"}${query ? ` for “${query}”` : ""}`;
   showEmpty(!$("days").querySelector(".tile:not([hidden])") && ended);
   if (!ended && shown && $("gallery-end").getBoundingClientRect().top < innerHeight + 600) more();
+}
+
+/** What came or ended since, here or in another browser: the newest jobs are looked at again while somebody looks on. */
+async function freshen() {
+  if (!shown || document.hidden || loading || filter === "favourites" || dialogIsOpen()) return;
+  const number = round;
+  const asked = new URLSearchParams({ limit: PAGE, ...(query && { q: query }), ...(filter === "unfinished" && { status: UNFINISHED.join(",") }) });
+  const answer = await ask(`jobs/?${asked}`).catch(() => null); // the banner says why
+  if (!answer || number !== round || loading) return;
+  const newest = answer.jobs.map(listed);
+  const before = new Map(jobs.map((job) => [job.id, job]));
+  const changed = newest.filter((job) => before.get(job.id)?.status !== job.status);
+  if (!changed.length) return;
+  if (answer.next && !newest.some((job) => before.has(job.id))) { // more came than one page holds
+    reload();
+    return;
+  }
+  jobs = [...newest, ...jobs.filter((job) => !newest.some((other) => other.id === job.id))];
+  for (const job of changed.reverse()) {
+    const told = [...$("days").querySelectorAll(".told")].find((item) => item.dataset.job === job.id);
+    if (told) told.replaceWith(...tilesOf(job));
+    else place(job, tilesOf(job), true);
+  }
+  settle();
 }
 
 function showEmpty(visible) {
@@ -116,14 +144,14 @@ function stateTile(job) {
       h("span", { text: wordsOf(job) })));
 }
 
-function place(job, tiles) {
+function place(job, tiles, first = false) {
   const name = dayOf(job.created_at ?? Date.now());
-  let day = $("days").lastElementChild;
+  let day = first ? $("days").firstElementChild : $("days").lastElementChild;
   if (day?.dataset.day !== name) {
     day = h("section", { class: "day", data: { day: name } }, h("h3", { text: name }), h("ol", { class: "grid" }));
-    $("days").append(day);
+    $("days")[first ? "prepend" : "append"](day);
   }
-  day.lastElementChild.append(...tiles);
+  day.lastElementChild[first ? "prepend" : "append"](...tiles);
   for (const made of tiles) made.hidden = isLeaving(job.id);
 }
 
@@ -191,6 +219,7 @@ export function startGallery(given) {
   arrowKeys($("days"), ".tile-open");
   arrowKeys($("cards"), ".tile-open:not(:disabled)");
   arrowKeys($("recent-grid"), ".tile-open");
+  setInterval(freshen, LOOK_MS);
   bus.on("finished", arrive);
   bus.on("cards", drawRecent);
   addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(drawRecent, WAIT_MS); });

@@ -64,7 +64,8 @@ function settle({ box, job: { id, parameters: { seed, n_images: count } } }) {
   if (!frame) {
     const seeds = Array.from({ length: count }, (_, number) => h("span", { text: seed + number }));
     frame = h("section", { class: "matrix", id: `grid-${grids[id]}`, "aria-label": "Grid of seeds and descriptions" },
-      h("p", { class: "matrix-seeds quiet", data: { count } }, h("b", { text: "Seed" }), ...seeds));
+      h("p", { class: "matrix-seeds quiet" }, h("b", { text: "Seed" }), ...seeds));
+    frame.style.setProperty("--seeds", count);
     $("cards").prepend(frame);
     loadStyle("editing.css");
   }

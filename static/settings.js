@@ -125,17 +125,20 @@ function setDefaults() {
   $("negative_prompt").value = $("stream_freq").value = $("seed").value = "";
 }
 
+/** Steps from preview to preview; always one that the server takes, so that wrong steps are one fault and not two. */
+const previewEvery = (steps) => Math.min(fields.stream_freq.maximum, Math.max(1, Math.round(steps / PREVIEWS) || 1));
+
 export function readForm() {
   const number = (id) => {
     const text = $(id).value.trim();
-    return text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);
+    return text === "" ? null : Number.isFinite(Number(text)) ? Number(text) : text; // JSON has no infinity
   };
   const steps = number("n_inf_steps");
   return {
     prompt: $("prompt").value.trim(),
     n_images: Number(form.elements.n_images.value) || fields.n_images.default,
     n_inf_steps: steps,
-    stream_freq: number("stream_freq") ?? Math.max(1, Math.round(steps / PREVIEWS)),
+    stream_freq: number("stream_freq") ?? previewEvery(steps),
     ...($("stream_freq").value.trim() ? {} : { preview_every_s: PREVIEW_S }),
     seed: number("seed"),
     guidance_scale: number("guidance_scale"),
@@ -153,8 +156,7 @@ export function restoreForm(parameters, withSeed) {
   const { default: usual, long_default: long, long_above: many } = fields.sampler;
   const sampler = given.sampler === (given.n_inf_steps > many ? long : usual) ? "" : given.sampler ?? "";
   if ([...$("sampler").options].some((option) => option.value === sampler)) $("sampler").value = sampler;
-  const previews = Math.max(1, Math.round(given.n_inf_steps / PREVIEWS));
-  $("stream_freq").value = parameters.stream_freq === previews ? "" : parameters.stream_freq ?? "";
+  $("stream_freq").value = parameters.stream_freq === previewEvery(given.n_inf_steps) ? "" : parameters.stream_freq ?? "";
   $("seed").value = withSeed ? given.seed ?? "" : "";
   choose($("counts"), given.n_images);
   if ($("prompt").value !== given.prompt) setPrompt(given.prompt);
@@ -190,7 +192,7 @@ function refresh() {
   $("guidance-value").textContent = Number($("guidance_scale").value).toFixed(1);
   choose($("qualities"), wanted.n_inf_steps);
   $("no-seed").disabled = $("seed").value === "";
-  $("stream_freq").placeholder = `auto: ${Math.max(1, Math.round(wanted.n_inf_steps / PREVIEWS)) || 1}`;
+  $("stream_freq").placeholder = `auto: ${previewEvery(wanted.n_inf_steps)}`;
   const changed = [
     Number($("guidance_scale").value) !== fields.guidance_scale.default && `guidance ${$("guidance-value").textContent}`,
     wanted.negative_prompt && "steered", wanted.sampler,
@@ -216,7 +218,7 @@ export function showErrors(errors) {
   let placed = 0;
   for (const { pointer, message } of errors) {
     const [, name] = pointer.split("/");
-    const sentence = `${message[0].toUpperCase()}${message.slice(1)}.`;
+    const sentence = `${message[0].toUpperCase()}${message.slice(1)}.`.replace("; got null.", "."); // the field is empty
     if (showEditError(name, sentence)) { placed += 1; continue; }
     const field = form.elements[name];
     const input = field instanceof RadioNodeList ? field[0] : field;

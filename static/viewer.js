@@ -29,7 +29,7 @@ function place() {
   view.y = Math.max(-limit.y, Math.min(limit.y, view.y));
   image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   frame.classList.toggle("zoomed", view.zoom > 1);
-  $("zoom-reset").textContent = `${Math.round(view.zoom * 100)} %`;
+  $("zoom-reset").textContent = `${Math.round((100 * view.zoom * room.width) / (image.naturalWidth || room.width))} %`;
   $("zoom-out").disabled = view.zoom <= 1;
   $("zoom-in").disabled = view.zoom >= MAX_ZOOM;
 }
@@ -267,6 +267,8 @@ export function openViewer(handlers, one, pictures, more = null) {
 closable(dialog, $("viewer-close"));
 $("viewer-prev").addEventListener("click", () => walk(-1));
 $("viewer-next").addEventListener("click", () => walk(1));
+image.addEventListener("load", place); // what the size of the picture is compared with
+addEventListener("resize", () => { if (here) place(); });
 $("zoom-in").addEventListener("click", () => zoomBy(1.5));
 $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
 $("zoom-reset").addEventListener("click", resetZoom);

@@ -340,6 +340,8 @@ def test_words_have_their_place_status_and_nearest_word() -> None:
     assert words["Smilling"].suggestion == "smiling"  # nearest in spelling
     assert words["mother"].suggestion == "woman"  # nearest in meaning
     assert words["A"].suggestion is None and words["grumpy"].suggestion is None
+    others = analyze("a dog, a chair, a bear, a goat, a hen, the ocean at night").words  # no misspelt parts of a face
+    assert {word.text: word.suggestion for word in others if word.suggestion} == {}
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,9 @@ def test_pages_are_newest_first_and_filtered(store: Store) -> None:
     assert found(states=[]) == []
     assert found(text="woman") == [3, 0]
     assert found(text="äRGER") == [2]
+    records.append(add(store, "seeds", parameters={"seed": 40, "n_images": 3}))
+    records.append(add(store, "the best", parameters={"seed": 43, "n_images": 1, "candidates": 8}))
+    assert [found(text=text) for text in ("39", "40", "42", "50", "51", "9" * 30)] == [[], [5], [5], [6], [], []]
     assert [found(text=text) for text in ("%", "_", "' or 1", "\x00", "\ud800")] == [[2], [3], [4], [], []]
     assert store.lasting_names([records[0].number, records[1].number]) == {
         records[0].number: ("0.png",), records[1].number: ()}
