@@ -849,9 +849,71 @@ def measure_speed(settings: Settings, only: str, steps: int, repeats: int, recor
     return 0 if kept else 1
 
 
+def draw_as_users_do(folder: str, texts: Sequence[str], steps: int, seed: int, at_once: int = 8) -> Pictures:
+    """A face a text, the i-th from `seed + i`, by the generator with all its own settings, watermark and all, as it is
+    served; uint8 [N, 128, 128, 3]."""
+    import io
+
+    from PIL import Image
+
+    from core.engine import DrawRequest
+    from generator import FaceGenerator
+
+    engine, drawn = FaceGenerator.load(folder, "cpu"), []
+    for start in range(0, len(texts), at_once):
+        runs = [engine.begin(DrawRequest(text, 1, steps, seed + start + i))
+                for i, text in enumerate(texts[start : start + at_once])]  # fmt: skip
+        while waiting := [run for run in runs if not run.finished]:
+            engine.step(waiting)
+        for run in runs:
+            drawn += [np.asarray(Image.open(io.BytesIO(one.png)).convert("RGB")) for one in engine.pictures(run)]
+    return np.stack(drawn)
+
+
+def outside(arguments: Sequence[str]) -> int:
+    """`python evaluate.py outside`: the judge from outside (core/outside_judge.py) on photographs, their copies by the
+    VAE and pictures drawn for their captions, side by side."""
+    from core import outside_judge, outside_setup
+    from core.environment import Problem
+    from dataset import FaceStore
+    from generator import model_hash
+
+    parser, options = outside_judge.parse(arguments)
+    try:
+        if options.setup:
+            outside_setup.set_up()
+            print("the judge from outside is installed")
+            return 0
+        outside_setup.need()
+        store = FaceStore.open(options.data)
+        shuffle = np.random.default_rng(options.seed).permutation
+        rows = shuffle(store.select(options.split, px=128))[: options.n]
+        if len(rows) < 2:
+            raise ValueError(f"{options.data} has {len(rows)} sharp {options.split} pictures; 2 are needed")
+        sets: dict[str, Pictures] = {"photographs": np.asarray(store.images[rows])}
+        if options.pictures:
+            names = outside_judge.names_of(options.pictures)
+            sets |= zip(names, map(outside_judge.read_pictures, options.pictures), strict=True)
+        else:
+            texts = draw_prompts(store.attributes[rows], len(rows), options.seed).texts
+            sets["photographs through this VAE"] = reconstruct(options.model, sets["photographs"])
+            for steps in options.steps:
+                sets[f"drawn, {steps} steps"] = draw_as_users_do(options.model, texts, steps, options.seed)
+        pool = np.sort(shuffle(store.select("train", px=128))[: options.pool])
+        found = outside_judge.judge(sets, Path(options.cache), np.asarray(store.images[pool]) if len(pool) else None)
+    except (Problem, ValueError, OSError) as error:
+        parser.error(str(error))
+    whose = None if options.pictures else model_hash(options.model)
+    print(outside_judge.write(found, vars(options) | {"model_hash": whose}, Path(options.out)))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see ``python evaluate.py --help``."""
+    """The command line; see ``python evaluate.py --help`` and ``python evaluate.py outside --help``."""
     keep_quiet()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "outside":
+        return outside(arguments[1:])
     base = Settings()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", help=f"model folder (default {base.model})")

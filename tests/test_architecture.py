@@ -99,6 +99,10 @@ ROOMS: dict[str, set[str]] = {
     "core.receipts": {"numpy"},
     "core.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
     "core.judge": {"numpy", "torch"},
+    "core.outside_setup": set(),
+    "core.outside_weights": {"numpy", "onnx"},
+    "core.outside_networks": {"ai_edge_litert", "dlib", "numpy", "onnxruntime", "PIL"},
+    "core.outside_judge": {"numpy", "PIL", "scipy"},
     "core.report": {"matplotlib", "numpy", "PIL"},
 }
 SERVING = {  # what only the server imports, and training can do without
