@@ -37,7 +37,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import (
+from core.command import SettingError, check_numbers, run_command, run_lock
+from core.diffusion.conditioning import Condition
+from core.diffusion.distillation import GUIDANCE_RANGE, SHARE_OFF, Away, Lesson, Teacher, make_lesson
+from core.diffusion.latent_correction import Correction, load_correction
+from core.diffusion.sampling import sample
+from core.diffusion.schedule import NoiseSchedule, schedule_from_config
+from core.diffusion.schedulers import TURBO, TURBO_STEPS, scheduler_config
+from core.nn.checkpoint import (
     ModelFolderError,
     build,
     component_hash,
@@ -53,16 +60,14 @@ from core.checkpoint import (
     update_index,
     write_json,
 )
-from core.command import SettingError, check_numbers, run_command, run_lock
-from core.correction import Correction, load_correction
-from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
-from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Away, Lesson, Teacher, make_lesson
-from core.emphasis import Emphasis, load_emphasis, unread_from, unread_warning
+from core.nn.layers import PixelNorm
+from core.nn.rewriting_rules import load_emphasis
 from core.quiet import keep_quiet
-from vae import VAE, PixelNorm
+from core.text.prompt_rewriting import Emphasis, unread_from, unread_warning
+from vae import VAE
 
 if TYPE_CHECKING:
-    from core.latents import LatentCache
+    from core.training.latent_cache import LatentCache
     from dataset import FaceStore
 
 # ------------------------------------------------------------------------------------------------------------- network
@@ -363,8 +368,8 @@ class Faces:
     """Everything around the UNet that a training run needs, from one place: data, VAE and text encoder."""
 
     def __init__(self, args: argparse.Namespace, accelerator: Any, schedule: NoiseSchedule) -> None:
-        from core.caption_bank import cached_bank, encode_captions, fits_encoded
-        from core.latents import Lessons
+        from core.training.caption_cache import cached_bank, encode_captions, fits_encoded
+        from core.training.latent_cache import Lessons
         from dataset import DataError, FaceStore
         from train_clip import load_clip
         from vae import load_vae
@@ -391,9 +396,9 @@ class Faces:
 
     def held_out(self, schedule: NoiseSchedule, accelerator: Any, limit: int = 1024) -> list[Any]:
         """Batches of held-out sharp faces, the same for every checkpoint."""
-        from core.caption_bank import build_caption_bank
-        from core.latents import held_out
-        from vae import to_images
+        from core.nn.layers import to_images
+        from core.training.caption_cache import build_caption_bank
+        from core.training.latent_cache import held_out
 
         rows = self.store.select(split="val", px=128)[:limit]
         bank = build_caption_bank(self.store, rows, self.tokenizer, captions_per_image=1, seed=99, empty_share=0.0)
@@ -409,8 +414,9 @@ def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accel
     """The latents of the chosen images, made anew where ``folder`` has those of another encoder or of other images."""
     import hashlib
 
-    from core.latents import cached_latents
-    from vae import encoder_hash, to_images
+    from core.nn.layers import to_images
+    from core.training.latent_cache import cached_latents
+    from vae import encoder_hash
 
     _, scale = vae.statistics
 
@@ -458,20 +464,18 @@ def check_parents(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """The training loop of the UNet, and of what is distilled from it; the same command resumes. Ends by releasing the
     better of both EMA lengths."""
-    from core.release import check_release, releasing
-    from core.training import (
-        PowerEMA,
-        RunFolder,
-        StepGuard,
+    from core.training.accelerator import (
         attention_kernel,
         average_gradients,
-        circumstances,
-        learning_rate,
         make_accelerator,
         mean_over_processes,
-        mix_seed,
         process_slice,
     )
+    from core.training.ema import PowerEMA
+    from core.training.optim import StepGuard, learning_rate
+    from core.training.randomness import mix_seed
+    from core.training.release import check_release, releasing
+    from core.training.run_folder import RunFolder, circumstances
     from vae import encoder_hash
 
     check_parents(args)
@@ -596,7 +600,7 @@ def train(args: argparse.Namespace) -> None:
             with releasing(args.model, made, replace=args.replace, run=args.run):
                 release_turbo(finished[best], teacher, Path(args.model), facts)
         else:
-            from core.distillation import relative_errors
+            from core.diffusion.distillation import relative_errors
 
             errors = relative_errors(finished[best], teacher.network, schedule, held_out, accelerator, teacher.away)
             for scale, (one, plain) in errors.items():
@@ -611,7 +615,7 @@ def train(args: argparse.Namespace) -> None:
 
 def make_optimizers(model: ConditionalUNet, args: argparse.Namespace) -> dict[str, torch.optim.Optimizer]:
     """What changes the weights that are trained, by the names that a checkpoint has them under."""
-    from core.muon import Muon, matrices
+    from core.training.optim import Muon, matrices
 
     inner = matrices(model, edges=EDGES) if args.optimizer == "muon" else []
     known = {id(weight) for weight in inner}
@@ -622,7 +626,7 @@ def make_optimizers(model: ConditionalUNet, args: argparse.Namespace) -> dict[st
 
 def find_teacher(args: argparse.Namespace, accelerator: Any) -> Teacher:
     """The UNet of ``args.model``, or what it was when this run began."""
-    from core.training import keep_teacher
+    from core.training.run_folder import keep_teacher
 
     load_unet(args.model)  # refuses one whose VAE or CLIP is another
     config, state, source = keep_teacher(Path(args.run), Path(args.model), "unet", accelerator.is_main_process)
@@ -649,7 +653,7 @@ def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int, each
     [M] int64.
     Raises ValueError for a name that CelebA does not have.
     """
-    from core.captions import ATTRIBUTES
+    from core.text.lexicon import ATTRIBUTES
 
     if unknown := set(names) - set(ATTRIBUTES):
         raise SettingError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
@@ -669,8 +673,8 @@ def fit_soft_from(args: argparse.Namespace) -> tuple[int, int]:
 
     A model folder needs nothing but its VAE for that. Writes the areas under the curve into the run folder.
     """
-    from core.resolution import SHARP, ResolutionFit, fit_threshold
-    from core.training import make_accelerator
+    from core.training.accelerator import make_accelerator
+    from core.training.resolution import SHARP, ResolutionFit, fit_threshold
     from dataset import FaceStore
     from vae import load_vae
 
@@ -763,7 +767,7 @@ def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, sched
     config = scheduler_config(schedule)
     with accelerator.autocast():
         try:
-            from core.diffusion import make_scheduler
+            from core.diffusion.schedulers import make_scheduler
 
             z = sample(model, condition, make_scheduler(sampler or config["default_sampler"], config), noise, steps,
                        guidance_scale, schedule=schedule, generators=generators, known=model.guidance_range,
@@ -778,8 +782,8 @@ def draw_grid(model: ConditionalUNet, vae: Any, clip: Any, tokenizer: Any, sched
 def plain_ddim(model: ConditionalUNet, condition: Condition, noise: Tensor, steps: int, guidance_scale: float,
                schedule: NoiseSchedule) -> Tensor:
     """DDIM (https://arxiv.org/abs/2010.02502, eq. 12, eta = 0) in a few lines, for progress pictures only."""
-    from core.diffusion import guided
-    from core.distillation import step_down
+    from core.diffusion.distillation import step_down
+    from core.diffusion.guidance import guided
 
     x, levels = noise, [float(t) for t in torch.linspace(999, 0, steps + 1)]
     for now, after in zip(levels[:-1], [*levels[1:-1], -1.0], strict=True):  # the last step goes to the data
@@ -819,7 +823,8 @@ GALLERY_PROMPTS = (  # everything that anybody can see in a 128 px face, rare th
 
 def evaluate(args: argparse.Namespace) -> Path:
     """Draw a grid for one or several prompts from the released model; returns its path (--gallery: the folder's)."""
-    from core.training import make_accelerator, save_grid
+    from core.training.accelerator import make_accelerator
+    from core.training.run_folder import save_grid
     from train_clip import load_clip
     from vae import load_vae
 
@@ -860,7 +865,7 @@ def evaluate(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    from core.release import add_release_options, of_preset, settle
+    from core.training.release import add_release_options, of_preset, settle
 
     keep_quiet()
     parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.",

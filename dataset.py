@@ -6,8 +6,9 @@ with a `metadata.csv`; or any pictures with their own `text_labels.json`) into o
 the 40 attributes as 0/1) and `manifest.json`, written last. `--describe` says and plots what is in a store;
 `--write-text-labels` writes captions for it; `--synthetic` draws a small stand-in.
 
-It does not know the grammar of captions (`core/captions.py`), file formats of sources (`core/sources.py`), how work is
-shared and resumed (`core/preparation.py`), networks or batches; no torch here.
+It does not know the grammar of captions (`core/text/captions.py`), file formats of sources
+(`core/training/data_sources.py`), how work is shared and resumed (`core/training/data_preparation.py`), networks or
+batches; no torch here.
 
 Data: Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015, https://arxiv.org/abs/1411.7766
 """
@@ -29,12 +30,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from core.arrays import new_array
-from core.captions import ATTRIBUTES
 from core.command import FolderLock, Interrupted, UserError, run_command
-from core.preparation import Report, prepare, read_manifest, write_store, write_text
 from core.quiet import keep_quiet
-from core.sources import COLUMNS, HOW_TO_GET_DATA, SIZE, SPLITS, DataError, load_text_labels
+from core.text.lexicon import ATTRIBUTES
+from core.training.arrays import new_array
+from core.training.data_preparation import Report, prepare, read_manifest, write_store, write_text
+from core.training.data_sources import COLUMNS, HOW_TO_GET_DATA, SIZE, SPLITS, DataError, load_text_labels
 
 __all__ = [
     "SPLITS",
@@ -59,7 +60,7 @@ class FaceStore:
     """A prepared store, opened. `images` is memory-mapped: index it with small batches, never as a whole.
 
     Shapes: images uint8 [N, 128, 128, 3]; image_id, split str [N]; identity int64 [N], -1 where unknown; px int16 [N],
-    the real resolution of the source; attributes bool [N, 40] in the order of `core.captions.ATTRIBUTES`.
+    the real resolution of the source; attributes bool [N, 40] in the order of `core.text.captions.ATTRIBUTES`.
     """
 
     folder: Path
@@ -128,7 +129,7 @@ class FaceStore:
 
     def caption(self, row: int, rng: random.Random, *, empty_share: float = 0.0) -> str:
         """Draw one caption for a row: from its own text labels if the store has them, else from its attributes."""
-        from core.captions import draw_caption
+        from core.text.captions import draw_caption
 
         if self.text_labels is None:
             return draw_caption(self.attributes[row].tolist(), rng, empty_share=empty_share).text
@@ -143,7 +144,7 @@ def synthetic_store(folder: str | Path, count: int = 64, seed: int = 0) -> FaceS
 
     It serves tests and a first try of every command; nothing about real faces is to be learned from it. `count` >= 8.
     """
-    from core.cartoons import draw_face, random_attributes
+    from core.training.synthetic_faces import draw_face, random_attributes
 
     if count < 8:
         raise ValueError(f"count is {count}; at least 8 are needed to have every split and px")

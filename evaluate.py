@@ -6,7 +6,7 @@ It hears sharpness first and faces out of shape little, so there is a second dis
 model's own image tower, which hears no blur and shape better (https://arxiv.org/abs/2401.09603 compares in CLIP's too);
 it is comparable only between models with one CLIP.
 This file does not know how anything is trained or served: it loads a model folder and looks at what comes out. The
-metrics and their papers are in core/metrics.py, the judge is in core/judge.py.
+metrics and their papers are in core/evaluation/metrics.py, the judge is in core/evaluation/attribute_classifier.py.
 
 Long because every measurement of the model is a command here; how each is computed stands in core/.
 """
@@ -33,20 +33,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import endurance, metrics, response
-from core import report as reporting
-from core.bench import SECTIONS
-from core.caption_bank import draw_texts
-from core.captions import ATTRIBUTES, draw_caption
-from core.checkpoint import ModelFolderError, read_index, update_index
 from core.command import check_numbers, run_command, run_lock
-from core.devices import has_bf16, pick_device, pick_dtype
-from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
-from core.metrics import Pictures
-from core.prompts import spoken_attributes
+from core.evaluation import report as reporting
+from core.evaluation import slider_response, watermark_robustness
+from core.evaluation.attribute_classifier import Seen, has_judge, load_judge, look, look_at_store, train_judge
+from core.evaluation.benchmark import SECTIONS
+from core.evaluation.metrics import (
+    BLURS,
+    LADDER,
+    NEIGHBOURS,
+    balanced_accuracy,
+    degrade,
+    frechet_distance,
+    memorisation,
+    polynomial_mmd,
+    precision_and_recall,
+    prompt_fidelity,
+    reconstruction_figures,
+    thumbnails,
+)
+from core.imaging.spectrum import Pictures, fine_detail_share, radial_power
+from core.nn.checkpoint import ModelFolderError, read_index, update_index
+from core.nn.device import has_bf16, pick_device, pick_dtype
+from core.nn.layers import to_pictures, to_tensor
 from core.quiet import keep_quiet
-from core.release import check_release
-from core.sliders import sliders
+from core.text.attribute_sliders import sliders
+from core.text.captions import draw_caption
+from core.text.lexicon import ATTRIBUTES
+from core.text.prompt_parser import spoken_attributes
+from core.training.caption_cache import draw_texts
+from core.training.release import check_release
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -76,9 +92,9 @@ def generate_images(
 ) -> Pictures:
     """Faces for prompts, each from its own seed: N prompts -> uint8 [N, 128, 128, 3].
 
-    Options: `sampler` and `begin` (`core.diffusion.NoiseSchedule`), the model's own where None; `px`, `device`,
-    `batch`; `emphasised`: in the words that the model follows (`core.emphasis`); `precision`: "fp32", as is served on a
-    CPU, or "bf16" for machines with more pictures than time.
+    Options: `sampler` and `begin` (`core.diffusion.schedule.NoiseSchedule`), the model's own where None; `px`,
+    `device`, `batch`; `emphasised`: in the words that the model follows (`core.text.prompt_rewriting`); `precision`:
+    "fp32", as is served on a CPU, or "bf16" for machines with more pictures than time.
     """
     return np.concatenate(list(_drawn(folder, prompts, seeds, steps, guidance, decode=True, **options)))
 
@@ -111,7 +127,9 @@ def _drawn(
     from tqdm import tqdm
 
     from conditional_ldm import encode_prompts
-    from core.diffusion import TURBO, make_scheduler, sample, schedule_from_config
+    from core.diffusion.sampling import sample
+    from core.diffusion.schedule import schedule_from_config
+    from core.diffusion.schedulers import TURBO, make_scheduler
     from core.engine import usual_sampler
     from generator import FaceGenerator
 
@@ -142,7 +160,7 @@ def _drawn(
             steps, guidance, schedule=schedule, generators=generators, known=engine.known(turbo),
             correction=engine.correction if corrected else None,
         )  # fmt: skip
-        yield metrics.to_pictures(engine.draw(latents)) if decode else latents.half().cpu().numpy()
+        yield to_pictures(engine.draw(latents)) if decode else latents.half().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -153,8 +171,8 @@ def reconstruct(folder: str | Path, pictures: Pictures, device: str = "cpu", bat
     vae = load_vae(folder, device)
     copies = []
     for start in range(0, len(pictures), batch):
-        images = metrics.to_tensor(pictures[start : start + batch]).to(device, memory_format=torch.channels_last)
-        copies.append(metrics.to_pictures(vae.decode(vae.encode(images).mean)))
+        images = to_tensor(pictures[start : start + batch]).to(device, memory_format=torch.channels_last)
+        copies.append(to_pictures(vae.decode(vae.encode(images).mean)))
     return np.concatenate(copies)
 
 
@@ -163,7 +181,7 @@ def shape_features(clip: Any, pictures: Pictures, batch: int = 64) -> np.ndarray
     """What the image tower sees in pictures: uint8 [N, 128, 128, 3] -> unit vectors [N, D]."""
     device = next(clip.parameters()).device
     return np.concatenate([
-        clip.encode_image(metrics.to_tensor(pictures[start : start + batch]).to(device)).float().cpu().numpy()
+        clip.encode_image(to_tensor(pictures[start : start + batch]).to(device)).float().cpu().numpy()
         for start in range(0, len(pictures), batch)
     ])
 
@@ -236,7 +254,8 @@ class Evaluation:
     """
 
     def __init__(self, settings: Settings, store: FaceStore) -> None:
-        from generator import model_hash, pick_device
+        from core.nn.device import pick_device
+        from generator import model_hash
         from train_clip import load_clip
 
         model = read_index(settings.model) if set(settings.parts) - {"ladder"} else None
@@ -288,16 +307,16 @@ class Evaluation:
         if self.clip is not None:
             mine = self.shapes[1][:n] if seen is self.held else shape_features(self.clip, pictures[:n])
             found |= self._over_floor("shape", mine, self.shapes[1][:n], self.shapes[0][:n])
-            if n > metrics.NEIGHBOURS:
-                both = metrics.precision_and_recall(mine, self.shapes[0][:n])
+            if n > NEIGHBOURS:
+                both = precision_and_recall(mine, self.shapes[0][:n])
                 found |= dict(zip(("precision", "recall"), both, strict=True))
-        return found | {"mmd": metrics.polynomial_mmd(seen.features[:n], reference)}
+        return found | {"mmd": polynomial_mmd(seen.features[:n], reference)}
 
     def _over_floor(self, name: str, features: np.ndarray, held: np.ndarray, reference: np.ndarray) -> dict[str, float]:
         key = (name, len(reference))
         if key not in self.floors:
-            self.floors[key] = max(metrics.frechet_distance(held, reference), 1e-9)
-        value = metrics.frechet_distance(features, reference)
+            self.floors[key] = max(frechet_distance(held, reference), 1e-9)
+        value = frechet_distance(features, reference)
         return {name: value, f"{name}_over_floor": value / self.floors[key]}
 
     @cached_property
@@ -309,7 +328,7 @@ class Evaluation:
 
     def detail(self, name: str, pictures: Pictures) -> None:
         """Note the radial spectrum and its share above half Nyquist."""
-        frequency, power = self.curves[name] = metrics.radial_power(pictures)
+        frequency, power = self.curves[name] = radial_power(pictures)
         spectrum = self.report.setdefault("spectrum", {"n": len(pictures)})
         spectrum[name] = float(power[frequency > 0.5].sum())
         if name != "real":
@@ -323,7 +342,7 @@ class Evaluation:
         table = {
             name: {
                 "accuracy": float(((seen.logits[:, i] > 0) == truth[:, i]).mean()),
-                "balanced_accuracy": metrics.balanced_accuracy(seen.verdicts[:, i], truth[:, i]),
+                "balanced_accuracy": balanced_accuracy(seen.verdicts[:, i], truth[:, i]),
                 "rate": float(truth[:, i].mean()),
             }
             for i, name in enumerate(ATTRIBUTES)
@@ -339,15 +358,15 @@ class Evaluation:
         pictures = self.store.images[self.unseen_rows[: self.n]]
         mean_face = self.store.images[self.train_rows[: self.n]].mean(0)
         rungs = {}
-        for kind in metrics.LADDER:
-            worse = metrics.degrade(pictures, kind, mean_face=mean_face, seed=self.settings.seed)
+        for kind in LADDER:
+            worse = degrade(pictures, kind, mean_face=mean_face, seed=self.settings.seed)
             seen = look(self.judge, worse)
             sharp = float((seen.px == len(self.judge.config.px_classes) - 1).mean())
-            detail = metrics.fine_detail_share(worse)
+            detail = fine_detail_share(worse)
             rungs[kind] = {**self.distance(seen, worse), "called_sharp": sharp, "fine_detail": detail}
         floor = self.report["distances"]["floor"]["frechet"]
         self.report["ladder"] = {"n": self.n, "floor": floor, "rungs": rungs}
-        series = [floor, *(rungs[kind]["frechet"] for kind in metrics.BLURS)]
+        series = [floor, *(rungs[kind]["frechet"] for kind in BLURS)]
         self.report["checks"] |= {
             "blur_ladder_rises": all(a < b for a, b in zip(series, series[1:], strict=False)),
             "blur_64_at_least_twice_floor": rungs["blur_64"]["frechet"] >= 2.0 * floor,
@@ -358,7 +377,7 @@ class Evaluation:
         """The ceiling: held-out pictures through the VAE and back."""
         pictures = self.store.images[self.unseen_rows[: self.n]]
         copies = reconstruct(self.settings.model, pictures, self.device)
-        self.report["vae"] = {"n": self.n, **metrics.reconstruction_figures(pictures, copies)}
+        self.report["vae"] = {"n": self.n, **reconstruction_figures(pictures, copies)}
         self.report["distances"]["vae"] = self.distance(look(self.judge, copies), copies)
         self.detail("vae", copies)
         reporting.save_pairs(pictures[:16], copies[:16], self.out / "vae.png")
@@ -373,7 +392,7 @@ class Evaluation:
         reporting.mosaic(self.samples[:100], 10).save(self.out / "samples.png")
         real = self.held.verdicts[prompts.source]
         truth = self.store.attributes[self.unseen_rows][prompts.source]
-        agreements = metrics.prompt_fidelity(prompts.asserted, truth, seen.verdicts, real)
+        agreements = prompt_fidelity(prompts.asserted, truth, seen.verdicts, real)
         scores = dict(zip(ATTRIBUTES, agreements, strict=True))
         ratios = [score.ratio for name in VISIBLE if (score := scores[name]) is not None]
         self.report["fidelity"] = {
@@ -413,15 +432,15 @@ class Evaluation:
         pools = (self.train_rows, self.held_rows)
         # Every whole picture of the pools at once would not fit in memory; their thumbnails do.
         parts = [np.array_split(rows, -(-len(rows) // 1024)) for rows in pools]
-        small = [np.concatenate([metrics.thumbnails(self.store.images[p]) for p in pool]) for pool in parts]
+        small = [np.concatenate([thumbnails(self.store.images[p]) for p in pool]) for pool in parts]
         both = (self.samples, mirrored)
         spaces: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
             "features": ([look(self.judge, view).features for view in both], [self.real(r).features for r in pools]),
-            "pixels": ([metrics.thumbnails(view) for view in both], small),
+            "pixels": ([thumbnails(view) for view in both], small),
         }
         self.report["memorisation"] = {"n": len(self.samples)}
         for name, (views, (train, held)) in spaces.items():
-            found = metrics.memorisation(views, train, held)
+            found = memorisation(views, train, held)
             lowest = found.ratios.min(0)
             closest = lowest.argsort()[:12]
             self.report["memorisation"][name] = {
@@ -448,7 +467,7 @@ class Evaluation:
             else:
                 pictures = self.generate(self.prompts.texts[:n], steps)
                 taken = (time.perf_counter() - started) / n
-            detail = metrics.fine_detail_share(pictures) / max(self.report["spectrum"]["real"], 1e-12)
+            detail = fine_detail_share(pictures) / max(self.report["spectrum"]["real"], 1e-12)
             measured = self.distance(look(self.judge, pictures), pictures, n)
             points.append({"steps": steps, **measured, "fine_detail_over_real": detail, "image_s": taken})
         self.report["curve"] = {"n": n, "floor": self.distance(self.held, self.store.images[self.unseen_rows[:n]], n),
@@ -472,8 +491,8 @@ class Evaluation:
             return found.numpy()
 
         real, held = (features(self.store.images[rows[: self.n]]) for rows in (self.train_rows, self.unseen_rows))
-        generated = metrics.frechet_distance(features(self.samples[: self.n]), real)
-        self.report["fid"] = {"n": self.n, "generated": generated, "floor": metrics.frechet_distance(held, real)}
+        generated = frechet_distance(features(self.samples[: self.n]), real)
+        self.report["fid"] = {"n": self.n, "generated": generated, "floor": frechet_distance(held, real)}
 
     def run(self) -> dict[str, Any]:
         """Measure the parts asked for and write the report."""
@@ -498,8 +517,8 @@ def measure_watermark(settings: Settings) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
+    from core.nn.device import pick_device
     from dataset import FaceStore
-    from generator import pick_device
 
     store = FaceStore.open(settings.data)
     rng = np.random.default_rng(settings.seed)
@@ -509,17 +528,18 @@ def measure_watermark(settings: Settings) -> dict[str, Any]:
     chosen = rng.permutation(store.select("test", px=128))[: settings.samples]
     pictures = store.images[chosen]
     copies = reconstruct(settings.model, pictures, str(pick_device(settings.device)))
-    report: dict[str, Any] = {"marked": {"photographs": endurance.endure(pictures, seed=settings.seed),
-                                         "decoded": endurance.endure(copies, seed=settings.seed)}}
+    report: dict[str, Any] = {"marked": {"photographs": watermark_robustness.endure(pictures, seed=settings.seed),
+                                         "decoded": watermark_robustness.endure(copies, seed=settings.seed)}}
     crowds = {"sharp photographs": sharp, "soft photographs": soft[: len(sharp) // 4]}
     report["unmarked"] = {
-        name: endurance.stumble(store.images[row] for row in tqdm(rows, desc=name)) for name, rows in crowds.items()
+        name: watermark_robustness.stumble(store.images[row] for row in tqdm(rows, desc=name))
+        for name, rows in crowds.items()
     }
-    report["unmarked"]["decoded"] = endurance.stumble(copies)
+    report["unmarked"]["decoded"] = watermark_robustness.stumble(copies)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "watermark.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    told = f"{endurance.table(report['marked'])}\n\n{endurance.strangers(report['unmarked'])}\n"
+    told = f"{watermark_robustness.table(report['marked'])}\n\n{watermark_robustness.strangers(report['unmarked'])}\n"
     (out / "watermark.md").write_text(told, encoding="utf-8")
     print(told)
     return report
@@ -535,20 +555,22 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
     seen, and on copies of training pictures by the VAE, as they are and mirrored, which it must find. Writes
     ``nearest.json`` into the folder of the report.
     """
-    from core import nearest
+    from core.evaluation import memorization_index
+    from core.nn.device import pick_device
     from dataset import FaceStore
-    from generator import pick_device
 
     check_release(settings.model, "nearest", replace=settings.replace)
     store = FaceStore.open(settings.data)
     rng = np.random.default_rng(settings.seed)
     train = store.select("train")
-    parts = [nearest.thumbnails(store.images[chunk]) for chunk in np.array_split(train, -(-len(train) // 1024))]
+    parts = [
+        memorization_index.thumbnails(store.images[chunk]) for chunk in np.array_split(train, -(-len(train) // 1024))
+    ]
     held = {split: store.images[store.select(split, px=128)] for split in ("val", "test")}
-    index = nearest.build(np.concatenate(parts), nearest.views(held["val"]))
+    index = memorization_index.build(np.concatenate(parts), memorization_index.views(held["val"]))
     chosen = np.sort(rng.permutation(len(train))[: settings.samples])
     copies = reconstruct(settings.model, store.images[train[chosen]], str(pick_device(settings.device)))
-    copied, which = index.search(nearest.views(np.ascontiguousarray(copies[:, :, ::-1])))
+    copied, which = index.search(memorization_index.views(np.ascontiguousarray(copies[:, :, ::-1])))
     drawn = {name: float(np.mean([one.too_close for one in index.nearest(pictures)]))
              for name, pictures in (("copies", copies), ("unseen", held["test"]))}
     report = {
@@ -558,7 +580,7 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
                    "mirrored_and_the_right_one": float((which == chosen).mean())},
         "unseen": {"n": len(held["test"]), "called_too_close": drawn["unseen"]},
     }
-    nearest.save(index, settings.model, measured=report)
+    memorization_index.save(index, settings.model, measured=report)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "nearest.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -592,8 +614,8 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     they are given. Training fits it to copies instead, which are sharper than what is drawn. Returns the share of the
     power above half Nyquist over that of the training pictures, without and with the filter.
     """
-    from core.checkpoint import load_component
-    from core.sharpness import fit_kernel
+    from core.nn.checkpoint import load_component
+    from core.nn.sharpening import fit_kernel
     from vae import load_vae, release, with_kernel
 
     check_release(settings.model, "vae", replace=settings.replace)
@@ -610,8 +632,8 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     real = store.images[np.sort(rows)]
     sharp = with_kernel(vae, fit_kernel(drawn, real))
     with torch.inference_mode():
-        filtered = metrics.to_pictures(sharp.decoder.sharpen(metrics.to_tensor(drawn)))
-    found = {name: metrics.fine_detail_share(pictures) / metrics.fine_detail_share(real)
+        filtered = to_pictures(sharp.decoder.sharpen(to_tensor(drawn)))
+    found = {name: fine_detail_share(pictures) / fine_detail_share(real)
              for name, pictures in (("fine_detail_before", drawn), ("fine_detail_after", filtered))}
     release(sharp, Path(settings.model), config.get("training", {}))
     print(json.dumps({"n": len(rows), "steps": settings.steps, "guidance": guidance, **found}, indent=2))
@@ -624,8 +646,9 @@ def measure_correction(settings: Settings, counts: Sequence[int]) -> dict[str, A
     `samples` latents each are drawn for captions of as many sharp training pictures, whose own latents (up to 2,048)
     they are compared with, without guidance (scale 1), with it, and with twice as much.
     """
-    from core.correction import fit_correction, save_correction
-    from vae import load_vae, to_images
+    from core.diffusion.latent_correction import fit_correction, save_correction
+    from core.nn.layers import to_images
+    from vae import load_vae
 
     check_release(settings.model, "correction", replace=settings.replace)
     store, rows, texts, guidance = training_captions(settings)
@@ -661,9 +684,10 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
     `samples` captions of held-out pictures (`split`) each for every fact and every change of words that may serve it,
     out of 32 times as many.
     """
-    from core.emphasis import Trial, chosen, outcome, save_emphasis, trials
+    from core.evaluation.prompt_rewrite_search import Trial, chosen, outcome, trials
+    from core.nn.device import pick_device
+    from core.nn.rewriting_rules import save_emphasis
     from dataset import FaceStore
-    from generator import pick_device
 
     check_release(settings.model, "emphasis", replace=settings.replace)
     store = FaceStore.open(settings.data)
@@ -745,37 +769,37 @@ def measure_sliders(settings: Settings, names: Sequence[str], record: bool = Fal
         raise ModelFolderError(f"{settings.model} was trained on captions that have no words for these sliders")
     faces = FaceGenerator.load(settings.model, settings.device, precision=settings.precision)
     judge, digest = load_judge(settings.judge, faces.device)
-    each = -(-settings.samples // len(response.PROMPTS))
+    each = -(-settings.samples // len(slider_response.PROMPTS))
     progress = tqdm(total=1 + 4 * len(names), desc="sliders", unit="position")
 
     def look_at(attributes: Mapping[str, float]) -> Seen:
         runs = [
             faces.begin(DrawRequest(prompt, each, settings.steps, settings.seed, settings.guidance, watermark=False,
                                     attributes=attributes))
-            for prompt in response.PROMPTS
+            for prompt in slider_response.PROMPTS
         ]
         while any(not run.finished for run in runs):
             faces.step(runs)
         progress.update()
         return look(judge, np.stack([picture.pixels for run in runs for picture in faces.pictures(run)]))
 
-    found = response.measure(look_at, names, each, judge.log_odds.cpu().numpy())
+    found = slider_response.measure(look_at, names, each, judge.log_odds.cpu().numpy())
     progress.close()
     report: dict[str, Any] = reporting.plain({
-        "model_hash": faces.info.model_hash, "judge_hash": digest, "people": each * len(response.PROMPTS),
-        "steps": settings.steps, "precision": settings.precision, "positions": response.POSITIONS,
-        "summary": response.summary(found), "sliders": {name: one.to_dict() for name, one in found.items()},
+        "model_hash": faces.info.model_hash, "judge_hash": digest, "people": each * len(slider_response.PROMPTS),
+        "steps": settings.steps, "precision": settings.precision, "positions": slider_response.POSITIONS,
+        "summary": slider_response.summary(found), "sliders": {name: one.to_dict() for name, one in found.items()},
     })
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sliders.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (out / "sliders.md").write_text(response.page(found, report), encoding="utf-8")
+    (out / "sliders.md").write_text(slider_response.page(found, report), encoding="utf-8")
     rows = [
         faces.generate(prompt, num_inference_steps=25, seed=settings.seed, attributes={name: x}, watermark=False)[0]
-        for name, prompt in response.STRIP.items() for x in response.POSITIONS
+        for name, prompt in slider_response.STRIP.items() for x in slider_response.POSITIONS
     ]
-    reporting.mosaic(np.stack([one.pixels for one in rows]), len(response.POSITIONS)).save(out / "sliders.png")
-    print(response.page(found, report))
+    reporting.mosaic(np.stack([one.pixels for one in rows]), len(slider_response.POSITIONS)).save(out / "sliders.png")
+    print(slider_response.page(found, report))
     if record:
         update_index(settings.model, sliders={key: report[key] for key in ("model_hash", "positions", "sliders")})
     return report
@@ -828,7 +852,8 @@ def measure_speed(settings: Settings, only: str, steps: int, repeats: int, recor
     """How fast is it beside diffusers' own parts, as a server, and by each engine? 1 when a promise is not kept."""
     import sys
 
-    from core import bench, figures
+    from core.evaluation import benchmark
+    from core.evaluation import benchmark_tables as figures
     from generator import FaceGenerator
 
     root = Path(__file__).resolve().parent
@@ -838,7 +863,7 @@ def measure_speed(settings: Settings, only: str, steps: int, repeats: int, recor
     section_asked = "" if only == "all" else f" {only}"
     command = f"python evaluate.py --bench{section_asked} --bench-steps {steps} --repeats {repeats} --record"
     kept = True
-    for section in bench.run(
+    for section in benchmark.run(
         lambda engine, precision: FaceGenerator.load(settings.model, "cpu", precision=precision, engine=engine),
         serve, steps, repeats, only,
     ):  # fmt: skip
@@ -871,10 +896,10 @@ def draw_as_users_do(folder: str, texts: Sequence[str], steps: int, seed: int, a
 
 
 def outside(arguments: Sequence[str]) -> int:
-    """`python evaluate.py outside`: the judge from outside (core/outside_judge.py) on photographs, their copies by the
-    VAE and pictures drawn for their captions, side by side."""
-    from core import outside_judge, outside_setup
-    from core.environment import Problem
+    """`python evaluate.py outside`: the judge from outside (core/evaluation/outside_judge.py) on photographs, their
+    copies by the VAE and pictures drawn for their captions, side by side."""
+    from core.evaluation import outside_judge, outside_setup
+    from core.process import Problem
     from dataset import FaceStore
     from generator import model_hash
 

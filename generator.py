@@ -18,7 +18,8 @@ same picture alone or among others, whatever the device. Many requests are drawn
             show(faces.pictures(run))
             runs.remove(run)
 
-What there is can be changed, varied and led on; `core/editing.py` says how, and `DrawRequest` what can be asked:
+What there is can be changed, varied and led on; `core/diffusion/inpainting.py` says how, and `DrawRequest` what can be
+asked:
 
     (face,) = faces.generate("a smiling woman", seed=7)
     faces.generate("an old man", init_image=face.pixels, strength=0.6)  # 0 gives the VAE's copy, 1 ignores it
@@ -29,8 +30,8 @@ What there is can be changed, varied and led on; `core/editing.py` says how, and
     face.about  # what the judge sees in it, how well it fits, how near it is to a training picture
     search = faces.inversion(photo)  # `advance` until it is finished: `latent` is the noise that draws this photograph
 
-Finished pictures carry an invisible mark (`core/watermark.py`) unless `watermark=False`. `notebooks/tour.ipynb` shows
-all of this. One `FaceGenerator` serves one thread at a time. This file does not know HTTP, queues or training.
+Finished pictures carry an invisible mark (`core/imaging/watermark.py`) unless `watermark=False`. `notebooks/tour.ipynb`
+shows all of this. One `FaceGenerator` serves one thread at a time. This file does not know HTTP, queues or training.
 
 Long because all that a model can be asked (draw, preview, judge, encode, invert, decode) shares one way to call it that
 survives a shortage of memory.
@@ -52,48 +53,40 @@ import torch
 from torch import Tensor, nn
 
 from conditional_ldm import encode_prompts, load_turbo, load_unet, read_schedule
-from core.checkpoint import folder_hash, read_index
-from core.compiled import Compiled, CompileError, Compiler, Composed, Flat
-from core.correction import COMPONENT as CORRECTION
-from core.correction import Correction, load_correction
-from core.devices import is_out_of_memory, pick_device, pick_dtype
-from core.diffusion import (
-    TURBO,
-    TURBO_STEPS,
-    Condition,
-    Denoising,
-    Guidance,
-    GuidedBatch,
-    NoiseSchedule,
-    NotFiniteError,
-    join_conditions,
-    make_scheduler,
-    schedule_from_config,
-    set_timesteps,
-)
-from core.editing import Inversion, Inverting, Redraw, starting_noise
-from core.emphasis import Emphasis, load_emphasis
-from core.engine import DrawRequest, Interpolation, usual_sampler, usual_strength
-from core.jobs import JobError
-from core.judge import Judge, best, find_judge
-from core.jury import compare, find_index, hear
-from core.metadata import encode_png, quick_png
-from core.nearest import Index
-from core.population import balanced
-from core.preview import PreviewDecoder, load_preview
-from core.receipts import findings, receipts, wanted
-from core.sliders import moved
-from core.steering import START, pushes
-from core.watermark import VERSION, mark
+from core.diffusion.conditioning import Condition, Flat, join_conditions
+from core.diffusion.guidance import START, Guidance, GuidedBatch, pushes
+from core.diffusion.initial_noise import starting_noise
+from core.diffusion.inpainting import Redraw
+from core.diffusion.inversion import Inversion, Inverting
+from core.diffusion.latent_correction import COMPONENT as CORRECTION
+from core.diffusion.latent_correction import Correction, load_correction
+from core.diffusion.sampling import Denoising, NotFiniteError
+from core.diffusion.schedule import NoiseSchedule, schedule_from_config
+from core.diffusion.schedulers import TURBO, TURBO_STEPS, make_scheduler, set_timesteps
+from core.engine import DrawRequest, Interpolation, JobError, usual_sampler, usual_strength
+from core.evaluation.attribute_classifier import Judge, best, find_judge
+from core.evaluation.image_assessment import compare, find_index, hear
+from core.evaluation.memorization_index import Index
+from core.imaging.generation_parameters import findings, receipts, wanted
+from core.imaging.png_metadata import encode_png, quick_png
+from core.imaging.watermark import VERSION, mark
+from core.nn.checkpoint import folder_hash, read_index
+from core.nn.device import is_out_of_memory, pick_device, pick_dtype
+from core.nn.layers import to_images, to_pixels
+from core.nn.openvino_backend import Compiled, CompileError, Compiler, Composed
+from core.nn.preview_decoder import PreviewDecoder, load_preview
+from core.nn.rewriting_rules import load_emphasis
+from core.text.attribute_sliders import moved
+from core.text.prompt_balancing import balanced
+from core.text.prompt_rewriting import Emphasis
 from train_clip import load_clip
-from vae import VAE, encoder_hash, load_vae, to_images
+from vae import VAE, encoder_hash, load_vae
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 TEXTS = 64  # descriptions that are remembered as they were read
 CACHE = Path(__file__).resolve().parent / ".cache"  # networks compiled for this machine; may be deleted at any time
-T = TypeVar("T")
 INVERSION_STEPS, INVERSION_ROUNDS = 50, 3
-
-log = logging.getLogger(__name__)
 
 
 class JobCancelled(Exception):
@@ -201,11 +194,6 @@ class Step:
     done: int
     total: int
     previews: Callable[[], list[Picture]]
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Images [B, 3, H, W] around [-1, 1] -> uint8 [B, H, W, 3]. Clamped before the cast: a cast alone wraps around."""
-    return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class FaceGenerator:

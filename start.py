@@ -7,7 +7,8 @@
 
 On Windows: `py start.py`. It needs Python 3.10 to 3.13 and nothing else: the standard library does all of this, and no
 syntax newer than Python 3.7 is used, so that an old Python gets a sentence instead of a SyntaxError. This file does not
-know how the environment is made (core/environment.py), what HTTP says (api.py) or how faces are drawn (generator.py).
+know how the environment is made (launcher/environment.py), what HTTP says (api.py) or how faces are drawn
+(generator.py).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from core import environment, machine
-from core.child import TOGETHER, Child
-from core.environment import Problem, clean_env, venv_python
+from core import addresses
+from core.process import TOGETHER, Problem, clean_env, venv_python
+from launcher import environment, host
+from launcher.process import Child
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_PORT = 5001
@@ -69,7 +71,7 @@ def model_problem(root: Path, name: str) -> str | None:
 
 def exposure_problem(options: argparse.Namespace) -> str | None:
     """The sentence for a server that strangers could use; the page and the API have no other lock than the key."""
-    if machine.is_local(options.host) or options.api_key or options.insecure:
+    if addresses.is_local(options.host) or options.api_key or options.insecure:
         return None
     return (
         f"--host {options.host} lets everyone on the network in: choose a key with --api-key (or FACES_API_KEY), "
@@ -140,13 +142,13 @@ def serve(root: Path, options: argparse.Namespace) -> int:
     for problem in (
         model_problem(root, options.model),
         exposure_problem(options),
-        machine.port_problem(options.host, options.port),
-        machine.memory_problem(machine.free_memory()),
-        machine.folder_problem(data_folder(options), 0 if has_jobs(options) else DATA_NEEDED, "--data-dir"),
+        host.port_problem(options.host, options.port),
+        host.memory_problem(host.free_memory()),
+        host.folder_problem(data_folder(options), 0 if has_jobs(options) else DATA_NEEDED, "--data-dir"),
     ):
         if problem:
             raise Problem(problem)
-    little = has_jobs(options) and machine.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir")
+    little = has_jobs(options) and host.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir")
     if little:  # no reason to stay away: the gallery is where room is made
         print(f"Little room for new pictures, old ones can be deleted. {little}", flush=True)
     environment.prepare(root, offline=options.offline, torch_index=options.torch_index)
@@ -178,7 +180,7 @@ def page_answers(options: argparse.Namespace, server: Child) -> bool:
     """Wait for GET /health; False when the server ends before, or is asked to."""
     began, told = time.monotonic(), False
     while server.status is None and not server.asked:
-        if machine.answers(options.host, options.port):
+        if host.answers(options.host, options.port):
             return True
         if not told and time.monotonic() - began > 30:
             told = True
@@ -191,24 +193,24 @@ def show_addresses(root: Path, options: argparse.Namespace) -> None:
     """Say where the page is, on this machine and on the network, and open it."""
     # with a key, the address carries it once and turns it into a cookie
     door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
-    address = machine.address_of(options.host, options.port) + door
+    address = addresses.address_of(options.host, options.port) + door
     print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
-    outside = machine.outside_address(options.host, options.port)
+    outside = host.outside_address(options.host, options.port)
     outside = outside and outside + door
-    if options.host in machine.ANYWHERE:
+    if options.host in addresses.ANYWHERE:
         print(f"    On a phone or another computer:  {outside or 'this machine is in no network'}", flush=True)
     if outside and sys.stdout.isatty():
         # drawn by the environment's Python, which has the library; not an argument, because it may hold the key
-        command = [str(venv_python(root)), "-m", "core.qr"]
+        command = [str(venv_python(root)), "-m", "launcher.qr"]
         subprocess.run(command, input=outside.encode(), cwd=str(root), env=clean_env(), stderr=subprocess.DEVNULL)
-    if not options.no_browser and machine.can_show_pages():
+    if not options.no_browser and host.can_show_pages():
         webbrowser.open(address)
 
 
 def watch_loading(root: Path, options: argparse.Namespace, server: Child, began: float) -> None:
     """Say when the model is there, or in one sentence why not. The page is open all the while, and says the same."""
     while server.status is None and not server.asked:
-        answer = machine.ask(options.host, options.port, "options", options.api_key)
+        answer = host.ask(options.host, options.port, "options", options.api_key)
         told = read_object(answer[1]) if answer else {"state": "STARTING"}  # too busy to answer
         if told.get("state") == "STARTING":
             time.sleep(0.2)
@@ -282,14 +284,14 @@ def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
 def ensure_browser(offline: bool) -> None:
     """The tests of the page drive a real Chromium: install it where that needs no question, else say how."""
     apt = shutil.which("apt-get")
-    if apt and not offline and not machine.find_browser() and os.geteuid() == 0:
+    if apt and not offline and not host.find_browser() and os.geteuid() == 0:
         env = clean_env(DEBIAN_FRONTEND="noninteractive")
         for _ in range(2):  # mirrors fail now and then
             subprocess.call([apt, "update"], stdin=subprocess.DEVNULL, env=env)
             subprocess.call([apt, "install", "-y", "chromium"], stdin=subprocess.DEVNULL, env=env)
-            if machine.find_browser():
+            if host.find_browser():
                 break
-    if not machine.find_browser():
+    if not host.find_browser():
         remedy = f"{venv_python(Path('.'))} -m playwright install --with-deps chromium"
         print("The tests of the page will fail, they need Chromium or Chrome: install it, or run", flush=True)
         print("    " + remedy, flush=True)
@@ -300,7 +302,7 @@ def ensure_browser(offline: bool) -> None:
 
 def doctor(root: Path, options: argparse.Namespace) -> int:
     """Print what this machine has and what is wrong with it; exit status 1 when something is."""
-    free = machine.free_memory()
+    free = host.free_memory()
     show("system", f"{platform.system()} {platform.release()} on {platform.machine()}, {os.cpu_count()} cores")
     show("memory", "unknown" if free is None else f"{free / environment.GIB:.1f} GiB free")
     show("disk", f"{shutil.disk_usage(str(root)).free / environment.GIB:.1f} GiB free")
@@ -309,16 +311,16 @@ def doctor(root: Path, options: argparse.Namespace) -> int:
         doctor_data(data_folder(options)),
         *doctor_model(root, options.model),
         exposure_problem(options),
-        machine.port_problem(options.host, options.port),
-        machine.memory_problem(free),
+        host.port_problem(options.host, options.port),
+        host.memory_problem(free),
     ]
     sizes = {
         index.parent.name: sum(file.stat().st_size for file in index.parent.rglob("*") if file.is_file()) / 1e6
         for index in sorted((root / "models").glob("*/model_index.json"))
     }
     show("models", ", ".join(f"{name} ({size:.0f} MB)" for name, size in sizes.items()) or "none")
-    show("address", machine.address_of(options.host, options.port))
-    show("page tests", machine.find_browser() or "no Chromium (only ./start.py test needs it)")
+    show("address", addresses.address_of(options.host, options.port))
+    show("page tests", host.find_browser() or "no Chromium (only ./start.py test needs it)")
     told = [problem for problem in problems if problem]
     print()
     for number, problem in enumerate(told, start=1):
@@ -361,7 +363,7 @@ def engine_text(found: dict, device: str) -> str:
 
 def doctor_model(root: Path, name: str) -> list[str]:
     """What keeps the model from drawing: an incomplete folder, or parts that do not belong together."""
-    from core.model_check import model_faults
+    from launcher.model_check import model_faults
 
     problem = model_problem(root, name)
     return model_faults(model_folder(root, name)) if problem is None else [problem]
@@ -369,9 +371,9 @@ def doctor_model(root: Path, name: str) -> list[str]:
 
 def doctor_data(folder: Path) -> str | None:
     """The doctor's line on the data folder: jobs, size, free disk; returns what is wrong with it."""
-    problem, jobs = machine.folder_problem(folder, DATA_NEEDED, "--data-dir"), "no jobs yet"
+    problem, jobs = host.folder_problem(folder, DATA_NEEDED, "--data-dir"), "no jobs yet"
     try:
-        from core.store import DATABASE, Store, StoreError  # newer syntax, and sqlite3, which not every Python has
+        from core.jobs.store import DATABASE, Store, StoreError  # newer syntax, and sqlite3, which not every Python has
     except ImportError as error:
         return f"This Python cannot read the jobs ({error}): install Python {environment.RANGE} from python.org."
     if (folder / DATABASE).is_file():
@@ -384,8 +386,8 @@ def doctor_data(folder: Path) -> str | None:
             jobs = "jobs: " + ", ".join(f"{count} {state}" for state, count in states) if states else jobs
         except StoreError as error:
             problem, jobs = problem or str(error), "jobs cannot be counted"
-    free = shutil.disk_usage(str(machine.nearest_folder(folder))).free
-    size = machine.folder_size(folder)
+    free = shutil.disk_usage(str(host.nearest_folder(folder))).free
+    size = host.folder_size(folder)
     show("data", f"{folder}, {size / 1e6:.0f} MB, {jobs}; {free / environment.GIB:.1f} GiB free")
     return problem
 
@@ -454,7 +456,7 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("command", nargs="?", choices=("run", "test", "doctor"), default="run", help="run when left out")
     where = "address to listen on (%(default)s; 0.0.0.0: the network, [::]: with IPv6)"
-    add("--host", type=machine.host_of, default=twin("HOST", "127.0.0.1"), help=where)
+    add("--host", type=addresses.host_of, default=twin("HOST", "127.0.0.1"), help=where)
     add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
     add("--device", type=device_name, default=twin("DEVICE", "auto"), help="auto, cpu, mps, cuda, cuda:N (%(default)s)")
     add("--model", default=twin("MODEL", DEFAULT_MODEL), help="name in models/, or a folder (%(default)s)")

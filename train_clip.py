@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import (
+from core.command import check_numbers, run_command, run_lock
+from core.nn.checkpoint import (
     build,
     file_hash,
     git_commit,
@@ -36,9 +37,8 @@ from core.checkpoint import (
     write_atomically,
     write_json,
 )
-from core.command import check_numbers, run_command, run_lock
+from core.nn.layers import PixelNorm, ResBlock
 from core.quiet import keep_quiet
-from vae import PixelNorm, ResBlock
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -336,25 +336,23 @@ def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor, targets: Tensor
 
 def train(args: argparse.Namespace) -> None:
     """The training loop of CLIP; the same command resumes. Ends by releasing weights, tokenizer and vocabulary."""
-    from core.caption_bank import cached_bank, check_contrast, draw_texts, own_captions
-    from core.release import check_release, releasing
-    from core.training import (
-        EpochSampler,
-        PowerEMA,
-        RunFolder,
-        StepGuard,
+    from core.nn.layers import to_images
+    from core.training.accelerator import (
         attention_kernel,
         average_gradients,
-        circumstances,
-        learning_rate,
         make_accelerator,
         mean_over_processes,
         process_slice,
         send,
-        step_generator,
     )
+    from core.training.augmentation import load_pixels, mirror
+    from core.training.caption_cache import cached_bank, check_contrast, draw_texts, own_captions
+    from core.training.ema import PowerEMA
+    from core.training.optim import StepGuard, learning_rate
+    from core.training.randomness import EpochSampler, step_generator
+    from core.training.release import check_release, releasing
+    from core.training.run_folder import RunFolder, circumstances
     from dataset import FaceStore
-    from vae import load_pixels, mirror, to_images
 
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
@@ -434,7 +432,7 @@ def train(args: argparse.Namespace) -> None:
             run.save(step + 1, {"skipped": guard.skipped})
     run.finish()
     if run.main and run.finished:
-        from core.captions import vocabulary, vocabulary_of
+        from core.text.captions import vocabulary, vocabulary_of
 
         own = own_captions(store, indices)
         final = CLIP(config)
@@ -467,8 +465,9 @@ def held_out_excess(model: CLIP, tokenizer: Tokenizer, store: FaceStore, rows: n
                     ) -> float | None:
     """What ``excess`` is in training, on one batch of held-out pictures and one caption each, the same every time; None
     where the store has fewer than two of them."""
-    from core.caption_bank import draw_texts
-    from vae import load_pixels, to_images
+    from core.nn.layers import to_images
+    from core.training.augmentation import load_pixels
+    from core.training.caption_cache import draw_texts
 
     if len(rows) < 2:
         return None
@@ -506,11 +505,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     refused: it is null, and ``not_measurable`` says why. Captions that a person wrote fit the images that have them;
     zero-shot accuracy needs attributes. Raises DataError where no figure can be measured.
     """
-    from core.caption_bank import captions_fit, draw_texts
-    from core.metrics import retrieval
-    from core.training import make_accelerator
+    from core.evaluation.metrics import retrieval
+    from core.nn.layers import to_images
+    from core.training.accelerator import make_accelerator
+    from core.training.augmentation import load_pixels
+    from core.training.caption_cache import captions_fit, draw_texts
     from dataset import DataError, FaceStore
-    from vae import load_pixels, to_images
 
     device = make_accelerator(args.device, "no").device
     model, tokenizer = load_clip(args.model, device)
@@ -557,7 +557,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def zero_shot(model: CLIP, tokenizer: Tokenizer, image: Tensor, attributes: Tensor) -> dict[str, float]:
     """How well the difference between two kinds of captions tells the images [I, E] that have an attribute from those
     that lack it (area under the ROC curve), for each attribute [I, 40] in {-1, 1} of which both are there."""
-    from core.captions import ATTRIBUTES
+    from core.text.lexicon import ATTRIBUTES
 
     scores = {}
     for column, name in enumerate(ATTRIBUTES):
@@ -582,7 +582,7 @@ def rank_auc(scores: Tensor, truth: Tensor) -> float:
 
 def attribute_prompts(name: str, count: int = 16, seed: int = 0) -> tuple[list[str], list[str]]:
     """Pairs of captions that differ in this one fact and agree in every other: those with it, and those without."""
-    from core.captions import draw_caption
+    from core.text.captions import draw_caption
 
     rng = random.Random(seed)
     sides: tuple[list[str], list[str]] = ([], [])
@@ -603,7 +603,7 @@ def attribute_prompts(name: str, count: int = 16, seed: int = 0) -> tuple[list[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    from core.release import add_release_options, of_preset, settle
+    from core.training.release import add_release_options, of_preset, settle
 
     keep_quiet()
     parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.",

@@ -4,8 +4,8 @@ The whole autoencoder: network, losses, training loop, measurements, command lin
 nothing runs at full resolution with many channels, so the decoder costs under 4 GFLOP and draws four faces in a blink
 on a laptop CPU. Normalisation is per pixel over channels, so no statistic leaks across places or depends on the size of
 the picture. Then comes a linear filter, fitted and not trained, that makes pictures as sharp as photographs
-(`core.sharpness`), and a last small stage at full resolution that an adversary teaches (`core.finishing`). It does not
-know about text or diffusion.
+(`core.nn.sharpening`), and a last small stage at full resolution that an adversary teaches (`core.nn.refinement`). It
+does not know about text or diffusion.
 
 Long because the autoencoder is trained in two ways, as a whole and at its end, by the same losses and measurements.
 
@@ -26,14 +26,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import (
+from core.command import check_numbers, run_command, run_lock
+from core.nn.checkpoint import (
     ModelFolderError,
     build,
     component_hash,
@@ -44,8 +45,7 @@ from core.checkpoint import (
     read_component_config,
     save_component,
 )
-from core.command import check_numbers, run_command, run_lock
-from core.equivariance import (
+from core.nn.equivariance import (
     LatentRegularization,
     add_noise,
     drift_penalty,
@@ -56,13 +56,12 @@ from core.equivariance import (
     principal_components,
     random_crops,
 )
-from core.finishing import Finish
-from core.preview import fit_preview, load_preview, save_preview
+from core.nn.layers import PixelNorm, ResBlock, Up, to_images
+from core.nn.preview_decoder import fit_preview, load_preview, save_preview
+from core.nn.refinement import Finish
+from core.nn.sharpening import Sharpen, fit_kernel
 from core.quiet import keep_quiet
-from core.sharpness import Sharpen, fit_kernel
-
-if TYPE_CHECKING:
-    from dataset import FaceStore
+from core.training.augmentation import load_pixels, mirror
 
 # ------------------------------------------------------------------------------------------------------------- network
 
@@ -78,7 +77,7 @@ class VAEConfig:
     decoder_blocks: tuple[int, int, int] = (3, 2, 1)
     sharpen_size: int = 0  # of the filter after the decoder; 0: none, as while training
     finish_channels: int = 0  # at full resolution, after the filter; 0: not finished
-    deterministic: bool = False  # no posterior variance: normalised means, regularised as core.equivariance says
+    deterministic: bool = False  # no posterior variance: normalised means, regularised as core.nn.equivariance says
     statistics_size: int = 0  # mean and deviation per channel and place of a grid of this side; 0: per channel
 
 
@@ -124,53 +123,6 @@ class Posterior:
     def kl(self) -> Tensor:
         """KL(q || N(0, 1)) in nats, mean over every latent number (Kingma & Welling, appendix B)."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).mean()
-
-
-class PixelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel, with a learned scale and shift. [B, C, H, W] -> same.
-
-    A trace, which is what compilers read, has it as sums over the channels where they stand: the two permutations, free
-    in torch, cost compiled networks an eighth of their time.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
-            x = x - x.mean(1, keepdim=True)
-            x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5)
-            return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
-        x = x.permute(0, 2, 3, 1)  # free for channels-last tensors
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
-
-
-class ResBlock(nn.Module):
-    """x + conv(silu(conv(norm(x)))); the second convolution starts at zero, so a new block is the identity."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = PixelNorm(channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(self.norm(x))))
-
-
-class Up(nn.Module):
-    """1x1 convolution and pixel shuffle: [B, a, H, W] -> [B, b, 2H, 2W]."""
-
-    def __init__(self, a: int, b: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(a, 4 * b, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), 2).contiguous(memory_format=torch.channels_last)
 
 
 class Encoder(nn.Module):
@@ -317,27 +269,6 @@ def perceptual_loss(features: Any, prediction: Tensor, target: Tensor) -> Tensor
     return torch.stack(terms).mean()
 
 
-# ------------------------------------------------------------------------------------------------------------ training
-
-
-def to_images(pixels: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], channels-last."""
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def load_pixels(store: FaceStore, indices: Any, device: torch.device) -> Tensor:
-    """The chosen images as one uint8 tensor [N, 128, 128, 3] on the training device, so that no step reads the disk."""
-    return torch.from_numpy(store.images[indices]).to(device)
-
-
-def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip about half of the images [B, 3, H, W] left to right, as ``generator`` (on the CPU) decides."""
-    from core.training import send
-
-    flip = send(torch.rand(len(images), generator=generator) < 0.5, images.device)
-    return torch.where(flip[:, None, None, None], images.flip(-1), images)
-
-
 @torch.inference_mode()
 def measure_latents(model: VAE, pixels: Tensor, seed: int = 0, batch_size: int = 64) -> tuple[Tensor, Tensor]:
     """Per-channel mean and standard deviation, each [C], of posterior samples over uint8 images [N, H, W, 3]."""
@@ -375,21 +306,12 @@ def check_parents(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """The training loop of the VAE; the same command resumes. Ends by measuring latents and releasing the weights."""
-    from core.release import check_release, releasing
-    from core.training import (
-        EpochSampler,
-        PowerEMA,
-        RunFolder,
-        StepGuard,
-        average_gradients,
-        circumstances,
-        learning_rate,
-        make_accelerator,
-        mean_over_processes,
-        process_slice,
-        send,
-        step_generator,
-    )
+    from core.training.accelerator import average_gradients, make_accelerator, mean_over_processes, process_slice, send
+    from core.training.ema import PowerEMA
+    from core.training.optim import StepGuard, learning_rate
+    from core.training.randomness import EpochSampler, step_generator
+    from core.training.release import check_release, releasing
+    from core.training.run_folder import RunFolder, circumstances
     from dataset import FaceStore
     from discriminator import (
         PRESETS as ADVERSARIES,
@@ -706,13 +628,17 @@ def finish(args: argparse.Namespace) -> None:
     full resolution. Half of a batch are photographs: their copies stand against them, patch by patch. The other half
     are latents that the UNet drew (``--drawn``), against photographs: pictures that are drawn have no original.
     """
-    from core import training
-    from core.release import check_release, releasing
+    from core.training.accelerator import average_gradients, make_accelerator, mean_over_processes, process_slice, send
+    from core.training.ema import PowerEMA
+    from core.training.optim import StepGuard, learning_rate
+    from core.training.randomness import EpochSampler, step_generator
+    from core.training.release import check_release, releasing
+    from core.training.run_folder import RunFolder, circumstances
     from dataset import FaceStore
     from discriminator import TEXTURE_CHANNELS, TextureCritic, gradient_penalty, relativistic_loss
 
     check_release(args.model, "vae", replace=args.replace, run=args.run)
-    accelerator = training.make_accelerator(args.device, args.precision)
+    accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = FinishWeights()
     store = FaceStore.open(args.data)
@@ -743,32 +669,32 @@ def finish(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.0, 0.99), weight_decay=0.0, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=args.learning_rate, betas=(0.0, 0.99),
                                          weight_decay=0.0, fused=True)
-    ema = training.PowerEMA(model, relative_std=0.05)
+    ema = PowerEMA(model, relative_std=0.05)
     halves = args.batch_size if drawn is None else args.batch_size // 2
-    sampler = training.EpochSampler(len(pixels), halves, args.seed)
+    sampler = EpochSampler(len(pixels), halves, args.seed)
     settings = {"component": "vae-finish", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "drawn": 0 if drawn is None else len(drawn),
                 "drawn_sha256": [file_hash(Path(path)) for path in args.drawn or ()],
                 "data": store.fingerprint, "vae": component_hash(args.init or args.model, "vae"),
                 "weights": asdict(weights), "network": json.loads(json.dumps(asdict(model.config)))}
-    run = training.RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, how=training.circumstances(args, accelerator),
+    run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
+                    main=accelerator.is_main_process, how=circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     first = run.resume()
-    guard, critic_guard = training.StepGuard(skipped=run.extra.get("skipped", 0)), training.StepGuard()
-    mine = training.process_slice(accelerator, halves)
+    guard, critic_guard = StepGuard(skipped=run.extra.get("skipped", 0)), StepGuard()
+    mine = process_slice(accelerator, halves)
 
     for step, show in run.steps(first, args, accelerator, "finish"):
-        rate = training.learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
+        rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
                                       warmup_steps=args.warmup_steps, decay_share=args.decay_share)
         for parameters, share in zip((*optimizer.param_groups, *critic_optimizer.param_groups), (1, 0.25, 1),
                                      strict=True):  # what has learned already takes smaller steps
             parameters["lr"] = rate * share
-        generator = training.step_generator(args.seed, step)
-        images = mirror(to_images(pixels[training.send(sampler.batch(step), device)]), generator)[mine]
+        generator = step_generator(args.seed, step)
+        images = mirror(to_images(pixels[send(sampler.batch(step), device)]), generator)[mine]
         shape = (halves, model.config.latent_channels, images.shape[2] // FACTOR, images.shape[3] // FACTOR)
-        noise = training.send(torch.randn(shape, generator=generator), device)[mine]
+        noise = send(torch.randn(shape, generator=generator), device)[mine]
         real = images.contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
             with torch.no_grad():
@@ -777,8 +703,8 @@ def finish(args: argparse.Namespace) -> None:
                 if drawn is not None:
                     rows = torch.randint(len(drawn), (halves,), generator=generator)[mine]
                     others = torch.randint(len(pixels), (halves,), generator=generator)[mine]
-                    z = torch.cat([z, model.unwhiten(drawn[training.send(rows, device)].float())])
-                    real = torch.cat([real, to_images(pixels[training.send(others, device)])])
+                    z = torch.cat([z, model.unwhiten(drawn[send(rows, device)].float())])
+                    real = torch.cat([real, to_images(pixels[send(others, device)])])
                 z, real = (one.contiguous(memory_format=torch.channels_last) for one in (z, real))
                 features = front(z)
                 wanted = critic(real)
@@ -793,7 +719,7 @@ def finish(args: argparse.Namespace) -> None:
             critic.requires_grad_(True)
             loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
         loss.backward()
-        training.average_gradients(accelerator, trained)
+        average_gradients(accelerator, trained)
         norm = guard.step(optimizer, trained)
 
         penalised = step % weights.penalty_every == 0
@@ -805,7 +731,7 @@ def finish(args: argparse.Namespace) -> None:
             terms["penalty"] = gradient_penalty(logits_real, real) + gradient_penalty(logits_fake, fake)
             critic_loss = critic_loss + weights.penalty_every * weights.penalty / 2 * terms["penalty"]
         critic_loss.backward()
-        training.average_gradients(accelerator, critic.parameters())
+        average_gradients(accelerator, critic.parameters())
         critic_guard.step(critic_optimizer, list(critic.parameters()), max_norm=10.0)
         ema.update(model, step + 1)
 
@@ -813,7 +739,7 @@ def finish(args: argparse.Namespace) -> None:
             values = {name: float(value.detach()) for name, value in terms.items()}
             values |= {"loss": float(loss.detach()),
                        "psnr": float(-10 * torch.log10(((copies - images).detach() / 2).square().mean()))}
-            values = training.mean_over_processes(accelerator, values)
+            values = mean_over_processes(accelerator, values)
             values |= {"grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"critic {values['critic']:.3f} psnr {values['psnr']:.2f}")
@@ -851,7 +777,7 @@ def averaged(model: VAE, ema: Any, device: torch.device) -> VAE:
 
 def sharpened(model: VAE, pixels: Tensor) -> VAE:
     """The same VAE with a filter after it that gives its copies of these uint8 images [N, H, W, 3] their spectrum."""
-    from core.metrics import to_pictures
+    from core.nn.layers import to_pictures
 
     with torch.inference_mode():
         copies = [to_pictures(model.decoder.soft(model.encode(to_images(part)).mean)) for part in pixels.split(64)]
@@ -892,8 +818,8 @@ def release_preview(model: VAE, pixels: Tensor, folder: Path) -> None:
 
 def refit(args: argparse.Namespace) -> None:
     """Give a model folder a preview decoder without touching its VAE."""
-    from core.release import check_release
-    from core.training import make_accelerator
+    from core.training.accelerator import make_accelerator
+    from core.training.release import check_release
     from dataset import FaceStore
 
     check_release(args.model, "preview", replace=args.replace)
@@ -948,7 +874,8 @@ def reconstruction_metrics(
 
 def evaluate(args: argparse.Namespace) -> dict[str, float]:
     """Measure the released VAE on the sharp test images; writes ``metrics.json`` and a grid into the run folder."""
-    from core.training import make_accelerator, save_grid
+    from core.training.accelerator import make_accelerator
+    from core.training.run_folder import save_grid
     from dataset import FaceStore
 
     device = make_accelerator(args.device, "no").device
@@ -972,7 +899,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    from core.release import add_release_options, of_preset, settle
+    from core.training.release import add_release_options, of_preset, settle
 
     keep_quiet()
     parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.", allow_abbrev=False)

@@ -1,1 +1,1 @@
-"""The how: shared rooms that the root files build on and that never import the root."""
+"""How is it all done? Packages that the root files build on and that never import the root."""

@@ -5,8 +5,8 @@ A full disk, a read-only one, one that does not answer and a folder of somebody 
 runs the server, `ANSWERS` what its clients are told. A `Reserve` keeps a little room, so that what frees space can be
 written down on a full disk.
 
-It does not know what is kept there. Standard library only and no syntax newer than Python 3.7, as in `core/machine.py`.
-SQLite's errors: https://sqlite.org/rescode.html
+It does not know what is kept there. Standard library only and no syntax newer than Python 3.7, as in
+`launcher/host.py`. SQLite's errors: https://sqlite.org/rescode.html
 """
 
 from __future__ import annotations

@@ -1,44 +1,21 @@
-"""How do many jobs share one engine?
+"""What do a server and a model owe each other?
 
-`EngineBatch` is what the queue drives (`core.jobs.Batch`): it turns a job's stored request into a run of the engine,
-takes the running jobs forward together, one denoising step at a time, and reports progress, previews and pictures to
-each. `EngineService` holds the engine, whether it is there yet (STARTING, READY, FAILED), the queue and its store.
-
-An engine is anything that looks like `Engine`; it is touched by one thread alone. This file knows neither HTTP nor
-what a network is.
+The contract: what an engine says of itself (`EngineInfo`), what it is asked (`DrawRequest`), the run that it makes
+of it, and the pictures that come out. Anything that keeps it can be served; the tests draw with a stand-in.
+It knows neither jobs nor HTTP, and never imports torch.
 """
 
 from __future__ import annotations
 
-import base64
-import logging
-import statistics
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol
 
 import numpy as np
-
-from core.jobs import JobQueue
-from core.ledger import Job, JobError
-from core.pictures import is_white, read_image
-from core.store import Store
 
 NUM_SEEDS = 2**53  # seeds stay exact in JavaScript; the one after the last is 0
 MAX_IMAGES = 64  # of all running jobs: what a step keeps in memory
 MANY_STEPS = 50  # from here on noise that is added again pays, so that more steps are never worse
-CPU_BATCH, ACCELERATOR_BATCH = 16, 64  # images in one call of the network, unless somebody says otherwise
-
-T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-
-# ---- what draws ------------------------------------------------------------------------------------------------------
 
 
 class EngineInfo(Protocol):
@@ -67,11 +44,13 @@ class EngineInfo(Protocol):
     @property
     def engine(self) -> str: ...  # what computes, for people: "OpenVINO 2026.4.1 f32"
     @property
-    def sliders(self) -> Mapping[str, Any]: ...  # name -> what it was measured to do (core.answers.SliderResponse)
+    # name -> what it was measured to do (core.web.responses.SliderResponse)
+    def sliders(self) -> Mapping[str, Any]: ...
     @property
     def few_steps(self) -> Mapping[str, int]: ...  # samplers made for few steps -> how many
     @property
-    def step_curve(self) -> Sequence[Mapping[str, Any]]: ...  # what steps buy (core.answers.StepQuality), by steps
+    # what steps buy (core.web.responses.StepQuality), by steps
+    def step_curve(self) -> Sequence[Mapping[str, Any]]: ...
     @property
     def emphasis(self) -> Callable[[str], str]: ...  # a description -> the words in which the model hears it
     @property
@@ -108,11 +87,11 @@ class DrawRequest:
     `interpolate_to` leads from the noise and the prompt of this request to others. In both cases all pictures have the
     one `seed`.
 
-    `watermark`: the pictures carry the mark of `core.watermark`, where they were drawn; previews never do.
+    `watermark`: the pictures carry the mark of `core.imaging.watermark`, where they were drawn; previews never do.
 
     `attributes` are sliders: CelebA's names of attributes -> -2 (away from it) to 2 (towards it). `candidates` draws so
     many pictures, and the `num_images` that fit the prompt best are the result, the best first. `balance` goes round
-    what the prompt leaves open (`core/population.py`): picture i is combination `seed + i`.
+    what the prompt leaves open (`core/text/prompt_balancing.py`): picture i is combination `seed + i`.
     """
 
     prompt: str
@@ -149,7 +128,8 @@ def usual_sampler(info: EngineInfo, steps: int) -> str:
 class Picture(Protocol):
     """One image: a preview or the result. `latent` holds little-endian float32 in C order.
 
-    `about` is what a result says beside that (`core.answers.Findings`), as JSON can hold it; of a preview nothing.
+    `about` is what a result says beside that (`core.web.responses.Findings`), as JSON can hold it; of a preview
+    nothing.
     """
 
     @property
@@ -204,333 +184,12 @@ class Engine(Protocol):
     def rest(self) -> bool: ...  # nobody waits: get a bit readier for what may come; False: nothing is left to do
 
 
-# ---- many jobs, one step ---------------------------------------------------------------------------------------------
+class JobError(Exception):
+    """A failure that says what went wrong (`message`), in one word for programs (`code`), and what to do (`hint`)."""
 
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint = code, message, hint
 
-def image_url(job_id: str, index: int, suffix: str = "png") -> str:
-    return f"/jobs/{job_id}/images/{index}.{suffix}"
-
-
-def picture_name(index: int, step: int | None = None) -> str:
-    """The file of one image's picture: the final one, or the preview of one step."""
-    return f"{index}.png" if step is None else f"{index}-{step}.png"
-
-
-def latent_name(index: int, step: int | None = None) -> str:
-    """The file with the latent of that picture, little-endian float32 in C order."""
-    return f"{index}.f32" if step is None else f"{index}-{step}.f32"
-
-
-def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
-    """A job's stored request as the engine wants it.
-
-    Raises JobError (`model_changed`) when it was accepted for other weights: its pictures would not be the same.
-    """
-    if request["model_hash"] != info.model_hash:
-        message = f"The job was accepted for another version of the model than {info.name} as it is loaded now."
-        raise JobError("model_changed", message, "Send the request again.")
-    latent, num_images = request["latent"], request["n_images"]
-    texts = [latent] * num_drawn(request) if isinstance(latent, str) else latent
-    picture, mask, target = (request.get(name) for name in ("init_image", "mask", "interpolate_to"))
-
-    def array(text: str) -> np.ndarray:
-        return np.frombuffer(base64.b64decode(text), "<f4").reshape(info.latent_shape)
-
-    return DrawRequest(
-        prompt=request["prompt"],
-        num_images=num_images,
-        num_inference_steps=request["n_inf_steps"],
-        seed=request["seed"],
-        guidance_scale=request["guidance_scale"],
-        negative_prompt=request["negative_prompt"],
-        sampler=request["sampler"],
-        latents=texts and np.stack([array(text) for text in texts]),
-        start=request["start_timestep"],
-        init_image=picture and read_image(base64.b64decode(picture)),
-        strength=request.get("strength", 1.0),
-        mask=mask and is_white(read_image(base64.b64decode(mask))),
-        variation_strength=request.get("variation_strength", 0.0),
-        variation_seed=request.get("variation_seed", 0),
-        interpolate_to=target and Interpolation(
-            target["prompt"], target["seed"], target["latent"] and array(target["latent"]), target["weight"]
-        ),
-        watermark=request.get("watermark", False),  # jobs of older servers were accepted without
-        attributes=request.get("attributes") or {},
-        candidates=request.get("candidates"),
-        balance=request.get("balance", False),
-    )
-
-
-def num_drawn(request: Mapping[str, Any]) -> int:
-    """How many pictures are drawn for a request, kept or not."""
-    return request.get("candidates") or request["n_images"]
-
-
-def rows_of(request: Mapping[str, Any], info: EngineInfo) -> int:
-    """Rows that the network computes a step for a request: of every image one or two, by its guidance, and two more a
-    slider."""
-    scale, (low, high) = request["guidance_scale"], (1.0, 1.0)
-    if info.one_pass is not None and not request["negative_prompt"]:
-        low, high = info.one_pass
-    passes = 1 if scale == 0 or low <= scale <= high else 2
-    return num_drawn(request) * (passes + 2 * len(request.get("attributes") or {}))
-
-
-def steps_of(request: Mapping[str, Any]) -> int:
-    """Steps that are done for a request: those that a picture or a latent to begin with makes needless are not."""
-    share = request.get("strength", 1.0) if request.get("init_image") else 1 - request["start_timestep"]
-    return round(request["n_inf_steps"] * share)
-
-
-def as_job_error(raised: Exception, job: Job) -> JobError:
-    """What a client is told about an exception; one that does not explain itself goes into the log as well."""
-    if isinstance(raised, JobError):
-        return raised
-    log.error("the engine failed", exc_info=raised, extra={"job_id": job.id})
-    message = f"{type(raised).__name__}: {raised}"[:300]
-    return JobError("internal", message, "This is a fault of the server: see its log.")
-
-
-class Watcher(Protocol):
-    """Who is told what the engine does."""
-
-    def stepped(self, seconds: float) -> None: ...
-    def drew(self, num_images: int) -> None: ...
-    def ended(self, succeeded: bool) -> None: ...
-
-
-class StepCosts:
-    """What a step of the network was measured to take here, by the rows that it computed for all jobs together.
-
-    So a job beside others is no longer taken for a slow one. Any thread may read while the engine's thread adds.
-    """
-
-    KEPT = 32  # of the latest steps with the same number of rows
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._steps: dict[int, deque[float]] = {}
-        self._pictures: deque[float] = deque(maxlen=self.KEPT)
-
-    def stepped(self, rows: int, seconds: float) -> None:
-        with self._lock:
-            self._steps.setdefault(rows, deque(maxlen=self.KEPT)).append(seconds)
-
-    def drew(self, num_images: int, seconds: float) -> None:
-        """Finished images were decoded, assessed and written."""
-        with self._lock:
-            self._pictures.append(seconds / num_images)
-
-    @property
-    def steps(self) -> list[tuple[int, float]]:
-        """Rows and the median of the seconds, fewest rows first. Of two the lower: a first one prepares."""
-        with self._lock:
-            return [(rows, statistics.median_low(found)) for rows, found in sorted(self._steps.items())]
-
-    @property
-    def seconds_per_picture(self) -> float:
-        """What finishing takes, an image; 0 before the first."""
-        with self._lock:
-            return statistics.median_low(self._pictures) if self._pictures else 0.0
-
-
-class EngineBatch:
-    """The running jobs of one engine (`core.jobs.Batch`).
-
-    At most `max_images` images run, of which at most `max_batch` take part in one step (a job is never divided). When
-    not all can, those go whose last step is longest ago: every job steps equally often, so a short one never waits
-    for a long one to end.
-    """
-
-    def __init__(self, engine: Engine, watcher: Watcher, *, max_batch: int, max_images: int = MAX_IMAGES) -> None:
-        self._engine, self._watcher, self._max_batch, self._max_images = engine, watcher, max_batch, max_images
-        self._running: deque[tuple[Job, Any]] = deque()  # those that are to step next come first
-        self._speeds: deque[float] = deque(maxlen=32)  # seconds an image of the latest steps
-        self.costs = StepCosts()
-        self._previewed: WeakKeyDictionary[Job, float] = WeakKeyDictionary()  # when each had its last preview
-
-    @property
-    def num_images(self) -> int:
-        """Images of all running jobs. May be read by any thread."""
-        return sum(run.num_images for _, run in tuple(self._running))
-
-    @property
-    def seconds_per_image_step(self) -> float | None:
-        """The median of the latest steps; None before the first. May be read by any thread."""
-        speeds = tuple(self._speeds)
-        return statistics.median(speeds) if speeds else None
-
-    @property
-    def ahead(self) -> list[tuple[int, int]]:
-        """Rows a step and the steps that are left of each running job. May be read by any thread."""
-        return [(rows_of(job.request, self._engine.info), run.total - run.done) for job, run in tuple(self._running)]
-
-    def has_room(self, job: Job) -> bool:
-        wanted = num_drawn(job.request)
-        return not self._running or self.num_images + wanted <= self._max_images
-
-    def admit(self, job: Job) -> None:
-        """Begin to draw. The newcomer steps first: who watches sees at once that something happens.
-
-        Raises JobError when it cannot be drawn.
-        """
-        try:
-            run = self._engine.begin(draw_request(job.request, self._engine.info))
-        except ValueError as error:
-            raise JobError("invalid_request", f"The model refused the request: {error}.") from error
-        self._running.appendleft((job, run))
-
-    def drop(self, job: Job) -> None:
-        """Forget a job that was cancelled."""
-        self._running = deque(entry for entry in self._running if entry[0] is not job)
-
-    def rest(self) -> bool:
-        """Let the engine use that nobody waits; False: it has nothing left to do."""
-        return self._engine.rest()
-
-    def step(self) -> Iterator[tuple[Job, JobError | None]]:
-        """Take as many jobs as fit one step further; yields those that ended, with what they failed of if they did."""
-        chosen = self._choose()
-        moving = [run for _, run in chosen if not run.finished]  # start_timestep = 1 leaves no step to do
-        rows = sum(rows_of(job.request, self._engine.info) for job, run in chosen if not run.finished)
-        broken: JobError | None = None
-        try:
-            if moving:
-                began = time.perf_counter()
-                self._engine.step(moving)
-                seconds = time.perf_counter() - began
-                self._speeds.append(seconds / sum(run.num_images for run in moving))
-                self.costs.stepped(rows, seconds)
-                self._watcher.stepped(seconds)
-        except Exception as raised:  # a fault of the engine ends the jobs of this step, and no others
-            broken = as_job_error(raised, chosen[0][0])
-        for job, run in chosen:
-            error = broken
-            try:
-                if error is None and not self._report(job, run):
-                    continue
-            except Exception as raised:
-                error = as_job_error(raised, job)
-            self.drop(job)
-            self._watcher.ended(error is None)
-            yield job, error
-
-    def _choose(self) -> list[tuple[Job, Any]]:
-        """The next jobs, in turn, until the batch is full; they go to the end of the line."""
-        chosen: list[tuple[Job, Any]] = []
-        room = self._max_batch
-        while self._running and (not chosen or self._running[0][1].num_images <= room):
-            chosen.append(self._running.popleft())
-            room -= chosen[-1][1].num_images
-        self._running.extend(chosen)
-        return chosen
-
-    def _is_time(self, job: Job) -> bool:
-        """Whether somebody watches this job and has seen nothing (new) for as long as was asked."""
-        every, last = job.request.get("preview_every_s"), self._previewed.get(job)
-        return every is not None and (last is None or time.perf_counter() - last >= every)
-
-    def _report(self, job: Job, run: Run) -> bool:
-        """Tell the job how far it is; True when its pictures are there. Raises JobError."""
-        if run.error is not None:
-            raise run.error
-        job.progress(run.done, run.total)
-        if job.cancel_requested:  # the queue drops it before the next step; what nobody wants is not decoded
-            return False
-        if not run.finished:
-            if run.done % job.request["stream_freq"] == 0 or self._is_time(job):
-                self._previewed[job] = time.perf_counter()
-                previews = self._engine.previews(run)
-                files = {picture_name(picture.index, run.done): picture.png for picture in previews}
-                files |= {latent_name(picture.index, run.done): picture.latent for picture in previews}
-                job.keep(files, [("preview", update(run, picture)) for picture in previews])
-            return False
-        began = time.perf_counter()
-        pictures = self._engine.pictures(run)
-        files = {picture_name(picture.index): picture.png for picture in pictures}
-        files |= {latent_name(picture.index): picture.latent for picture in pictures}
-        for picture in pictures:
-            about = {**update(run, picture), **picture.about, "url": image_url(job.id, picture.index)}
-            job.emit("image", about, files)
-            files = {}  # all were written with the first: one wait for the disk instead of eight
-        self.costs.drew(run.num_images, time.perf_counter() - began)
-        self._watcher.drew(len(pictures))
-        log.info("job %s drawn", job.id, extra={"job_id": job.id})
-        return True
-
-
-def update(run: Run, picture: Picture) -> dict[str, int]:
-    """What an event says of a picture."""
-    return {"index": picture.index, "seed": picture.seed, "t": run.done, "total_t": run.total}
-
-
-# ---- the engine and its queue ----------------------------------------------------------------------------------------
-
-
-class EngineService:
-    """The engine, its state, its queue and its store: all that outlives a request."""
-
-    def __init__(
-        self,
-        engine_factory: Callable[[], Engine],
-        store: Store,
-        queue: JobQueue,
-        watcher: Watcher,
-        max_batch: int | None,
-        watermark: bool = True,
-    ) -> None:
-        self.watermark = watermark  # of the pictures of jobs that are accepted from now on
-        self._engine_factory, self._store, self._watcher, self._max_batch = engine_factory, store, watcher, max_batch
-        self._engine: Engine | None = None
-        self.queue = queue
-        self.batch: EngineBatch | None = None
-        self.state, self.failure = "STARTING", ""
-
-    @property
-    def info(self) -> EngineInfo | None:
-        """What the model says of itself, once it is loaded."""
-        return None if self._engine is None else self._engine.info
-
-    def ahead(self) -> list[tuple[int, int]]:
-        """Rows a step and steps to do of all jobs that run or wait; none before the model is loaded."""
-        if self.batch is None or self.info is None:
-            return []
-        info = self.info
-        waiting = [(rows_of(request, info), steps_of(request)) for request in self.queue.waiting_requests()]
-        return self.batch.ahead + waiting
-
-    def start(self) -> None:
-        """Load and work in the engine's thread."""
-        self.queue.start(self.load)
-
-    def load(self) -> EngineBatch | None:
-        """Make the engine; None, with the reason in `failure`, when that fails. Runs in the engine's thread."""
-        try:
-            engine = self._engine_factory()
-        except Exception as error:  # the server stays up to say what is wrong
-            log.exception("the model could not be loaded")
-            self.failure = f"The model could not be loaded: {error}"
-            self.state = "FAILED"
-            return None
-        info = engine.info
-        max_batch = self._max_batch or (CPU_BATCH if info.device == "cpu" else ACCELERATOR_BATCH)
-        self.batch = EngineBatch(engine, self._watcher, max_batch=max_batch)
-        self._engine, self.state = engine, "READY"
-        log.info("ready: %s on %s by %s, up to %d images a step", info.name, info.device, info.engine, max_batch)
-        return self.batch
-
-    def call(self, function: Callable[[Engine], T]) -> Future[T]:
-        """Have something done by the loaded engine, in its own thread, between two steps. Raises QueueFull."""
-        engine = self._engine
-        assert engine is not None, "asked only when the engine is ready"
-        return self.queue.call(lambda: function(engine))
-
-    def close(self, drain_s: float = 0.0) -> None:
-        """Accept nothing more, let running jobs end for up to `drain_s` seconds; the rest waits for the next start."""
-        if self.state != "FAILED":
-            self.state = "STOPPING"
-        self.queue.close(drain_s)
-        if self.queue.join(timeout_s=drain_s + 10.0):
-            self._store.close()
-        else:
-            log.warning("the engine is still busy with a step; it ends with the process")
+    def to_dict(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message, "hint": self.hint}

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from browsing import Gate, Site
-    from drawing import DrawingEngine
     from flask import Flask
     from flask.testing import FlaskClient
     from playwright.sync_api import Browser, Page
 
     from generator import FaceGenerator
+    from tests.support.browsing import Gate, Site
+    from tests.support.drawing import DrawingEngine
 
 # before any test module imports torch, matplotlib or a hub client: they read these once
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -44,14 +44,14 @@ def one_thread() -> None:
 
 @pytest.fixture
 def engine() -> DrawingEngine:
-    from drawing import DrawingEngine
+    from tests.support.drawing import DrawingEngine
 
     return DrawingEngine()
 
 
 @pytest.fixture
 def app(engine: DrawingEngine) -> Flask:
-    from asking import make_app
+    from tests.support.asking import make_app
 
     return make_app(engine)
 
@@ -67,7 +67,7 @@ def client(app: Flask) -> FlaskClient:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Closed with its file: while it is open, nothing else in the process can run an event loop."""
-    from browsing import chromium
+    from tests.support.browsing import chromium
 
     with chromium() as browser:
         yield browser
@@ -81,7 +81,7 @@ def page_options() -> dict[str, Any]:
 
 @pytest.fixture
 def page(browser: Browser, page_options: dict[str, Any]) -> Iterator[Page]:
-    from browsing import watched_page
+    from tests.support.browsing import watched_page
 
     with watched_page(browser, **page_options) as page:
         yield page
@@ -95,7 +95,7 @@ def site_options() -> dict[str, Any]:
 
 @pytest.fixture
 def site(engine: DrawingEngine, site_options: dict[str, Any]) -> Iterator[Site]:
-    from browsing import Site
+    from tests.support.browsing import Site
 
     with Site(lambda: engine, **site_options) as site:
         site.wait_until_ready()
@@ -105,7 +105,7 @@ def site(engine: DrawingEngine, site_options: dict[str, Any]) -> Iterator[Site]:
 @pytest.fixture
 def gate(engine: DrawingEngine, site: Site) -> Iterator[Gate]:
     """Holds the site's engine at its first step until a test opens it, and lets go before the site ends."""
-    from browsing import Gate
+    from tests.support.browsing import Gate
 
     engine.before_step = gate = Gate()
     yield gate
@@ -118,7 +118,7 @@ def gate(engine: DrawingEngine, site: Site) -> Iterator[Gate]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A model folder of untrained networks, the same for all: who wants to change it takes a copy."""
-    from tiny_model import build_tiny_model
+    from tests.support.tiny_model import build_tiny_model
 
     folder = build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -149,10 +149,9 @@ def faces(tiny_folder: Path) -> FaceGenerator:
 @pytest.fixture(scope="session")
 def bundled() -> FaceGenerator:
     """What draws with the model that users get, as theirs does on a CPU. Nobody may change it."""
-    from tiny_model import bundled_model
-
     from api import DEFAULT_MODEL
     from generator import FaceGenerator
+    from tests.support.tiny_model import bundled_model
 
     assert bundled_model() == DEFAULT_MODEL, "models/celeba128 is part of the repository: restore it with git checkout"
     return FaceGenerator.load(DEFAULT_MODEL, device="cpu")

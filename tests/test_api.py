@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import LATENT, NO_JOB, latent_of, make_app, post, problem, run, service_of, tick, work
-from drawing import LATENT_SHAPE, DrawingEngine
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 
-from core.captions import ATTRIBUTES
-from core.clock import seconds_each
-from core.jobs import JobError
-from core.store import Retention, StoreError
+from core.engine import JobError
+from core.jobs.clock import seconds_each
+from core.jobs.store import Retention, StoreError
+from core.text.lexicon import ATTRIBUTES
+from tests.support.asking import LATENT, NO_JOB, latent_of, make_app, post, problem, run, service_of, tick, work
+from tests.support.drawing import LATENT_SHAPE, DrawingEngine
 
 
 @pytest.fixture

@@ -26,94 +26,94 @@ MINIMUM |= {f"core.{room}" for room in ("captions", "jobs", "diffusion", "checkp
 # what each room of core/ may build on, beside the standard library and the other rooms
 ROOMS: dict[str, set[str]] = {
     "core": set(),
-    "core.captions": set(),
-    "core.lexicon": set(),
-    "core.phrases": set(),
-    "core.prompts": set(),
-    "core.sentences": set(),
-    "core.population": set(),
-    "core.sliders": set(),
-    "core.jobs": set(),
-    "core.store": set(),
-    "core.ledger": set(),
+    "core.text.captions": set(),
+    "core.text.lexicon": set(),
+    "core.text.phrase_matcher": set(),
+    "core.text.prompt_parser": set(),
+    "core.text.caption_grammar": set(),
+    "core.text.prompt_balancing": set(),
+    "core.text.attribute_sliders": set(),
+    "core.jobs.queue": set(),
+    "core.jobs.store": set(),
+    "core.jobs.job": set(),
     "core.engine": {"numpy"},
-    "core.child": set(),
-    "core.environment": set(),
-    "core.machine": set(),
+    "launcher.process": set(),
+    "launcher.environment": set(),
+    "launcher.host": set(),
     "core.disk": set(),
-    "core.clock": set(),
-    "core.model_check": set(),
-    "core.release": set(),
-    "core.qr": {"segno"},
+    "core.jobs.clock": set(),
+    "launcher.model_check": set(),
+    "core.training.release": set(),
+    "launcher.qr": {"segno"},
     "core.quiet": set(),
-    "core.schemas": {"numpy", "pydantic"},
-    "core.answers": {"pydantic", "typing_extensions"},
-    "core.serializers": set(),
-    "core.openapi": {"flask", "pydantic", "werkzeug"},
-    "core.reference": {"flask"},
-    "core.streams": {"flask"},
-    "core.results": {"flask"},
-    "core.exchange": {"flask", "numpy"},
-    "core.telemetry": {"flask", "prometheus_client"},
-    "core.serving": {"flask", "waitress"},
-    "core.containers": set(),
-    "core.metadata": {"numpy", "PIL"},
-    "core.pictures": {"numpy", "PIL"},
-    "core.watermark": {"numpy", "PIL"},
-    "core.nearest": {"numpy", "torch"},
-    "core.jury": {"numpy"},
-    "core.submission": set(),
-    "core.verification": {"flask", "numpy"},
-    "core.endurance": {"numpy", "PIL"},
-    "core.animation": {"numpy", "PIL"},
-    "core.web": {"flask", "pydantic", "pydantic_core", "werkzeug"},
-    "core.cartoons": {"numpy", "PIL"},
-    "core.sources": {"numpy", "pandas", "PIL"},
-    "core.preparation": {"numpy", "pandas", "PIL"},
-    "core.checkpoint": {"numpy", "safetensors", "torch"},
-    "core.diffusion": {"diffusers", "numpy", "torch"},
-    "core.solvers": {"torch"},
-    "core.muon": {"torch"},
-    "core.distillation": {"torch"},
-    "core.caption_bank": {"numpy", "torch"},
+    "core.web.requests": {"numpy", "pydantic"},
+    "core.web.responses": {"pydantic", "typing_extensions"},
+    "core.web.serializers": set(),
+    "core.web.openapi": {"flask", "pydantic", "werkzeug"},
+    "core.web.api_docs": {"flask"},
+    "core.web.sse": {"flask"},
+    "core.web.routes.images": {"flask"},
+    "core.web.routes.latents": {"flask", "numpy"},
+    "core.web.monitoring": {"flask", "prometheus_client"},
+    "core.web.wsgi": {"flask", "waitress"},
+    "core.imaging.file_sanitizer": set(),
+    "core.imaging.png_metadata": {"numpy", "PIL"},
+    "core.imaging.image_io": {"numpy", "PIL"},
+    "core.imaging.watermark": {"numpy", "PIL"},
+    "core.evaluation.memorization_index": {"numpy", "torch"},
+    "core.evaluation.image_assessment": {"numpy"},
+    "core.web.submission": set(),
+    "core.web.routes.verification": {"flask", "numpy"},
+    "core.evaluation.watermark_robustness": {"numpy", "PIL"},
+    "core.imaging.animation": {"numpy", "PIL"},
+    "core.web.errors": {"flask", "pydantic", "pydantic_core", "werkzeug"},
+    "core.training.synthetic_faces": {"numpy", "PIL"},
+    "core.training.data_sources": {"numpy", "pandas", "PIL"},
+    "core.training.data_preparation": {"numpy", "pandas", "PIL"},
+    "core.nn.checkpoint": {"numpy", "safetensors", "torch"},
+    "core.diffusion.sampling": {"diffusers", "numpy", "torch"},
+    "core.diffusion.schedulers": {"torch"},
+    "core.training.optim": {"torch"},
+    "core.diffusion.distillation": {"torch"},
+    "core.training.caption_cache": {"numpy", "torch"},
     "core.command": set(),
-    "core.arrays": {"numpy"},
-    "core.curves": {"matplotlib", "numpy", "PIL"},
-    "core.snapshots": {"safetensors", "torch"},
-    "core.latents": {"numpy", "torch", "tqdm"},
-    "core.training": {"accelerate", "PIL", "torch", "tqdm"},
-    "core.preview": {"torch"},
-    "core.sharpness": {"numpy", "torch"},
-    "core.finishing": {"torch"},
-    "core.correction": {"torch"},
-    "core.equivariance": {"torch"},
-    "core.resolution": {"numpy", "scipy", "torch"},
-    "core.emphasis": set(),
-    "core.compiled": {"numpy", "openvino", "torch"},
-    "core.devices": {"torch"},
-    "core.figures": set(),
-    "core.bench": {"diffusers", "numpy", "torch"},
-    "core.editing": {"numpy", "scipy", "torch"},
-    "core.steering": set(),
-    "core.response": {"numpy"},
-    "core.receipts": {"numpy"},
-    "core.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
-    "core.judge": {"numpy", "torch"},
-    "core.outside_setup": set(),
-    "core.outside_weights": {"numpy", "onnx"},
-    "core.outside_networks": {"ai_edge_litert", "dlib", "numpy", "onnxruntime", "PIL"},
-    "core.outside_judge": {"numpy", "PIL", "scipy"},
-    "core.report": {"matplotlib", "numpy", "PIL"},
+    "core.training.arrays": {"numpy"},
+    "core.training.curves": {"matplotlib", "numpy", "PIL"},
+    "core.training.snapshots": {"safetensors", "torch"},
+    "core.training.latent_cache": {"numpy", "torch", "tqdm"},
+    "core.training.run_folder": {"accelerate", "PIL", "torch", "tqdm"},
+    "core.nn.preview_decoder": {"torch"},
+    "core.nn.sharpening": {"numpy", "torch"},
+    "core.nn.refinement": {"torch"},
+    "core.diffusion.latent_correction": {"torch"},
+    "core.nn.equivariance": {"torch"},
+    "core.training.resolution": {"numpy", "scipy", "torch"},
+    "core.text.prompt_rewriting": set(),
+    "core.nn.openvino_backend": {"numpy", "openvino", "torch"},
+    "core.nn.device": {"torch"},
+    "core.evaluation.benchmark_tables": set(),
+    "core.evaluation.benchmark": {"diffusers", "numpy", "torch"},
+    "core.diffusion.inpainting": {"numpy", "scipy", "torch"},
+    "core.diffusion.guidance": set(),
+    "core.evaluation.slider_response": {"numpy"},
+    "core.imaging.generation_parameters": {"numpy"},
+    "core.evaluation.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
+    "core.evaluation.attribute_classifier": {"numpy", "torch"},
+    "core.evaluation.outside_setup": set(),
+    "core.evaluation.outside_weights": {"numpy", "onnx"},
+    "core.evaluation.outside_networks": {"ai_edge_litert", "dlib", "numpy", "onnxruntime", "PIL"},
+    "core.evaluation.outside_judge": {"numpy", "PIL", "scipy"},
+    "core.evaluation.report": {"matplotlib", "numpy", "PIL"},
 }
 SERVING = {  # what only the server imports, and training can do without
-    "api", "core.animation", "core.answers", "core.exchange", "core.openapi", "core.reference", "core.results",
-    "core.schemas", "core.serializers", "core.serving", "core.streams", "core.submission", "core.telemetry",
-    "core.verification", "core.web",
+    "api", "core.imaging.animation", "core.web.responses", "core.web.routes.latents", "core.web.openapi", "core.web.api_docs", "core.web.routes.images",
+    "core.web.requests", "core.web.serializers", "core.web.wsgi", "core.web.sse", "core.web.submission", "core.web.monitoring",
+    "core.web.routes.verification", "core.web.errors",
 }
-TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.clock", "core.disk", "core.emphasis",
-                        "core.engine", "core.environment", "core.jobs", "core.ledger", "core.machine", "core.metadata",
-                        "core.pictures", "core.population", "core.receipts", "core.sliders", "core.store",
-                        "core.watermark"}
+TORCH_FREE = SERVING | {"start", "core", "core.text.captions", "core.imaging.file_sanitizer", "core.jobs.clock", "core.disk", "core.text.prompt_rewriting",
+                        "core.engine", "launcher.environment", "core.jobs.queue", "core.jobs.job", "launcher.host", "core.imaging.png_metadata",
+                        "core.imaging.image_io", "core.text.prompt_balancing", "core.imaging.generation_parameters", "core.text.attribute_sliders", "core.jobs.store",
+                        "core.imaging.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
 SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}
 LONGEST = 600  # lines of a file that needs no defence
@@ -181,7 +181,8 @@ IS_ROOT = {name for name in PROJECT if name.split(".")[0] != "core"} | MINIMUM -
 
 
 def targets(found: Import) -> set[str]:
-    """The project's modules that an import runs: `from core import jobs` runs core and core.jobs."""
+    """The project's modules that an import runs: `from core.jobs import queue as jobs` runs core and
+    core.jobs.queue."""
     names = {found.module, f"{found.module}.{found.name}"}
     names |= {found.module.rpartition(".")[0]}
     return names & (set(PROJECT) | set(ROOMS) | IS_ROOT)
@@ -320,12 +321,12 @@ def randomness_is_passed_in(source: Source) -> list[str]:
 Law = Callable[[Source], list[str]]
 BROKEN_BY: dict[Law, tuple[tuple[str, str], ...]] = {
     core_never_imports_root: (
-        ("core.training", "import vae"),
-        ("core.jobs", "def f():\n    from generator import FaceGenerator"),
+        ("core.training.run_folder", "import vae"),
+        ("core.jobs.queue", "def f():\n    from generator import FaceGenerator"),
     ),
     rooms_stay_in_their_means: (
-        ("core.jobs", "import torch"),
-        ("core.captions", "def f():\n    import numpy as np"),
+        ("core.jobs.queue", "import torch"),
+        ("core.text.captions", "def f():\n    import numpy as np"),
         ("core.attic", "import json"),
     ),
     networks_load_without_training: (
@@ -355,13 +356,13 @@ BROKEN_BY: dict[Law, tuple[tuple[str, str], ...]] = {
     ),
     randomness_is_passed_in: (
         ("vae", "def build() -> None:\n    torch.manual_seed(0)"),
-        ("core.training", "def train() -> None:\n    torch.manual_seed(0)"),
+        ("core.training.run_folder", "def train() -> None:\n    torch.manual_seed(0)"),
         ("vae", "random.seed(1)"),
     ),
 }
 ALLOWED_BY: dict[Law, tuple[tuple[str, str], ...]] = {
-    core_never_imports_root: (("core.training", "from core import checkpoint"), ("vae", "import discriminator")),
-    rooms_stay_in_their_means: (("core.diffusion", "import torch, math"), ("vae", "import anything")),
+    core_never_imports_root: (("core.training.run_folder", "from core.nn import checkpoint"), ("vae", "import discriminator")),
+    rooms_stay_in_their_means: (("core.diffusion.sampling", "import torch, math"), ("vae", "import anything")),
     networks_load_without_training: (
         ("vae", "def train() -> None:\n    import dataset"),
         ("vae", "from train_clip import CLIP, load_clip"),
@@ -373,7 +374,7 @@ ALLOWED_BY: dict[Law, tuple[tuple[str, str], ...]] = {
     nothing_is_unpickled_or_evaluated: (("api", "model.eval()\nnp.load(path, allow_pickle=False)"),),
     randomness_is_passed_in: (
         ("vae", "def main() -> None:\n    torch.manual_seed(0)"),
-        ("core.judge", "with torch.random.fork_rng(devices=[]):\n    torch.manual_seed(0)"),
+        ("core.evaluation.attribute_classifier", "with torch.random.fork_rng(devices=[]):\n    torch.manual_seed(0)"),
         ("vae", "generator.manual_seed(1)"),
     ),
 }
@@ -403,17 +404,17 @@ def test_torch_stays_out_of_the_door_and_the_queue() -> None:
 
 def test_the_closure_follows_imports_and_stops_at_functions() -> None:
     texts = {
-        "api": "from core import jobs\ndef f():\n    import diffusers",
+        "api": "from core.jobs import queue as jobs\ndef f():\n    import diffusers",
         "core": "",
-        "core.jobs": "import core.checkpoint",
-        "core.checkpoint": "if True:\n    import torch.nn",
+        "core.jobs.queue": "import core.nn.checkpoint",
+        "core.nn.checkpoint": "if True:\n    import torch.nn",
     }
-    assert import_time_closure("api", {n: Source(n, t) for n, t in texts.items()}) == {"torch": "core.checkpoint"}
+    assert import_time_closure("api", {n: Source(n, t) for n, t in texts.items()}) == {"torch": "core.nn.checkpoint"}
 
 
 def test_start_and_what_it_imports_use_the_standard_library_and_old_syntax() -> None:
     assert import_time_closure("start", PROJECT) == {}
-    for module in ("start", "core", "core.child", "core.environment", "core.machine", "core.model_check"):
+    for module in ("start", "core", "launcher.process", "launcher.environment", "launcher.host", "launcher.model_check"):
         ast.parse(PROJECT[module].text, feature_version=(3, 7))
     with pytest.raises(SyntaxError):
         ast.parse("if (x := 1):\n    pass", feature_version=(3, 7))

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 
 import dataset
-from core.captions import ATTRIBUTES
-from core.cartoons import draw_face, random_attributes
-from core.preparation import prepare
-from core.sources import drawn_split, keep_people_together, read_pairs, scan
+from core.text.lexicon import ATTRIBUTES
+from core.training.data_preparation import prepare
+from core.training.data_sources import drawn_split, keep_people_together, read_pairs, scan
+from core.training.synthetic_faces import draw_face, random_attributes
 from dataset import DataError, FaceStore, load_text_labels, main, synthetic_store
 
 REPO = Path(__file__).resolve().parents[1]
@@ -319,7 +319,7 @@ def test_a_killed_run_continues(tmp_path: Path, people: dict, capsys: pytest.Cap
     source, out = write_files(tmp_path / "in", kaggle_files(many(people))), tmp_path / "out"
     code = (
         "import os, signal, sys\n"
-        "from core.preparation import prepare\n"
+        "from core.training.data_preparation import prepare\n"
         "def kill(done, total):\n"
         "    if done >= 64: os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__': prepare([sys.argv[1]], sys.argv[2], workers=2, on_progress=kill)\n"

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 import evaluate
-from core import metrics, report
-from core.captions import ATTRIBUTES
-from core.checkpoint import ModelFolderError, read_index, update_index
-from core.judge import ResNet, augment, load_judge, look, look_at_store, train_judge
+from core.evaluation import metrics, report
+from core.evaluation.attribute_classifier import ResNet, augment, load_judge, look, look_at_store, train_judge
+from core.imaging import spectrum
+from core.nn import layers
+from core.nn.checkpoint import ModelFolderError, read_index, update_index
+from core.text.lexicon import ATTRIBUTES
 from dataset import FaceStore, synthetic_store
 from generator import FaceGenerator
 
@@ -181,22 +183,22 @@ def test_distances_refuse_what_they_cannot_compare(function) -> None:
 
 
 def test_fine_detail_of_known_pictures() -> None:
-    assert metrics.fine_detail_share(stripes(3.0)) > 0.99  # period under 4 pixels: above half Nyquist
-    assert metrics.fine_detail_share(stripes(16.0)) < 0.01
+    assert spectrum.fine_detail_share(stripes(3.0)) > 0.99  # period under 4 pixels: above half Nyquist
+    assert spectrum.fine_detail_share(stripes(16.0)) < 0.01
     white = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
     disc = math.pi / 16  # radius half Nyquist in a square of side two Nyquist
-    assert metrics.fine_detail_share(white) == pytest.approx(1 - disc, abs=0.01)
+    assert spectrum.fine_detail_share(white) == pytest.approx(1 - disc, abs=0.01)
 
 
 def test_radial_power_finds_the_frequency() -> None:
-    frequency, power = metrics.radial_power(stripes(8.0))
+    frequency, power = spectrum.radial_power(stripes(8.0))
     assert power.sum() == pytest.approx(1.0)
     assert frequency[power.argmax()] == pytest.approx(0.25, abs=0.02)  # period 8 of Nyquist's 2
 
 
 def test_blur_lowers_fine_detail_step_by_step(store: FaceStore) -> None:
     pictures = noise_pictures(3)
-    shares = [metrics.fine_detail_share(p) for p in (pictures, *(metrics.degrade(pictures, k) for k in metrics.BLURS))]
+    shares = [spectrum.fine_detail_share(p) for p in (pictures, *(metrics.degrade(pictures, k) for k in metrics.BLURS))]
     assert shares == sorted(shares, reverse=True)
     assert shares[2] < 0.2 * shares[0]
 
@@ -228,9 +230,9 @@ def test_an_unknown_rung_is_refused_by_name() -> None:
 
 def test_pictures_survive_the_round_trip_and_overshoot_is_clamped() -> None:
     pictures = noise_pictures(2)
-    assert np.array_equal(metrics.to_pictures(metrics.to_tensor(pictures)), pictures)
+    assert np.array_equal(layers.to_pictures(layers.to_tensor(pictures)), pictures)
     overshoot = torch.tensor([1.7, -1.7]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
-    assert metrics.to_pictures(overshoot)[:, 0, 0, 0].tolist() == [255, 0]
+    assert layers.to_pictures(overshoot)[:, 0, 0, 0].tolist() == [255, 0]
 
 
 def test_reconstruction_figures_of_known_errors() -> None:
@@ -309,8 +311,8 @@ def test_augmentation_moves_pixels_without_mixing_them() -> None:
     pictures = noise_pictures(6)
     images = augment(pictures, torch.Generator().manual_seed(0))
     assert images.shape == (6, 3, SIZE, SIZE)
-    rebuilt = metrics.to_pictures(images / images.abs().amax((1, 2, 3), keepdim=True))
-    ratio = metrics.fine_detail_share(rebuilt) / metrics.fine_detail_share(pictures)
+    rebuilt = layers.to_pictures(images / images.abs().amax((1, 2, 3), keepdim=True))
+    ratio = spectrum.fine_detail_share(rebuilt) / spectrum.fine_detail_share(pictures)
     assert ratio == pytest.approx(1.0, abs=0.1)
     assert torch.equal(images, augment(pictures, torch.Generator().manual_seed(0)))
 
@@ -448,7 +450,7 @@ def test_bf16_is_warned_of_where_it_is_only_imitated(monkeypatch: pytest.MonkeyP
         assert evaluate.main([*command, "--build-nearest"]) == 0
         assert ("this cpu has no bfloat16" in capsys.readouterr().err) == (not native)
     assert asked == ["bf16", "bf16"]
-    monkeypatch.setattr("core.devices.has_bf16", lambda device: False)
+    monkeypatch.setattr("core.nn.device.has_bf16", lambda device: False)
     with pytest.raises(SystemExit):
         evaluate.main([*command, "--sliders", "Smiling"])
     assert "bf16 on a device that has it" in capsys.readouterr().err

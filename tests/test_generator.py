@@ -22,26 +22,16 @@ import torch
 from PIL import Image
 
 from api import DEFAULT_MODEL, create_app
-from core.checkpoint import ModelFolderError, load_component, save_component
-from core.devices import has_bf16
-from core.diffusion import SAMPLERS, Condition
-from core.jobs import JobError
-from core.judge import Judge, JudgeConfig
-from core.metadata import encode_png, read_request
-from core.watermark import VERSION, find, mark
-from generator import (
-    TEXTS,
-    DrawRequest,
-    FaceGenerator,
-    JobCancelled,
-    Picture,
-    Run,
-    Step,
-    is_out_of_memory,
-    pick_device,
-    pick_dtype,
-    to_pixels,
-)
+from core.diffusion.conditioning import Condition
+from core.diffusion.schedulers import SAMPLERS
+from core.engine import DrawRequest, JobError
+from core.evaluation.attribute_classifier import Judge, JudgeConfig
+from core.imaging.png_metadata import encode_png, read_request
+from core.imaging.watermark import VERSION, find, mark
+from core.nn.checkpoint import ModelFolderError, load_component, save_component
+from core.nn.device import has_bf16, is_out_of_memory, pick_device, pick_dtype
+from core.nn.layers import to_pixels
+from generator import TEXTS, FaceGenerator, JobCancelled, Picture, Run, Step
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a smiling woman with blond hair"
@@ -489,7 +479,8 @@ def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGen
     """Round trip with the latents included: picture -> its chunk -> POST /text_to_image -> the same picture."""
     z = np.random.default_rng(0).standard_normal((2, *faces.info.latent_shape)).astype(np.float32)
     picture = faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=41, latents=z, start=0.5)[1]
-    body = json.loads(Image.open(io.BytesIO(picture.png)).text["text_to_image"])["request"]  # type: ignore[attr-defined]
+    # type: ignore[attr-defined]
+    body = json.loads(Image.open(io.BytesIO(picture.png)).text["text_to_image"])["request"]
     app = create_app(lambda: faces, start=False, data_dir=tmp_path)
     service = app.extensions["service"]
     batch = service.load()

@@ -23,7 +23,12 @@ import discriminator
 import train_clip
 import vae
 from conditional_ldm import ConditionalUNet, encode_prompts, favoured_rows, load_unet
-from core.caption_bank import (
+from core.diffusion.conditioning import Condition, join_conditions
+from core.evaluation.metrics import retrieval
+from core.text.captions import Caption
+from core.text.lexicon import ATTRIBUTES
+from core.training.accelerator import make_accelerator
+from core.training.caption_cache import (
     CaptionBank,
     build_caption_bank,
     cached_bank,
@@ -31,11 +36,7 @@ from core.caption_bank import (
     draw_texts,
     encode_captions,
 )
-from core.captions import ATTRIBUTES, Caption
-from core.diffusion import Condition, join_conditions
-from core.latents import LatentCache
-from core.metrics import retrieval
-from core.training import make_accelerator
+from core.training.latent_cache import LatentCache
 from dataset import FaceStore, synthetic_store
 from train_clip import CLIP, Tokenizer, load_clip
 from vae import VAE, Posterior, load_vae
@@ -471,12 +472,12 @@ def test_a_bank_is_made_anew_for_other_captions_only(
         return cached_bank(tmp_path / "new" / "bank.npz", store, np.arange(rows), tokenizer, accelerator,
                            captions_per_image=2, seed=seed, empty_share=0.1)
 
-    monkeypatch.setattr("core.caption_bank.build_caption_bank", build)
+    monkeypatch.setattr("core.training.caption_cache.build_caption_bank", build)
     first, again = bank(), bank()
     assert len(made) == 1
     assert all(torch.equal(getattr(first, one.name), getattr(again, one.name)) for one in fields(first))
     assert not torch.equal(bank(seed=1).ids, first.ids) and len(bank(rows=5).ids) == 5 and len(made) == 3
-    monkeypatch.setattr("core.caption_bank.draw_caption", lambda *_, **__: Caption("a face", {}))
+    monkeypatch.setattr("core.training.caption_cache.draw_caption", lambda *_, **__: Caption("a face", {}))
     assert not bank(rows=5).facts.any() and len(made) == 4  # the grammar is another
 
 

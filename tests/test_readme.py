@@ -27,10 +27,10 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 from PIL import Image
-from server import Server
 
 import start
-from core.compiled import installed_version
+from core.nn.openvino_backend import installed_version
+from tests.support.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "archive/README.md", "docs/benchmarks.md", "docs/sliders.md", "docs/training/PLAN.md",
@@ -196,7 +196,7 @@ import sys
 from pathlib import Path
 from core.quiet import keep_quiet
 from generator import FaceGenerator
-from training import make_workplace
+from tests.support.training import make_workplace
 import train_clip
 place = make_workplace(Path("data"))
 for engine in sys.argv[1:]:
@@ -210,7 +210,7 @@ assert train_clip.main(place.train("clip", "run", "--steps", 2)) == 0
 
 def run_watched(watched: Watched, code: str, *words: str) -> str:
     """Run Python code in a process that is watched, in its own folder; what it prints."""
-    code = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}\n" + code
+    code = f"import sys; sys.path[:0] = {[str(ROOT)]!r}\n" + code
     answer = subprocess.run([sys.executable, "-c", code, *words], env=watched.env, cwd=watched.root, timeout=280,
                             capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
@@ -231,7 +231,7 @@ def test_doctor_speaks_to_nobody_and_writes_nothing(tmp_path: Path) -> None:
     python.write_text(f"#!/bin/sh\nPYTHONPATH='{path}' exec '{sys.executable}' \"$@\"\n", encoding="utf-8")
     python.chmod(0o755)
     code = (
-        "import start; from pathlib import Path; from core import environment\n"
+        "import start; from pathlib import Path; from launcher import environment\n"
         "start.venv_python = environment.venv_python = lambda root: Path(sys.argv[1])\n"
         "start.main(['doctor', '--data-dir', 'data'])"
     )

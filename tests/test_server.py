@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import Comparison, Heard, Server, differences, draw_alone, mixed_jobs, pixels_of
 
-from core.diffusion import SAMPLERS
+from core.diffusion.schedulers import SAMPLERS
 from core.engine import MAX_IMAGES
-from core.metadata import read_request
+from core.imaging.png_metadata import read_request
 from generator import FaceGenerator
+from tests.support.server import Comparison, Heard, Server, differences, draw_alone, mixed_jobs, pixels_of
 
 FLAGS = ("--device", "cpu")
 

@@ -25,14 +25,34 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import benchmark_start
 import pytest
 import segno
 
 import api
 import start
-from core import environment, machine
-from core.jobs import JobQueue, Store
+from benchmarks import benchmark_start
+from core import addresses
+from core.jobs.queue import JobQueue
+from core.jobs.store import Store
+from core.process import Problem, venv_python
+from launcher import host as machine
+from launcher.environment import (
+    REQUIREMENTS,
+    STAMP,
+    TEST_REQUIREMENTS,
+    explain_install,
+    hashes,
+    import_problems,
+    incomplete,
+    installed,
+    nvidia_gpus,
+    pins,
+    prepare,
+    probe,
+    python_problem,
+    python_version,
+    torch_cuda_build,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals; its console tells both processes")
@@ -76,8 +96,8 @@ def site_packages(root: Path) -> Path:
 
 def write_stamp(root: Path) -> None:
     """Say that what the house's requirement files name now is installed."""
-    files = (environment.REQUIREMENTS, environment.TEST_REQUIREMENTS)
-    (root / ".venv" / environment.STAMP).write_text(json.dumps(environment.hashes(root, files)), encoding="utf-8")
+    files = (REQUIREMENTS, TEST_REQUIREMENTS)
+    (root / ".venv" / STAMP).write_text(json.dumps(hashes(root, files)), encoding="utf-8")
 
 
 def write_wheel(index: Path, name: str, version: str, code: str = "") -> None:
@@ -96,10 +116,11 @@ def write_wheel(index: Path, name: str, version: str, code: str = "") -> None:
 def house(tmp_path: Path) -> Path:
     """A folder that ./start.py can run in: an empty environment, a complete model, a server of ten lines."""
     root = tmp_path / "house"
-    shutil.copytree(ROOT / "core", root / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("core", "launcher"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "start.py", root)
     (root / "api.py").write_text(SERVER, encoding="utf-8")
-    for name in (environment.REQUIREMENTS, environment.TEST_REQUIREMENTS):
+    for name in (REQUIREMENTS, TEST_REQUIREMENTS):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("# nothing\n", encoding="utf-8")
     for part in start.COMPONENTS:
@@ -217,7 +238,7 @@ def test_each_ctrl_c_reaches_the_server_once(house: Path, port: int, stubborn: s
 @pytest.mark.parametrize("kernel", [True, False], ids=["by the kernel", "by the pipe alone"])
 def test_a_server_does_not_outlive_a_start_that_is_killed(house: Path, port: int, kernel: bool) -> None:
     """Whoever kills start.py with signal 9 can start again at once: the port and the data folder are free."""
-    server = "from core import child\n" + ("" if kernel else "child._ask_kernel = lambda number: None\n")
+    server = "from core import process as child\n" + ("" if kernel else "child._ask_kernel = lambda number: None\n")
     (house / "api.py").write_text(f"{server}child.end_with_parent()\n{SERVER}", encoding="utf-8")
     process, _ = begin(house, "--port", str(port))
     with process:
@@ -232,7 +253,7 @@ def test_a_server_does_not_outlive_a_start_that_is_killed(house: Path, port: int
 def test_the_real_server_ends_with_its_parent(tmp_path: Path) -> None:
     """`python api.py` as start.py runs it; on its own, nobody's end means anything to it."""
     code = (
-        "import sys, os; from pathlib import Path; from core.child import Child\n"
+        "import sys, os; from pathlib import Path; from launcher.process import Child\n"
         "child = Child([sys.executable, 'api.py', '--port', '0', *sys.argv[1:]], cwd=Path('.'), env=dict(os.environ),"
         " farewell='')\nprint(child._process.pid, flush=True); child.release(); child.wait()"
     )
@@ -309,7 +330,7 @@ def test_a_server_that_ends_later_is_told(house: Path, port: int) -> None:
 def test_no_start_ends_in_a_traceback(house: Path, port: int) -> None:
     """A package that cannot be imported is named with its remedy; what nobody foresaw is kept in a file."""
     (house / "api.py").write_text("import flask\n1 / 0\n", encoding="utf-8")
-    (house / environment.REQUIREMENTS).write_text("flask==3.1.3\n", encoding="utf-8")
+    (house / REQUIREMENTS).write_text("flask==3.1.3\n", encoding="utf-8")
     info = site_packages(house) / "flask-3.1.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flask\nVersion: 3.1.3\n", encoding="utf-8")
@@ -451,7 +472,7 @@ def test_little_room_keeps_nobody_from_a_gallery_where_some_can_be_made(house: P
 def test_a_phone_gets_the_address_and_its_code(
     host: str, tty: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "lan_address", lambda: "192.168.1.7")
+    monkeypatch.setattr(addresses, "lan_address", lambda: "192.168.1.7")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: tty, raising=False)
     options = start.command_line({}).parse_args(["--host", host, "--api-key", "a/b", "--no-browser"])
     start.show_addresses(ROOT, options)
@@ -473,7 +494,7 @@ def test_a_phone_gets_an_address_that_answers(
 ) -> None:
     """A server on `::` takes IPv4 only where the system lets it."""
     own = {socket.AF_INET: "192.168.1.7", socket.AF_INET6: "2001:db8::7"}
-    monkeypatch.setattr(machine, "lan_address", lambda family=socket.AF_INET: own[family])
+    monkeypatch.setattr(addresses, "lan_address", lambda family=socket.AF_INET: own[family])
     monkeypatch.setattr(machine, "answers", lambda host, port: host in answering)
     start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
     assert f"another computer:  {printed}\n" in capfd.readouterr().out
@@ -502,7 +523,7 @@ def read_code(lines: list[str]) -> list[list[int]]:
 
 
 def test_a_machine_without_network_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(machine, "lan_address", lambda *family: None)
+    monkeypatch.setattr(addresses, "lan_address", lambda *family: None)
     start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
     said = capfd.readouterr().out
     assert "http://[::1]:5001/" in said and "this machine is in no network" in said
@@ -556,8 +577,8 @@ def test_a_bad_value_is_named(name: str, value: str, capsys: pytest.CaptureFixtu
 
 
 def test_python_too_old_or_too_new() -> None:
-    assert [environment.python_problem((3, minor)) for minor in range(10, 14)] == [None] * 4
-    old, new = environment.python_problem((3, 9)), environment.python_problem((3, 14))
+    assert [python_problem((3, minor)) for minor in range(10, 14)] == [None] * 4
+    old, new = python_problem((3, 9)), python_problem((3, 14))
     assert old and old.startswith("Python 3.9 is too old: install Python 3.10 to 3.13 from https://")
     assert new and new.startswith("Python 3.14 is newer than the pinned packages support: install Python 3.10 to 3.13")
 
@@ -571,56 +592,56 @@ def test_another_python_is_used_where_there_is_one(house: Path) -> None:
 
     answer = old("--help")  # by the environment's own Python
     assert answer.returncode == 0 and "./start.py doctor" in answer.stdout
-    assert f"Using {environment.venv_python(house)}" in answer.stdout
+    assert f"Using {venv_python(house)}" in answer.stdout
     shutil.rmtree(house / ".venv")
     answer = old("doctor")
     assert answer.returncode == 1 and answer.stderr.startswith("start.py: Python 3.9 is too old")
 
 
 def test_a_python_that_does_not_run_is_no_python(tmp_path: Path) -> None:
-    assert environment.python_version(sys.executable) == sys.version_info[:2]
-    assert environment.python_version(tmp_path / "python") is None
+    assert python_version(sys.executable) == sys.version_info[:2]
+    assert python_version(tmp_path / "python") is None
     shim = tmp_path / "python3.12"
     shim.write_text("#!/bin/sh\necho 'no such version' >&2\nexit 127\n", encoding="ascii")
     shim.chmod(0o755)
-    assert environment.python_version(shim) is None
+    assert python_version(shim) is None
 
 
 # ---- the environment -------------------------------------------------------------------------------------------------
 
 
 def test_what_makes_the_environment_incomplete(house: Path) -> None:
-    assert environment.incomplete(house) is None
-    requirements = house / environment.REQUIREMENTS
+    assert incomplete(house) is None
+    requirements = house / REQUIREMENTS
     text = "# why\nTorch==2.14.1  # networks\nflask-cors==6.0.2\ntyping_extensions==4.16.0\n"
     text += 'openvino==2026.4.1; platform_machine == "abacus"  # pip decides, not we\n'
     requirements.write_text(text, encoding="utf-8")
-    assert environment.pins(requirements) == {"Torch": "2.14.1", "flask-cors": "6.0.2", "typing_extensions": "4.16.0"}
-    assert environment.incomplete(house) == "Torch 2.14.1 is missing"
+    assert pins(requirements) == {"Torch": "2.14.1", "flask-cors": "6.0.2", "typing_extensions": "4.16.0"}
+    assert incomplete(house) == "Torch 2.14.1 is missing"
     for name in ("torch-2.14.1+cpu", "flask_cors-6.0.1", "typing_extensions-4.16.0"):
         (site_packages(house) / f"{name}.dist-info").mkdir()
         (site_packages(house) / f"{name}.dist-info" / "METADATA").touch()
     have = {"torch": "2.14.1+cpu", "flask-cors": "6.0.1", "typing-extensions": "4.16.0"}
-    assert environment.installed(house) == have
-    assert environment.incomplete(house) == "flask-cors 6.0.2 is wanted and 6.0.1 is there"
+    assert installed(house) == have
+    assert incomplete(house) == "flask-cors 6.0.2 is wanted and 6.0.1 is there"
     requirements.write_text("torch==2.14.1\ntyping_extensions==4.16.0\n", encoding="utf-8")
-    assert environment.incomplete(house) == "requirements.txt is new or has changed"
+    assert incomplete(house) == "requirements.txt is new or has changed"
     write_stamp(house)
-    assert environment.incomplete(house) is None
-    (house / environment.TEST_REQUIREMENTS).write_text("# more\n", encoding="utf-8")
-    assert environment.incomplete(house) is None, "a user needs no test tools"
-    both = (environment.REQUIREMENTS, environment.TEST_REQUIREMENTS)
-    assert environment.incomplete(house, both) == "tests/requirements.txt is new or has changed"
-    (house / ".venv" / environment.STAMP).write_text("[]", encoding="utf-8")
-    assert environment.incomplete(house) == "requirements.txt is new or has changed"
-    environment.venv_python(house).unlink()
-    assert environment.incomplete(house) == "the environment in .venv does not run"
+    assert incomplete(house) is None
+    (house / TEST_REQUIREMENTS).write_text("# more\n", encoding="utf-8")
+    assert incomplete(house) is None, "a user needs no test tools"
+    both = (REQUIREMENTS, TEST_REQUIREMENTS)
+    assert incomplete(house, both) == "tests/requirements.txt is new or has changed"
+    (house / ".venv" / STAMP).write_text("[]", encoding="utf-8")
+    assert incomplete(house) == "requirements.txt is new or has changed"
+    venv_python(house).unlink()
+    assert incomplete(house) == "the environment in .venv does not run"
     shutil.rmtree(house / ".venv")
-    assert environment.incomplete(house) == "there is no environment in .venv yet"
+    assert incomplete(house) == "there is no environment in .venv yet"
 
 
 def test_offline_says_what_is_missing(house: Path) -> None:
-    (house / environment.REQUIREMENTS).write_text("torch==2.14.1\n", encoding="utf-8")
+    (house / REQUIREMENTS).write_text("torch==2.14.1\n", encoding="utf-8")
     said = sentence(run(house, FACES_OFFLINE="1"))
     assert "torch 2.14.1 is missing" in said and "--offline" in said
 
@@ -638,44 +659,44 @@ def test_prepare_installs_proves_and_remembers(
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", usual.as_uri())
-    monkeypatch.setattr(environment, "DISK_NEEDED", {True: 0, False: 0})
-    environment.venv_python(house).unlink()  # as after an upgrade of the system's Python
-    requirements = house / environment.REQUIREMENTS
+    monkeypatch.setattr("launcher.environment.DISK_NEEDED", {True: 0, False: 0})
+    venv_python(house).unlink()  # as after an upgrade of the system's Python
+    requirements = house / REQUIREMENTS
     requirements.write_text("torch==2.14.1\nflask==3.1.3\n", encoding="utf-8")
 
-    environment.prepare(house, torch_index=cpu.as_uri())
+    prepare(house, torch_index=cpu.as_uri())
     said = capfd.readouterr()
-    assert environment.installed(house)["torch"] == "2.14.1+cpu", "the usual index has another build"
+    assert installed(house)["torch"] == "2.14.1+cpu", "the usual index has another build"
     assert "the environment in .venv does not run" in said.out
     assert "Successfully installed" in said.out, "pip's progress is in sight"
-    assert environment.incomplete(house) is None
-    environment.prepare(house, offline=True)
+    assert incomplete(house) is None
+    prepare(house, offline=True)
     assert capfd.readouterr().out == "", "the second time there is nothing to do"
 
     requirements.write_text("torch==2.14.1\ntorchvision==0.29.2\nflask==3.1.3\n", encoding="utf-8")
-    with pytest.raises(environment.Problem) as broken:
-        environment.prepare(house)
+    with pytest.raises(Problem) as broken:
+        prepare(house)
     told = str(broken.value)
     assert "torchvision 0.29.2 was built for another torch than the 2.14.1+cpu here" in told
     assert "operator torchvision::nms does not exist" in told
     assert "torch==2.14.1 torchvision==0.29.2 --index-url https://download.pytorch.org/whl/cpu'" in told
-    assert environment.incomplete(house), "what cannot be imported is not complete"
+    assert incomplete(house), "what cannot be imported is not complete"
 
     requirements.write_text("torch==2.14.1\ngrimace==9.9\n", encoding="utf-8")
-    with pytest.raises(environment.Problem, match="There is no ready build of grimace==9.9 for this machine"):
-        environment.prepare(house)
+    with pytest.raises(Problem, match="There is no ready build of grimace==9.9 for this machine"):
+        prepare(house)
 
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # the discard port: nobody answers
     monkeypatch.setenv("PIP_RETRIES", "1")
-    with pytest.raises(environment.Problem, match="no network: connect to the internet"):
-        environment.prepare(house)
+    with pytest.raises(Problem, match="no network: connect to the internet"):
+        prepare(house)
 
 
 def test_a_full_disk_is_told_before_the_download(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "DISK_NEEDED", {True: 2**60, False: 2**60})
-    (house / environment.REQUIREMENTS).write_text("torch==2.14.1\n", encoding="utf-8")
-    with pytest.raises(environment.Problem, match=r"Only [\d.]+ GiB are free .* the packages need 1073741824 GiB"):
-        environment.prepare(house)
+    monkeypatch.setattr("launcher.environment.DISK_NEEDED", {True: 2**60, False: 2**60})
+    (house / REQUIREMENTS).write_text("torch==2.14.1\n", encoding="utf-8")
+    with pytest.raises(Problem, match=r"Only [\d.]+ GiB are free .* the packages need 1073741824 GiB"):
+        prepare(house)
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(house: Path) -> None:
@@ -696,16 +717,16 @@ def test_a_folder_that_is_no_environment_is_left_alone(house: Path) -> None:
     ("ERROR: something else", "delete the folder .venv"),
 ])
 def test_what_pip_said_becomes_a_sentence(said: str, remedy: str) -> None:
-    told = environment.explain_install(said)
+    told = explain_install(said)
     assert remedy in told and "\n" not in told
 
 
 def test_what_keeps_a_package_from_importing_becomes_a_sentence(house: Path) -> None:
-    (house / environment.REQUIREMENTS).write_text("torch==2.14.1\ntorchvision==0.29.2\n", encoding="utf-8")
+    (house / REQUIREMENTS).write_text("torch==2.14.1\ntorchvision==0.29.2\n", encoding="utf-8")
 
     def told(name: str, error: str) -> list[str]:
         packages = {"torch": {"version": "2.14.1", "error": None}, "torchvision": {"version": "0.29.2", "error": None}}
-        return environment.import_problems(house, {"packages": {**packages, name: {"version": "1", "error": error}}})
+        return import_problems(house, {"packages": {**packages, name: {"version": "1", "error": error}}})
 
     assert told("torch", "") == []
     assert "vc_redist.x64.exe" in told("torch", "OSError: [WinError 126] The specified module could not be found")[0]
@@ -717,15 +738,15 @@ def test_what_keeps_a_package_from_importing_becomes_a_sentence(house: Path) -> 
 
 
 def test_an_import_that_kills_the_process_is_named(house: Path) -> None:
-    (house / environment.REQUIREMENTS).write_text("calm==1\nfatal==1\nlater==1\n", encoding="utf-8")
+    (house / REQUIREMENTS).write_text("calm==1\nfatal==1\nlater==1\n", encoding="utf-8")
     for name, code in (("calm", ""), ("fatal", "import os\nos.abort()\n"), ("later", "")):
         (site_packages(house) / f"{name}.py").write_text(code, encoding="utf-8")
         (site_packages(house) / f"{name}-1.dist-info").mkdir()
         (site_packages(house) / f"{name}-1.dist-info" / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n", encoding="utf-8")
-    found = environment.probe(house)
+    found = probe(house)
     assert found["packages"]["calm"] == {"version": "1", "error": None}
-    problems = environment.import_problems(house, found)
+    problems = import_problems(house, found)
     assert len(problems) == 1 and problems[0].startswith("fatal is broken (the interpreter died while importing it")
 
 
@@ -750,13 +771,13 @@ def test_doctor_tells_the_truth_about_this_machine(port: int) -> None:
     assert answer.stderr == ""
     lines = dict(re.findall(r"^([a-z]+(?: [a-z]+)?) {2,}(.+)$", answer.stdout, flags=re.MULTILINE))
     assert {"system", "memory", "disk", "environment", "packages", "device", "models", "data"} <= set(lines)
-    version = environment.python_version(environment.venv_python(ROOT))
+    version = python_version(venv_python(ROOT))
     assert version and lines["environment"].startswith(".venv with Python {}.{}".format(*version))
-    for name, got in environment.installed(ROOT).items():
-        if name in environment.pins(ROOT / environment.REQUIREMENTS):
+    for name, got in installed(ROOT).items():
+        if name in pins(ROOT / REQUIREMENTS):
             assert f"{name} {got}" in lines["packages"]
     assert re.fullmatch(r"(cuda \(.+\)|mps|cpu), \d+ CPU threads", lines["device"])
-    openvino = environment.installed(ROOT).get("openvino")
+    openvino = installed(ROOT).get("openvino")
     drawn = f"OpenVINO {openvino}" if openvino and lines["device"].startswith("cpu") else "torch"
     assert lines["engine"].split(";")[0] == drawn
     healthy = "Nothing is wrong." in answer.stdout
@@ -839,9 +860,9 @@ def test_the_device_is_checked_without_importing_torch(house: Path, monkeypatch:
     (site_packages(house) / "torch-2.14.1.dist-info").mkdir()
     (site_packages(house) / "torch-2.14.1.dist-info" / "METADATA").touch()
     gpus: list[str] = []
-    monkeypatch.setattr(environment, "nvidia_gpus", lambda: gpus)
+    monkeypatch.setattr("launcher.environment.nvidia_gpus", lambda: gpus)
     build.write_text("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", encoding="utf-8")
-    assert environment.torch_cuda_build(house) == "13.0"
+    assert torch_cuda_build(house) == "13.0"
     assert start.quick_device_problem(house, "auto") is None
     assert "finds no such device" in (start.quick_device_problem(house, "cuda") or "")
     gpus += ["NVIDIA H200", "NVIDIA H200"]
@@ -867,4 +888,4 @@ def test_an_unused_or_absent_accelerator_is_told(monkeypatch: pytest.MonkeyPatch
         old = start.device_problem({**none, "cuda_build": "13.0"}, "2.14.1", "auto")
         assert old and "driver is older than CUDA 13.0" in old
         assert start.device_problem({**none, "cuda": ["NVIDIA H200"], "cuda_build": "13.0"}, "2.14.1", "cuda") is None
-        assert environment.nvidia_gpus() == ["NVIDIA H200"]
+        assert nvidia_gpus() == ["NVIDIA H200"]

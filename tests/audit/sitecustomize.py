@@ -1,6 +1,7 @@
-"""Writes down what a Python process asks of the network and of the disk; `tests/auditing.py` puts it before everything.
+"""Writes down what a Python process asks of the network and of the disk; `tests/test_readme.py` puts it before everything.
 
-Python imports a module of this name before any other of the program. https://docs.python.org/3/library/audit_events.html
+Python imports a module of this name before any other of the program.
+https://docs.python.org/3/library/audit_events.html
 """
 
 import os

@@ -1,0 +1,1 @@
+"""How does noise become a latent?"""

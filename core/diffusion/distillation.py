@@ -1,0 +1,194 @@
+"""How does one answer of a network come to stand for two, and a few steps for fifty?
+
+Guidance distillation: the student hears the guidance scale and says in one pass what the frozen teacher says in two, or
+in three: away from what it would say without text, and away from what it would say without self-attention.
+Consistency distillation: from any point of a path the student says where the path ends, because at neighbouring points
+of it, one step of the teacher apart, it has to say the same. Here are the losses and the steps of drawing; the networks
+are functions (x, timestep, condition) -> prediction and nothing else is known of them.
+
+Sources: guidance distillation https://arxiv.org/abs/2210.03142 (stage 1), leading away from perturbed self-attention
+https://arxiv.org/abs/2403.17377 (section 4), from a worse version of the network in general
+https://arxiv.org/abs/2406.02507, at some levels alone https://arxiv.org/abs/2404.07724, consistency models
+https://arxiv.org/abs/2303.01469 (algorithms 1 and 2), latent consistency with guidance and skipped steps
+https://arxiv.org/abs/2310.04378, the loss and its constant https://arxiv.org/abs/2310.14189 (section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.diffusion.conditioning import Condition, Model, join_conditions
+from core.diffusion.schedule import NoiseSchedule
+
+GUIDANCE_RANGE = (1.0, 6.0)  # the scales that are learned
+SHARE_OFF = 0.1  # of turbo's pictures, which are learned without guidance
+GAP = 25.0  # timesteps between neighbouring points of a path: 40 steps of the teacher from noise to data
+HUBER = 0.00054  # times the root of the number of values: where the loss turns from squares to distances
+
+
+def draw_scales(count: int, generator: torch.Generator, share_off: float) -> Tensor:
+    """Guidance scales [count]: one from each equal slice of the range, shuffled; ``share_off`` of them are 1."""
+    low, high = GUIDANCE_RANGE
+    u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return torch.where(u < share_off, 1.0, low + (high - low) * (u - share_off) / (1.0 - share_off))
+
+
+def spread(values: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1]."""
+    return values.view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Away:
+    """A network that draws worse than the teacher, to be led away from: by ``strength`` times the difference.
+
+    All of that from guidance scale 2.5 on, in proportion below, nothing at 1; and where there is much noise, which is
+    where a face is composed: all of it at timesteps from 600 on, nothing up to 400.
+    """
+
+    network: Model
+    strength: float
+
+    def shares(self, timestep: Tensor, scale: Tensor) -> Tensor:
+        """How much of the difference is added to each row's prediction [B]."""
+        return self.strength * ((scale - 1.0) / 1.5).clamp(0.0, 1.0) * ((timestep - 400.0) / 200.0).clamp(0.0, 1.0)
+
+
+def by_two_passes(teacher: Model, x: Tensor, timestep: Tensor, condition: Condition, scale: Tensor,
+                  away: Away | None = None) -> Tensor:
+    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; with ``away`` + s (c - worse), by a
+    call of the worse network. Shapes: x, result [B, C, h, w]."""
+    both = join_conditions([condition, condition.nulled()])
+    wanted, unwanted = teacher(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
+    guided = unwanted + spread(scale) * (wanted - unwanted)
+    if away is None:
+        return guided
+    worse = away.network(x, timestep, condition)  # of all rows: compiled networks want one shape
+    return guided + spread(away.shares(timestep, scale)) * (wanted - worse)
+
+
+@torch.inference_mode()
+def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, batches: Iterable[Any], accelerator: Any,
+                    away: Away | None = None, scales: Iterable[float] = (1.0, 1.5, 2.5, 4.5),
+                    ) -> dict[str, tuple[float, float]]:
+    """For each scale how far one pass of the student is from the teacher's two or three, over the length of those, and
+    how far one pass of the teacher is, which knows no scale."""
+    found = {}
+    for scale in scales:
+        total: Tensor = torch.zeros(3, device=accelerator.device)
+        for batch in batches:
+            x, t = schedule.add_noise(batch.z, batch.noise, batch.timestep), batch.timestep
+            with accelerator.autocast():
+                goal = by_two_passes(teacher, x, t, batch.condition, torch.full_like(t, scale), away)
+                guesses = student(x, t, batch.condition.at_scale(scale)), teacher(x, t, batch.condition), 0.0 * goal
+            total += torch.stack([(guess - goal).square().sum() for guess in guesses])
+        one, plain, length = total.sqrt().tolist()
+        found[str(scale)] = (one / length, plain / length)
+    return found
+
+
+def guidance_error(student: Model, teacher: Model, x: Tensor, timestep: Tensor, condition: Condition,
+                   scale: Tensor, away: Away | None = None) -> Tensor:
+    """Mean squared distance [B] of the student's one pass from the teacher's two, or three."""
+    with torch.no_grad():
+        goal = by_two_passes(teacher, x, timestep, condition, scale, away)
+    return (student(x, timestep, condition.at_scale(scale)) - goal).square().mean((1, 2, 3))
+
+
+def step_down(schedule: NoiseSchedule, x: Tensor, prediction: Tensor, timestep: Tensor, lower: Tensor) -> Tensor:
+    """One step of DDIM (https://arxiv.org/abs/2010.02502, eq. 12, eta = 0); where ``lower`` is negative, to the data.
+
+    Shapes: x, prediction, result [B, C, h, w], timestep, lower [B].
+    """
+    z = schedule.denoised(x, prediction, timestep)
+    alpha, sigma = (spread(c) for c in schedule.coefficients(timestep))
+    return torch.where(spread(lower < 0), z, schedule.add_noise(z, (x - alpha * z) / sigma, lower.clamp_min(0.0)))
+
+
+def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(|a - b|^2 + c^2) - c [B] with c = ``HUBER`` times the root of the number of values in a row."""
+    size = a[0].numel()
+    c = HUBER * size**0.5
+    return (((a - b).square().sum((1, 2, 3)) + c * c).sqrt() - c) / size**0.5
+
+
+def consistency_goal(target: Model, teach: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, x: Tensor,
+                     timestep: Tensor, condition: Condition, gap: float = GAP) -> Tensor:
+    """Where the path through ``x`` ends, as ``target`` says one teacher's step further down; no gradient.
+
+    ``teach`` gives the teacher's guided prediction for (x, timestep). A path that the step takes down to the data ends
+    there. Shapes: x, result [B, C, h, w], timestep [B].
+    """
+    with torch.no_grad():
+        lower = timestep - gap
+        below = step_down(schedule, x, teach(x, timestep), timestep, lower)
+        level = lower.clamp_min(0.0)
+        end = schedule.denoised(below, target(below, level, condition), level)
+        return torch.where(spread(lower < 0), below, end)
+
+
+def consistency_error(student: Model, goal: Tensor, schedule: NoiseSchedule, x: Tensor, timestep: Tensor,
+                      condition: Condition) -> Tensor:
+    """Distance [B] of the end that the student sees from ``goal``. Predicting v needs no skip: at no noise it is x."""
+    return pseudo_huber(schedule.denoised(x, student(x, timestep, condition), timestep), goal)
+
+
+def end_of_path(teach: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, x: Tensor, timestep: Tensor,
+                steps: int = 16) -> Tensor:
+    """Where the path through ``x`` ends by ``steps`` even steps of the teacher. Shapes: as `consistency_goal`."""
+    levels = [timestep * (1.0 - i / steps) for i in range(steps)] + [torch.full_like(timestep, -1.0)]
+    for level, lower in zip(levels[:-1], levels[1:], strict=True):
+        x = step_down(schedule, x, teach(x, level), level, lower)
+    return x
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A released network that another learns from: with its configuration, the hash of its weights, the guidance
+    scales that it knows, and what guidance leads away from beside the absence of text."""
+
+    network: nn.Module
+    config: dict[str, Any]
+    source: str
+    known: tuple[float, float] | None
+    away: Away | None = None
+
+    def guided(self, condition: Condition, scale: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Its guided prediction for (x, timestep): in one pass if it knows scales."""
+        if self.known is not None:
+            return lambda x, t: self.network(x, t, condition.at_scale(scale))
+        return lambda x, t: by_two_passes(self.network, x, t, condition, scale)
+
+
+# a `core.training.latent_cache.Batch` -> error [B] of the network, its weight [B]
+Lesson = Callable[[Any], tuple[Tensor, Tensor]]
+
+
+def make_lesson(student: Model, schedule: NoiseSchedule, teacher: Teacher | None, target: Model | None = None,
+                to_the_end: bool = False) -> Lesson:
+    """What is learned from a batch: v of real pictures; with a teacher its guided prediction; with a ``target``, or all
+    the way ``to_the_end`` (for validation), where the teacher's path ends."""
+
+    def learn(batch: Any) -> tuple[Tensor, Tensor]:
+        t, condition = batch.timestep, batch.condition
+        x = schedule.add_noise(batch.z, batch.noise, t)
+        if teacher is None:
+            error = (student(x, t, condition) - schedule.target(batch.z, batch.noise, t)).square().mean((1, 2, 3))
+            return error, schedule.loss_weight(t)
+        if target is None and not to_the_end:
+            error = guidance_error(student, teacher.network, x, t, condition, batch.scale, teacher.away)
+            return error, torch.ones_like(error)
+        asked, teach = condition.at_scale(batch.scale), teacher.guided(condition, batch.scale)
+        if target is None:
+            goal = end_of_path(teach, schedule, x, t)
+        else:
+            goal = consistency_goal(target, teach, schedule, x, t, asked)
+        error = consistency_error(student, goal, schedule, x, t, asked)
+        return error, torch.ones_like(error)
+
+    return learn

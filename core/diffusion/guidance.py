@@ -1,0 +1,210 @@
+"""How are several predictions of a network combined, so that pictures follow their prompts more closely?
+
+Classifier-free guidance (https://arxiv.org/abs/2207.12598), a negative prompt in place of the null condition, and
+semantic guidance: an attribute slider adds the difference between two phrases' predictions, not during the first steps,
+which decide pose and place (https://arxiv.org/abs/2301.12247). A scale of 1 is off and costs no second pass.
+It knows neither samplers nor the text encoder; `core/text/attribute_sliders.py` has the words of the sliders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from core.diffusion.conditioning import Condition, Model, join_conditions
+from core.text.attribute_sliders import moved, sliders
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What one job's pictures should be, how strongly (w = ``scale``) and away from what.
+
+    ``negative`` None is the learned null. ``target`` is a condition to lead to: picture i stands at the share
+    ``weights[i]`` of the way, and is predicted by so much of both. Mixing what the network says, not what it is told,
+    is smooth and exact at both ends, whatever the lengths of the texts (the score of a product of experts,
+    https://arxiv.org/abs/2206.01714, eq. 11).
+
+    A push is a weight and a condition whose answer, so weighed, is added to the guided prediction. The weights of all
+    pushes sum to 0, or the level of noise would drift; pairs of +s and -s push from one text towards another (semantic
+    guidance, https://arxiv.org/abs/2301.12247). All conditions have one row a picture.
+
+    ``known`` are the scales that the network answers in one pass, from the first to the last, where it was distilled
+    (core/diffusion/distillation.py): nothing but a negative needs a second one then.
+    """
+
+    condition: Condition
+    scale: float = 1.0
+    negative: Condition | None = None
+    target: Condition | None = None
+    weights: Sequence[float] = ()
+    pushes: tuple[tuple[float, Condition], ...] = ()
+    known: tuple[float, float] | None = None
+
+    @property
+    def at_once(self) -> bool:
+        """Does one pass of the network give the guided prediction?"""
+        inside = self.known is not None and self.known[0] <= self.scale <= self.known[1]
+        return inside and self.scale != 1.0 and self.negative is None
+
+    @property
+    def scales(self) -> list[float]:
+        """How strongly each picture is guided: away from a negative always, else where there is text, on a way from one
+        text to another in proportion."""
+        if self.negative is not None:
+            return [self.scale] * len(self.condition)
+        found = self.condition.at_scale(self.scale).guidance
+        if self.target is not None:
+            found = found.lerp(self.target.at_scale(self.scale).guidance, torch.tensor(list(self.weights)).to(found))
+        return found.tolist()
+
+    def passes(self) -> list[Condition]:
+        """The conditions to run: the wanted alone (w = 1: off, or w known), the unwanted alone (w = 0), else both."""
+        wanted = self.condition
+        if self.target is not None:
+            ends = [(wanted, self.target)[weight == 1.0][i : i + 1] for i, weight in enumerate(self.weights)]
+            wanted = join_conditions(ends)
+        if self.at_once:
+            return [wanted.at_scale(self.scale)]
+        if self.scale == 1.0:
+            return [wanted]
+        unwanted = self.condition.nulled() if self.negative is None else self.negative
+        return [unwanted] if self.scale == 0.0 else [wanted, unwanted]
+
+    def between(self) -> list[int]:
+        """The pictures that need the target's prediction beside that of the condition."""
+        leads = self.target is not None and self.scale != 0.0
+        return [i for i, weight in enumerate(self.weights) if leads and 0.0 < weight < 1.0]
+
+    @cached_property
+    def num_passes(self) -> list[int]:
+        """How often the network is asked about each picture, at each step."""
+        passes, between = len(self.passes()) + len(self.pushes), self.between()
+        return [passes + (i in between) for i in range(len(self.condition))]
+
+
+class GuidedBatch:
+    """Classifier-free guidance and pushes, u + w (c - u) + sum s_k p_k, for several jobs in one call of the network.
+
+    Its rows are one for every picture, in the order of the jobs, after them a second one for each picture whose job
+    compares (two passes), one for each picture between two conditions, and then, push by push, one for each
+    picture whose job has so many. A job without pushes gets exactly what it gets without its neighbours'. It holds
+    while the jobs stay the same: build it once, not once a step.
+    """
+
+    def __init__(self, jobs: Sequence[Guidance]) -> None:
+        passes = [job.passes() for job in jobs]
+        ends = [(job, job.target[torch.tensor(rows, device=job.target.px.device)])
+                for job in jobs if (rows := job.between()) and job.target is not None]
+        targets = [end.at_scale(job.scale) if job.at_once else end for job, end in ends]
+        layers = [[job for job in jobs if len(job.pushes) > k] for k in range(max(len(job.pushes) for job in jobs))]
+        self.condition = join_conditions(
+            [one[0] for one in passes] + [one[1] for one in passes if len(one) == 2] + targets
+            + [job.pushes[k][1] for k, layer in enumerate(layers) for job in layer]
+        )
+        compares: list[int] = []
+        scales: list[float] = []
+        between: list[int] = []
+        weights: list[float] = []
+        pushed: list[list[int]] = [[] for _ in layers]
+        strengths: list[list[float]] = [[] for _ in layers]
+        self.num_pictures = 0
+        for job, own in zip(jobs, passes, strict=True):
+            last = self.num_pictures + len(own[0])
+            between += [self.num_pictures + i for i in job.between()]
+            weights += [job.weights[i] for i in job.between()]
+            for k, (strength, _) in enumerate(job.pushes):
+                pushed[k] += range(self.num_pictures, last)
+                strengths[k] += [strength] * len(own[0])
+            if len(own) == 2:
+                compares += range(self.num_pictures, last)
+                scales += [job.scale] * len(own[0])
+            self.num_pictures = last
+        again = chain(compares, between, *pushed)
+        self.pictures = [*range(self.num_pictures), *again]  # which picture each row belongs to
+        device = self.condition.px.device
+        self._again = torch.tensor(self.pictures[self.num_pictures :], device=device, dtype=torch.int64)
+        self._scales = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
+        self._compares = torch.tensor(compares, device=device, dtype=torch.int64)
+        self._weights = torch.tensor(weights, device=device).view(-1, 1, 1, 1)
+        self._between = torch.tensor(between, device=device, dtype=torch.int64)
+        self._pushed = [torch.tensor(rows, device=device) for rows in pushed]
+        self._strengths = [torch.tensor(layer, device=device).view(-1, 1, 1, 1) for layer in strengths]
+        self._all = len(compares) == self.num_pictures
+
+    def inputs(self, x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Condition]:
+        """What to ask the network: x [N, C, h, w] and timestep [N] of N pictures, spread over the rows."""
+        if not len(self._again):
+            return x, timestep, self.condition
+        return torch.cat([x, x[self._again]]), torch.cat([timestep, timestep[self._again]]), self.condition
+
+    def combine(self, prediction: Tensor) -> Tensor:
+        """The network's answer, one row a row of ``inputs``, as one guided prediction a picture [N, C, h, w]."""
+        sizes = [self.num_pictures, len(self._compares), len(self._between), *map(len, self._pushed)]
+        result, unwanted, target, *answers = prediction.split(sizes)
+        if len(target):
+            start = result[self._between]
+            result = result.index_copy(0, self._between, start + self._weights * (target - start))
+        if len(unwanted):
+            wanted = result if self._all else result[self._compares]
+            compared = unwanted + self._scales * (wanted - unwanted)
+            result = compared if self._all else result.index_copy(0, self._compares, compared)
+        for rows, strengths, answer in zip(self._pushed, self._strengths, answers, strict=True):
+            result = result.index_add(0, rows, strengths * answer)  # no row twice: the sum has one order on any device
+        return result
+
+
+def guided(
+    model: Model,
+    x: Tensor,
+    timestep: Tensor,
+    condition: Condition,
+    guidance_scale: float,
+    negative: Condition | None = None,
+    known: tuple[float, float] | None = None,
+) -> Tensor:
+    """The guided prediction of one job at one noise level: ``GuidedBatch`` of this job alone.
+
+    Shapes: x [B, C, h, w], timestep [B], result [B, C, h, w].
+    """
+    batch = GuidedBatch([Guidance(condition, guidance_scale, negative, known=known)])
+    return batch.combine(model(*batch.inputs(x, timestep)))
+
+
+STRENGTH = 3.0  # of a push at slider 1, as guidance scales count
+START = 0.2  # share of the steps before the first push
+
+
+def captions_of(prompt: str, attribute: str, read_to: Callable[[str], int] = len) -> tuple[str, str]:
+    """What to push away from and what to push towards, when the slider is moved to the right.
+
+    Words at the end of a long prompt go where the text encoder, which reads ``read_to`` characters of a text, would not
+    read the slider's: both captions would be the same, and the slider would do nothing.
+    """
+    slider = sliders()[attribute]
+    while True:
+        start = f"{prompt.rstrip(' .,;')}, " if prompt.strip() else ""
+        found = start + slider.less, start + slider.more
+        if not start or all(read_to(text) >= len(text) for text in found):
+            return found
+        prompt = prompt.rstrip()
+        prompt = prompt[: max(prompt.rfind(" "), 0)]
+
+
+def pushes(
+    prompts: Sequence[str], attributes: Mapping[str, float], encode: Callable[[Sequence[str]], Condition],
+    read_to: Callable[[str], int] = len,
+) -> tuple[tuple[float, Condition], ...]:
+    """The pushes of `core.diffusion.guidance.Guidance` for pictures of these prompts; none for sliders at 0.
+
+    `encode` turns one text a picture into conditions. Raises ValueError for unknown attributes and values out of range.
+    """
+    found: list[tuple[float, Condition]] = []
+    for name, value in moved(attributes).items():
+        less, more = zip(*(captions_of(prompt, name, read_to) for prompt in prompts), strict=True)
+        found += [(STRENGTH * value, encode(more)), (-STRENGTH * value, encode(less))]
+    return tuple(found)

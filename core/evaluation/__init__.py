@@ -1,0 +1,1 @@
+"""How good are the pictures, and how fast do they come?"""

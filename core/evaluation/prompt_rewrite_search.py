@@ -1,0 +1,95 @@
+"""Which rewriting of prompts makes the model follow them best?
+
+Candidates are tried on held-out descriptions, the attribute classifier says how often the pictures agree, and the best
+is chosen. It does not know how a prompt is rewritten (`core/text/prompt_rewriting.py`), where the choice is kept, nor
+how pictures are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from core.text.captions import phrases
+from core.text.lexicon import ATTRIBUTES
+from core.text.phrase_matcher import Fact
+from core.text.prompt_rewriting import Emphasis
+
+FEWEST = 16  # descriptions that state a fact, to judge by
+PHRASES = 2  # that are tried for saying it again, the commonest
+RARE = 0.25  # of people; what more of them have is drawn unless it is denied
+LEFT_OUT, SAID_AGAIN = (0.03, 1.0), (0.075, 2.0)  # what it has to gain: share of the pictures, standard errors of that
+BEHIND = 0.8  # of what is wanted; only where less is drawn does a caption repeat itself, as none in training did
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One change of the words, for descriptions (by number) that state one fact; `words` None: it is left out."""
+
+    fact: Fact
+    words: str | None
+    places: tuple[int, ...]
+
+    @property
+    def emphasis(self) -> Emphasis:
+        """The change alone."""
+        name = self.fact[0]
+        return Emphasis((name,)) if self.words is None else Emphasis(said_again={name: self.words})
+
+
+def trials(stated: Sequence[Mapping[str, bool]], prompts: Sequence[str], rates: Mapping[str, float], most: int
+           ) -> list[Trial]:
+    """What may be tried for descriptions that state these facts: at most so many of each, those that it changes.
+
+    ``rates`` is how many people have each attribute: silence says only of the rare ones that they are not there.
+    """
+    known: dict[Fact, list[str | None]] = {}
+    for name in ATTRIBUTES:
+        texts = [phrase.text for phrase in phrases() if (phrase.attribute, phrase.value) == (name, True)]
+        known |= {(name, False): [None] if rates[name] < RARE else [], (name, True): [*texts[:PHRASES]]}
+    found = []
+    for fact, changes in known.items():
+        where = [i for i, facts in enumerate(stated) if facts.get(fact[0]) is fact[1]]
+        for words in changes:
+            emphasis = Trial(fact, words, ()).emphasis
+            changed = [i for i in where if emphasis(prompts[i]) != prompts[i]][:most]
+            if len(changed) >= FEWEST:
+                found.append(Trial(fact, words, tuple(changed)))
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many of a trial's pictures show its fact: photographs (or as many as are wanted), plain, and changed."""
+
+    trial: Trial
+    wanted: float
+    plain: float
+    changed: float
+    error: float  # standard error of changed - plain, over the same descriptions and noise
+
+    @property
+    def worth(self) -> bool:
+        """Does the model fall behind there, and does this gain enough to be told from chance?"""
+        leaves = self.trial.words is None
+        least, errors = LEFT_OUT if leaves else SAID_AGAIN
+        behind = self.plain < (1.0 if leaves else BEHIND) * self.wanted
+        return behind and self.changed - self.plain >= max(least, errors * self.error)
+
+
+def outcome(trial: Trial, wanted: float, plain: Sequence[bool], changed: Sequence[bool]) -> Outcome:
+    """Of what was seen in the pictures of a trial, in the order of its places."""
+    gains = [float(b) - float(a) for a, b in zip(plain, changed, strict=True)]
+    error = pstdev(gains) / math.sqrt(len(gains))
+    return Outcome(trial, wanted, fmean(map(float, plain)), fmean(map(float, changed)), error)
+
+
+def chosen(outcomes: Sequence[Outcome]) -> Emphasis:
+    """The changes that are worth making; of several ways to say one fact again the first, which is the commonest."""
+    worth = [one for one in outcomes if one.worth]
+    again = {one.trial.fact[0]: one.trial.words for one in reversed(worth) if one.trial.words is not None}
+    left = {one.trial.fact[0] for one in worth if one.trial.words is None}
+    return Emphasis(tuple(name for name in ATTRIBUTES if name in left),
+                    {name: again[name] for name in ATTRIBUTES if name in again})

@@ -1,0 +1,1 @@
+"""How do bytes become pixels, and pixels bytes? numpy and Pillow; no network here."""

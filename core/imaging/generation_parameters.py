@@ -1,0 +1,89 @@
+"""What does a picture say about how it came about, and what is known of it besides?
+
+`receipts` are the requests that PNGs carry, each of which draws its picture again, alone; `findings` are what the
+answers tell of a finished picture. This file does not know how either travels.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from core.engine import NUM_SEEDS, DrawRequest
+from core.imaging.image_io import as_text, mask_picture
+
+
+class Judged(Protocol):
+    """What a judge thinks of a picture."""
+
+    @property
+    def attributes(self) -> Mapping[str, float]: ...
+    @property
+    def agreement(self) -> Mapping[str, float]: ...
+    @property
+    def adherence(self) -> float | None: ...
+
+
+def receipts(
+    request: DrawRequest, prompts: Sequence[str], seeds: Sequence[int], weights: Sequence[float], sampler: str,
+    scale: float,
+) -> list[dict[str, Any]]:
+    """For every image the request that draws it alone: the body of POST /text_to_image with every default filled in.
+
+    Image i shows `prompts[i]`, has the seed `seeds[i]`, and stands at the share `weights[i]` of the way to
+    `interpolate_to`. What chose it among others, such as `candidates`, is not in it.
+    """
+    common: dict[str, Any] = {
+        "n_images": 1, "n_inf_steps": request.num_inference_steps, "sampler": sampler,
+        "guidance_scale": scale, "negative_prompt": request.negative_prompt, "start_timestep": request.start,
+    }
+    if request.init_image is not None:
+        common |= {"init_image": as_text(request.init_image), "strength": request.strength}
+        common |= {} if request.mask is None else {"mask": as_text(mask_picture(request.mask))}
+    if request.attributes:
+        common["attributes"] = dict(request.attributes)
+    found = [{"prompt": prompt, **common, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
+    for i, row in enumerate(found):
+        if request.latents is not None:
+            row["latent"] = _text(request.latents[i])
+        if request.variation_strength > 0:
+            row["variation_strength"] = request.variation_strength
+            row["variation_seed"] = (request.variation_seed + i) % NUM_SEEDS
+        if (target := request.interpolate_to) is not None:
+            goal = {"prompt": target.prompt, "seed": target.seed,
+                    "latent": None if target.latent is None else _text(target.latent), "weight": weights[i]}
+            row["interpolate_to"] = {name: value for name, value in goal.items() if value is not None}
+    return found
+
+
+def wanted(receipt: Mapping[str, Any]) -> str:
+    """The prompt that a picture is judged by: on the way between two, that of the nearer end."""
+    target = receipt.get("interpolate_to", {})
+    return str(target["prompt"] if "prompt" in target and target["weight"] > 0.5 else receipt["prompt"])
+
+
+class Near(Protocol):
+    """How a picture stands to the nearest training picture."""
+
+    @property
+    def percentile(self) -> float: ...
+    @property
+    def too_close(self) -> bool: ...
+
+
+def findings(judged: Judged | None, near: Near | None, evaluations: int, prompt: str | None) -> dict[str, Any]:
+    """`core.web.responses.Findings` of one picture; `prompt` is its own where that of the request is another."""
+    found: dict[str, Any] = {"attributes": None, "agreement": None, "adherence": None, "evaluations": evaluations,
+                             "nearest": near and {"percentile": near.percentile, "too_close": near.too_close}}
+    if judged is not None:
+        found |= {"attributes": dict(judged.attributes), "agreement": dict(judged.agreement),
+                  "adherence": judged.adherence}
+    return found if prompt is None else found | {"prompt": prompt}
+
+
+def _text(latent: Any) -> str:
+    """A latent as a request carries it: base64 of little-endian float32."""
+    return base64.b64encode(np.asarray(latent, "<f4").tobytes()).decode()

@@ -1,0 +1,1 @@
+"""Who waits, who runs, what is finished? Neither HTTP nor torch."""

@@ -1,0 +1,1 @@
+"""Which layers, weight files and devices do the networks share?"""

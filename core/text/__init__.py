@@ -1,0 +1,1 @@
+"""What does an English sentence say about forty attributes of a face? The standard library alone."""

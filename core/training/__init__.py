@@ -1,0 +1,1 @@
+"""How is data prepared, and how does a training run stay exact?"""

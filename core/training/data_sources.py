@@ -1,0 +1,462 @@
+"""What lies in a folder, zip or tar: which pictures, with which labels, and how does one become 128x128 RGB?
+
+Archives inside a folder count as part of it. Every file becomes an `Entry` that reads its own bytes, so nothing after
+this file cares how a person stores the data. `make_plan` recognises the kind of source and gives each labelled row its
+picture. It does not know the prepared store, nor who trains on it.
+
+The window is cut from CelebA's aligned pictures: https://arxiv.org/abs/1411.7766
+
+Long because every kind of source is told from the others here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import lzma
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+
+from core.command import UserError
+from core.text.lexicon import ATTRIBUTES
+
+SIZE = 128  # side of every prepared picture
+ALIGNED = (178, 218)  # width and height of CelebA's aligned pictures
+WINDOW = (9, 44, 169, 204)  # 160x160 centred on (89, 124): whole head, eyes at 42 % of the height
+SMALLEST = 16  # pixels on the shorter side of a person's own picture
+SPLITS = ("train", "val", "test")  # in the order of CelebA's partition numbers 0, 1, 2
+COLUMNS = ("image_id", "split", "identity", "px", *ATTRIBUTES)  # of a prepared index
+CELEBA_COUNT = 202_599  # images in the whole data set
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+LIST_SUFFIXES = (".csv", ".txt", ".json")
+LISTS = ("metadata", "list_attr_celeba", "list_eval_partition", "identity_celeba", "text_labels")
+
+HOW_TO_GET_DATA = (
+    "get CelebA from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as a zip from Kaggle, "
+    "jessicali9530/celeba-dataset) and run `python dataset.py --prepare --source FOLDER_OR_ZIP`, or try everything on "
+    "drawn faces: `python dataset.py --synthetic 64 --out archive/tiny`, then --data archive/tiny"
+)
+
+
+class DataError(UserError, RuntimeError):
+    """Something is wrong with the data on disk; the message says what, and what to do about it."""
+
+
+# What zipfile raises for a member or a directory of one: a password (RuntimeError), an unknown method or version
+# (NotImplementedError, a RuntimeError), a wrong checksum or header, a name that is not there, and data cut short.
+UNREADABLE_MEMBER = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
+                     lzma.LZMAError, struct.error)  # fmt: skip
+
+
+def why(error: Exception) -> str:
+    """The reason that zipfile gives, with the remedy."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "password" in text or "encrypted" in text:
+        return "it is encrypted; unpack the zip with its password and give the folder"
+    if isinstance(error, NotImplementedError):
+        return f"{text}; unpack the zip with the program that made it and give the folder"
+    return f"{text}; download the zip again"
+
+
+# Finding files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a source: plain (kind "file"), or a member of a zip, or of a tar, where it is read by its offset."""
+
+    kind: str
+    container: str  # the folder that was given, or the zip or tar file
+    path: str  # inside the container, with forward slashes
+    size: int
+    offset: int = 0
+    member: str = ""  # its name as the zip has it, where that is not `path`
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return os.path.splitext(self.name)[0]
+
+    def read(self) -> bytes:
+        """All of its bytes. Raises DataError for a member of a zip that cannot be read, OSError for any other file."""
+        if self.kind == "zip":
+            try:
+                return open_zip(self.container).read(self.member or self.path)
+            except UNREADABLE_MEMBER as error:
+                raise DataError(f"{self.container}: the member {self.path} cannot be read: {why(error)}") from error
+        with open(Path(self.container, self.path) if self.kind == "file" else self.container, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size if self.kind == "tar" else -1)
+
+
+@functools.lru_cache(maxsize=4)
+def open_zip(path: str) -> zipfile.ZipFile:
+    """Kept open in each process: reading the directory of 200,000 members takes a second."""
+    return zipfile.ZipFile(path)
+
+
+def close_zips() -> None:
+    open_zip.cache_clear()
+
+
+def is_picture(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_wanted(path: str) -> bool:
+    """Is this a picture or a list that we can use? macOS adds a `._name` twin of each file to its zips."""
+    stem, suffix = os.path.splitext(path.rpartition("/")[2].lower())
+    return not stem.startswith(".") and (suffix in IMAGE_SUFFIXES or (stem in LISTS and suffix in LIST_SUFFIXES))
+
+
+def scan_archive(path: Path) -> Iterator[Entry]:
+    """List a zip or tar; raises zipfile.BadZipFile or tarfile.TarError where it is cut short."""
+    if path.suffix.lower() == ".zip":
+        for info in open_zip(str(path)).infolist():
+            inside = info.filename.replace("\\", "/")  # as some programs for Windows write paths
+            if not info.is_dir() and is_wanted(inside):
+                yield Entry("zip", str(path), inside, info.file_size, member=info.filename)
+        return
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            inside = member.name.replace("\\", "/")
+            if member.isfile() and is_wanted(inside):
+                yield Entry("tar", str(path), inside, member.size, member.offset_data)
+
+
+def scan(source: Path, skip: Path) -> tuple[list[Entry], list[str]]:
+    """List every usable file of a folder, zip or tar, archives in a folder included, and name unreadable archives."""
+    if not source.exists():
+        raise DataError(f"--source {source} does not exist; give the folder or zip with the pictures and their lists")
+    entries: list[Entry] = []
+    unreadable: list[str] = []
+    root = source if source.is_dir() else source.parent
+    for folder, subfolders, names in os.walk(source) if source.is_dir() else [(str(root), [], [source.name])]:
+        if Path(folder).resolve() == skip.resolve() or {"images.npy", "manifest.json"} <= set(names):
+            subfolders.clear()  # a prepared store is no source
+            continue
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.suffix.lower() in {".zip", ".tar"}:
+                try:
+                    entries.extend(scan_archive(path))
+                except (*UNREADABLE_MEMBER, tarfile.TarError) as error:
+                    unreadable.append(f"{path.name}: {error}")
+            elif is_wanted(name):
+                entries.append(Entry("file", str(root), path.relative_to(root).as_posix(), path.stat().st_size))
+    return entries, unreadable
+
+
+def find(entries: Sequence[Entry], stem: str) -> Entry | None:
+    """The list of this name that lies nearest to the top, plain files before archived ones."""
+    found = [entry for entry in entries if entry.stem.lower() == stem and not is_picture(entry.name)]
+    return min(found, key=lambda entry: (entry.kind != "file", entry.path.count("/"), entry.path), default=None)
+
+
+# Reading labels
+
+
+def decode_text(entry: Entry) -> str:
+    """A list as text. Raises DataError naming the list that cannot be read."""
+    try:
+        return entry.read().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{entry.container}/{entry.path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{entry.path} is not UTF-8 text: {error}") from error
+
+
+def read_pairs(entry: Entry | None) -> dict[str, int]:
+    """`image number` lists (partition, identity), with commas or blanks, with or without a header; {} for no list."""
+    pairs: dict[str, int] = {}
+    for number, line in enumerate(decode_text(entry).splitlines() if entry else [], start=1):
+        words = line.replace(",", " ").split()
+        try:
+            if words:
+                pairs[words[0]] = int(words[1])
+        except (IndexError, ValueError) as error:
+            if number > 2:  # the first lines may be a count and a header
+                where = f"{entry.path if entry else ''} line {number}"
+                raise DataError(f"{where} is {line!r}; expected an image name and a number") from error
+    return pairs
+
+
+def read_table(entry: Entry) -> pd.DataFrame:
+    """A table whose 40 attributes are bool: CelebA's csv (-1/1), its txt (count line first), or metadata.csv (0/1)."""
+    text = decode_text(entry)
+    try:
+        if entry.name.lower().endswith(".csv"):
+            table = pd.read_csv(io.StringIO(text), dtype={"image_id": str, "split": str, "shard": str})
+        else:
+            skip = 1 if text.split(None, 1)[0].isdigit() else 0
+            table = pd.read_csv(io.StringIO(text), sep=r"\s+", skiprows=skip)
+            if "image_id" not in table:  # the official header names the attributes only: pandas made the ids its index
+                table = table.rename_axis("image_id").reset_index()
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{entry.path} cannot be read as a table: {error}; download it again") from error
+    if missing := [name for name in ("image_id", *ATTRIBUTES) if name not in table]:
+        raise DataError(f"{entry.path} lacks the columns {', '.join(missing)}; expected CelebA's 40 attributes")
+    values = table[list(ATTRIBUTES)]
+    if not values.isin((-1, 0, 1)).to_numpy().all():
+        raise DataError(f"{entry.path} holds attribute values other than -1, 0 and 1; download it again")
+    return pd.concat([table.drop(columns=list(ATTRIBUTES)).astype({"image_id": str}), values == 1], axis=1)
+
+
+def parse_text_labels(text: str, where: str) -> dict[str, list[str]]:
+    """Check `{"image id": "caption" | ["caption", ...]}`; raises DataError naming the entry that is wrong."""
+    form = 'expected {"image id": "caption"} or {"image id": ["caption", ...]}'
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        labels: dict[str, Any] = {}
+        for image_id, captions in pairs:
+            if image_id in labels:
+                raise DataError(f"{where}: {image_id!r} appears twice; give all captions of an image in one list")
+            labels[image_id] = captions
+        return labels
+
+    try:
+        labels = json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error}; {form}") from error
+    if not isinstance(labels, dict) or not labels:
+        raise DataError(f"{where} holds {'no entry' if labels == {} else type(labels).__name__}; {form}")
+    checked: dict[str, list[str]] = {}
+    for image_id, given in labels.items():
+        captions = [given] if isinstance(given, str) else given
+        if not isinstance(captions, list) or not captions:
+            raise DataError(f"{where}: {image_id!r} has {given!r}; {form}")
+        if bad := [one for one in captions if not isinstance(one, str) or not one.strip()]:
+            raise DataError(f"{where}: {image_id!r} has the caption {bad[0]!r}; a caption is text and not empty")
+        checked[image_id] = captions
+    return checked
+
+
+def load_text_labels(path: str | Path) -> dict[str, list[str]]:
+    """Read a `text_labels.json`: image id -> captions. Raises DataError with what is wrong and the form expected."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"text labels {path} cannot be read as UTF-8 text: {error}") from error
+    return parse_text_labels(text, str(path))
+
+
+# Matching rows with pictures
+
+
+def drawn_split(key: str) -> str:
+    """Where no partition is given: 90 / 5 / 5 % by a stable hash of the person or picture."""
+    share = zlib.crc32(key.encode()) % 100
+    return "train" if share < 90 else "val" if share < 95 else "test"
+
+
+def keep_people_together(split: np.ndarray, identity: np.ndarray) -> tuple[np.ndarray, int]:
+    """Send each person whole to the split that holds most of their pictures; count the people who were in several.
+
+    Shapes: split str [N], identity int [N] with -1 for unknown (left alone) -> split [N].
+    """
+    together = split.copy()
+    known = pd.DataFrame({"identity": identity, "split": split})[identity >= 0]
+    counts = pd.crosstab(known["identity"], known["split"]).reindex(columns=list(SPLITS), fill_value=0)
+    crossing = counts[(counts > 0).sum(axis=1) > 1]
+    for person, home in crossing.idxmax(axis=1).items():
+        together[identity == person] = home
+    return together, len(crossing)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be decoded: one row of `table` for each of `entries`, and what was found wrong so far."""
+
+    kind: str  # shards | kaggle | official | captions
+    table: pd.DataFrame
+    entries: list[Entry]
+    labels: dict[str, list[str]] | None
+    problems: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of names, labels and file sizes: one source gives one store, wherever it lies on the disk."""
+        digest = hashlib.sha256(f"1 {self.kind} {SIZE} {WINDOW} {json.dumps(self.labels)}".encode())
+        digest.update(self.table.to_csv(index=False, lineterminator="\n").encode())
+        digest.update(" ".join(f"{entry.name}:{entry.size}" for entry in self.entries).encode())
+        return digest.hexdigest()
+
+
+def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = None) -> Plan | None:
+    """Recognise what the sources are and match rows with pictures; None if they hold no labels or no pictures.
+
+    `text_labels` names a person's own captions, which then stand instead of any attributes.
+    """
+    entries: list[Entry] = []
+    unreadable: list[str] = []
+    for source in sources:
+        more, broken = scan(source, out)
+        entries += more
+        unreadable += broken
+    pictures = [entry for entry in entries if is_picture(entry.name)]
+    lists = {stem: find(entries, stem) for stem in LISTS}
+    attributes, own = lists["list_attr_celeba"], lists["text_labels"]
+    labels: dict[str, list[str]] | None = None
+    notes: list[str] = []
+    problems: dict[str, list[str]] = {"unreadable archive": unreadable}
+    if not pictures:
+        if unreadable:
+            raise DataError(f"cannot read {'; '.join(unreadable)}; it is probably cut short, download it again")
+        return None
+    if text_labels is None and lists["metadata"] and any(entry.kind == "tar" for entry in pictures):
+        kind, table = "shards", read_table(lists["metadata"])
+        if missing := [name for name in ("split", "identity", "px", "shard") if name not in table]:
+            raise DataError(f"{lists['metadata'].path} lacks the columns {', '.join(missing)}")
+        shard_names = set(table["shard"])
+        pictures = [entry for entry in pictures if Path(entry.container).name in shard_names]
+        problems["missing shard"] = sorted(shard_names - {Path(entry.container).name for entry in pictures})
+    elif text_labels is None and attributes:
+        kind, table = "kaggle" if attributes.name.lower().endswith(".csv") else "official", read_table(attributes)
+        if own:
+            notes.append(f"{own.path} lies there too but the attributes are used; --text-labels makes it replace them")
+        if len(table) != CELEBA_COUNT:
+            notes.append(f"{attributes.path} lists {len(table):,} images; the whole of CelebA has {CELEBA_COUNT:,}")
+    elif text_labels is not None:
+        labels = load_text_labels(text_labels)
+    elif own is not None:
+        labels = parse_text_labels(decode_text(own), own.path)
+    else:
+        return None
+    if labels is not None:
+        kind, table = "captions", pd.DataFrame({"image_id": list(labels), **dict.fromkeys(ATTRIBUTES, False)})
+        notes.append("captions are the user's own; attributes are unknown and stored as all false")
+    table = label_rows(table, kind, lists, problems, notes)
+    return match(Plan(kind, table, pictures, labels, problems, notes))
+
+
+def label_rows(
+    table: pd.DataFrame,
+    kind: str,
+    lists: Mapping[str, Entry | None],
+    problems: dict[str, list[str]],
+    notes: list[str],
+) -> pd.DataFrame:
+    """Sort by image id and fill in split, identity and px (0: whatever the picture turns out to have)."""
+    twice = table["image_id"].duplicated()
+    problems["row given twice"] = table.loc[twice, "image_id"].tolist()
+    table = table[~twice].sort_values("image_id", ignore_index=True)
+    ids = table["image_id"]
+    if kind == "shards":
+        if bad := sorted(set(map(str, table["split"])) - set(SPLITS)):
+            raise DataError(f"metadata.csv has the split {bad[0]!r}; expected {', '.join(SPLITS)}")
+        split: np.ndarray = table["split"].to_numpy(str)
+        px: np.ndarray = table["px"].to_numpy(np.int64)
+        identity: np.ndarray = table["identity"].fillna(-1).to_numpy(np.int64)
+    else:
+        px = np.full(len(table), 0 if kind == "captions" else SIZE)
+        people, partition = read_pairs(lists["identity_celeba"]), read_pairs(lists["list_eval_partition"])
+        identity = np.array([people.get(image_id, -1) for image_id in ids], np.int64)
+        if not partition:
+            notes.append("no list_eval_partition: splits drawn 90/5/5 % by " + ("person" if people else "image name"))
+            keys = [name if person < 0 else str(person) for name, person in zip(ids, identity, strict=True)]
+            split = np.array([drawn_split(key) for key in keys])
+        else:
+            if odd := sorted(set(partition.values()) - {0, 1, 2}):
+                raise DataError(f"list_eval_partition has the partition {odd[0]}; expected 0, 1 or 2")
+            problems["no partition row, put in train"] = [image_id for image_id in ids if image_id not in partition]
+            split = np.array(SPLITS)[[partition.get(image_id, 0) for image_id in ids]]
+    split, crossing = keep_people_together(split, identity)
+    if crossing:
+        notes.append(f"{crossing} people were in several splits; each went whole to where most of their pictures were")
+    if (identity < 0).all():
+        notes.append("identities are unknown (no identity_CelebA.txt): the same person may be in two splits")
+    return table.assign(split=split, identity=identity, px=px)[list(COLUMNS)]
+
+
+def match(plan: Plan) -> Plan:
+    """Give each row its picture by path, by file name, or by the name without its ending; report what is left over.
+
+    Takes a plan whose `entries` are all pictures there are, gives one with an entry for each remaining row.
+    """
+    # Aligned before in-the-wild pictures of the same name, plain before archived ones: the first wins.
+    pictures = sorted(plan.entries, key=lambda one: ("align" not in one.path.lower(), one.kind != "file", one.path))
+    lookup: dict[str, Entry] = {}
+    for key in (lambda one: one.path, lambda one: one.name, lambda one: one.stem):
+        for entry in pictures:
+            lookup.setdefault(key(entry), entry)
+    ids = plan.table["image_id"]
+    paths = [image_id.replace("\\", "/") for image_id in ids]
+    found = [lookup.get(path) or lookup.get(os.path.splitext(path)[0]) for path in paths]
+    here = np.array([entry is not None for entry in found], bool)
+    entries = [entry for entry in found if entry is not None]
+    # In CelebA a second picture of the same name is a copy; among a person's own pictures only the path tells.
+    used = {one.path for one in entries} if plan.labels else {one.stem for one in entries}
+    left = [one.path for one in pictures if (one.path if plan.labels else one.stem) not in used]
+    problems = {**plan.problems, "row without image": ids[~here].tolist(), "image without row": left}
+    return Plan(plan.kind, plan.table[here].reset_index(drop=True), entries, plan.labels, problems, plan.notes)
+
+
+def default_plan(archive: Path, out: Path, text_labels: Path | None = None) -> Plan | None:
+    """The first folder or zip under archive/ that has both labels and pictures; else archive/ as a whole."""
+    children = sorted(archive.iterdir()) if archive.is_dir() else []
+    for child in children:
+        if child.is_dir() or child.suffix.lower() == ".zip":
+            try:
+                plan = make_plan([child], out, text_labels)
+            except DataError:  # one bad download must not hide a good one; alone, it is told below
+                continue
+            if plan is not None:
+                return plan
+    return make_plan([archive], out, text_labels) if children else None
+
+
+# Cutting pictures
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode, any EXIF orientation -> upright RGB; transparency lies on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def cut(image: Image.Image, kind: str, px: int) -> tuple[np.ndarray, int]:
+    """Cut the window and bring it to 128x128, antialiased; also returns the px of the source.
+
+    CelebA's aligned pictures get the window; shards are cut already and only enlarged to size; a person's own pictures
+    of another size give their central square. The filter sees the few pixels around the window, as it did when the
+    shards were cut. Raises ValueError where the size is not what the source promises.
+    Shapes: RGB image of any size -> uint8 [128, 128, 3].
+    """
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    if kind in ("kaggle", "official") or (kind == "captions" and image.size == ALIGNED):
+        if image.size != ALIGNED:
+            raise ValueError(f"wrong size {width}x{height}, expected {ALIGNED[0]}x{ALIGNED[1]}")
+        box, side = WINDOW, SIZE
+    elif kind == "shards" and image.size != (px, px):
+        raise ValueError(f"wrong size {width}x{height}, expected {px}x{px}")
+    elif side < SMALLEST:
+        raise ValueError(f"wrong size {width}x{height}, expected at least {SMALLEST}x{SMALLEST}")
+    if (width, height) != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(image), min(side, SIZE)

@@ -1,0 +1,1 @@
+"""What may a client ask, and what does it get? No torch."""

@@ -1,0 +1,69 @@
+"""How does an answer look when something was wrong, and when it was right?
+
+Errors are problem details (RFC 9457, https://www.rfc-editor.org/rfc/rfc9457) with the value given and the remedy;
+other answers are JSON with an ETag where they may be cached. It does not know routes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flask import Response, request
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+class Problem(Exception):
+    """An error on its way to the client. Extra members (`errors`, `state`) go into the document as they are."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None, **members: Any) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers, self.members = status, detail, dict(headers or {}), members
+
+
+def problem_text(problem: Problem) -> str:
+    """The one producer of errors: the document that a client reads."""
+    return json.dumps({
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "error": problem.detail,
+        **problem.members,
+    })
+
+
+def problem_response(problem: Problem) -> Response:
+    headers = {"Cache-Control": "no-store", **problem.headers}
+    return Response(problem_text(problem), problem.status, headers, mimetype=PROBLEM_TYPE)
+
+
+def json_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    return Response(
+        json.dumps(body), 200, {"Cache-Control": "no-store", **(headers or {})}, mimetype="application/json"
+    )
+
+
+def tagged(response: Response, tag: str | None = None) -> Response:
+    """The response with an ETag (of its content, unless `tag` says what it depends on), or 304 for who has it."""
+    response.set_etag(hashlib.sha256(response.get_data()).hexdigest()[:32] if tag is None else tag)
+    if response.headers.get("Cache-Control") == "no-store":
+        response.headers["Cache-Control"] = "no-cache"  # keep it, but ask every time
+    response.make_conditional(request)
+    return response
+
+
+# ---- bodies, queries, headers ----------------------------------------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, short enough for a message."""
+    text = json.dumps(value[:60] if isinstance(value, str) else value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

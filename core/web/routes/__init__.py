@@ -1,0 +1,1 @@
+"""Which route answers what? One module a group of routes."""

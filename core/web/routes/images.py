@@ -1,0 +1,260 @@
+"""How does a client fetch what a job has drawn?
+
+As files: each picture, its thumbnail, a collage of all its steps, a film, everything in one archive; and the latent of
+any step, to go on from there. A finished picture never
+changes, so whoever has it need not ask again; before that, the newest preview stands at the same address.
+
+It does not know how jobs are made or watched.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response
+
+from core.imaging.animation import animation
+from core.imaging.image_io import archive, collage, thumbnail_webp
+from core.jobs.batching import image_url, picture_name
+from core.jobs.job import Job, Snapshot
+from core.jobs.queue import DeletedJob, JobQueue, NotFinished, PictureDeleted, UnknownJob, UnknownPicture
+from core.jobs.store import Event
+from core.web.errors import Problem, json_response, shown, tagged
+from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
+from core.web.requests import AnimationQuery, ImageQuery, LatentQuery
+from core.web.responses import StepLatent, StepsAnswer
+from core.web.serializers import files_of, latest_updates
+from core.web.validation import read_query
+
+PNG, WEBP, GIF, ZIP = "image/png", "image/webp", "image/gif", "application/zip"
+THUMBNAIL_SIZE = 256  # pixels; a smaller picture keeps its size
+FOREVER = "private, max-age=31536000, immutable"
+NO_JOB = {404: "No job ever had this id.", 410: "The job was deleted, or expired.", 503: "The disk fails."}
+
+
+def find(look: Callable[[str], Job], job_id: str) -> Job:
+    """The job that `look` finds. Raises a 404 or a 410 problem."""
+    try:
+        job = look(job_id)
+    except UnknownJob as error:
+        raise Problem(404, f"There is no job {shown(job_id)}.") from error
+    except DeletedJob as error:
+        raise Problem(410, "This job was deleted, or made room for newer ones; its seed draws it again.") from error
+    if job.delete_requested:
+        raise Problem(410, "This job was deleted.")
+    return job
+
+
+def pictures_of(now: Snapshot) -> list[Event]:
+    """The events with a picture, oldest first. Previews of candidates show others than those that were kept at last."""
+    events = [event for event in now.events_of_this_run if event.kind in ("preview", "image")]
+    finals = [event for event in events if event.kind == "image"]
+    chosen = now.parameters.get("candidates", 0) > now.parameters["n_images"]
+    return finals if finals and chosen else events
+
+
+def without(job: Job) -> str:
+    """What the tag of something made of all pictures says of those that were deleted."""
+    return "".join(f"-no{index}" for index in sorted(job.marks.deleted))
+
+
+def file_response(content: bytes, kind: str, name: str, tag: str, *, final: bool = True) -> Response:
+    """A file to look at or to keep; one that is not final is the newest of several."""
+    cache = FOREVER if final else "no-cache"
+    headers = {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": cache}
+    return tagged(Response(content, mimetype=kind, headers=headers), tag)
+
+
+def add_results(app: Flask, queue: JobQueue) -> None:
+    """Pictures, thumbnails, the collage of all steps, everything in one archive."""
+
+    def updates_of(job_id: str) -> tuple[Job, Snapshot]:
+        job = find(queue.get, job_id)
+        return job, job.snapshot()
+
+    def picture(job_id: str, index: int) -> tuple[bytes, dict[str, Any]]:
+        """The picture as the query asks for it; what is of one step, or finished, never changes."""
+        wanted = read_query(ImageQuery).t
+        job, now = updates_of(job_id)
+        if index in now.marks.deleted:
+            raise Problem(410, f"Image {index} of this job was deleted.")
+        event = latest_updates(now).get(index) if wanted is None else next(
+            (event for event in reversed(pictures_of(now)) if event.data["index"] == index
+             and event.data["t"] == wanted), None)
+        content = job.file(files_of(event)[0]) if event else None
+        if event is None or content is None:
+            at = "" if wanted is None else f" at step {wanted}"
+            raise Problem(404, f"Job {shown(job_id)} has no image {index}{at} (yet).")
+        seed, step = event.data["seed"], event.data["t"]
+        return content, {"name": f"face-{seed}", "tag": f"{job.id}-{index}-{step}",
+                         "final": event.kind == "image" or wanted is not None}
+
+    def finished(job_id: str) -> tuple[Job, Snapshot]:
+        job, now = updates_of(job_id)
+        if not now.finished:
+            raise Problem(409, f"The job is {now.state}; wait until it is finished.")
+        return job, now
+
+    def decide(act: Callable[[], object]) -> Response:
+        """Do what was decided about one picture. Raises a 404, 409 or 410 problem."""
+        try:
+            act()
+        except NotFinished as error:
+            raise Problem(409, f"The job is {error}; wait until it is finished.") from error
+        except UnknownPicture as error:
+            raise Problem(404, f"This job has no image {error}.") from error
+        except PictureDeleted as error:
+            raise Problem(410, f"Image {error} of this job was deleted.") from error
+        except UnknownJob as error:
+            raise Problem(404, f"There is no job {error}.") from error
+        except DeletedJob as error:
+            raise Problem(410, "This job was deleted.") from error
+        return Response(status=204)
+
+    no_image = {**NO_JOB, 404: "No job ever had this id, or it has no such image (yet)."}
+    too_early = {**NO_JOB, 409: "The job is not finished, or ended before there was a picture."}
+
+    @app.get("/jobs/<job_id>/images/<int:index>.png")
+    @operation("One picture", "results", {200: Answer("The picture.", {PNG: BINARY}, (ETAG,)), 304: UNCHANGED},
+               query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
+    def image(job_id: str, index: int) -> Response:
+        """The final picture with everything that is needed to draw it again; before that, the newest preview."""
+        content, about = picture(job_id, index)
+        return file_response(content, PNG, f"{about['name']}.png", about["tag"], final=about["final"])
+
+    @app.get("/jobs/<job_id>/images/<int:index>.webp")
+    @operation("One picture, small", "results",
+               {200: Answer("The thumbnail.", {WEBP: BINARY}, (ETAG,)), 304: UNCHANGED},
+               query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
+    def thumbnail(job_id: str, index: int) -> Response:
+        """For lists; without the text that the PNG carries."""
+        content, about = picture(job_id, index)
+        small = thumbnail_webp(content, THUMBNAIL_SIZE)
+        return file_response(small, WEBP, f"{about['name']}.webp", f"{about['tag']}-small", final=about["final"])
+
+    undecided = {**no_image, 409: "The job is not finished."}
+
+    @app.put("/images/<job_id>/<int:index>/favourite")
+    @operation("Make a picture a favourite", "results", {204: Answer("It is one.")}, problems=undecided)
+    def make_favourite(job_id: str, index: int) -> Response:
+        """For all who use this server. Jobs with a favourite are not removed to make room."""
+        return decide(lambda: queue.mark_favourite(job_id, index, True))
+
+    @app.delete("/images/<job_id>/<int:index>/favourite")
+    @operation("Make a picture no favourite any more", "results", {204: Answer("It is none.")}, problems=undecided)
+    def make_no_favourite(job_id: str, index: int) -> Response:
+        """The picture stays."""
+        return decide(lambda: queue.mark_favourite(job_id, index, False))
+
+    @app.delete("/jobs/<job_id>/images/<int:index>")
+    @operation("Delete one picture", "results", {204: Answer("It is gone.")}, problems=undecided)
+    def delete_picture(job_id: str, index: int) -> Response:
+        """The other pictures of the job stay. For an hour it can be restored."""
+        return decide(lambda: queue.delete_picture(job_id, index))
+
+    @app.post("/jobs/<job_id>/images/<int:index>/restore")
+    @operation("Bring a deleted picture back", "results", {204: Answer("It is there.")}, problems=undecided)
+    def restore_picture(job_id: str, index: int) -> Response:
+        """Later than an hour after it was deleted answers 410."""
+        return decide(lambda: queue.restore_picture(job_id, index))
+
+    @app.get("/jobs/<job_id>/steps")
+    @operation("Which steps of the pictures are kept", "results",
+               {200: Answer("Their steps and where they are.", {JSON: StepsAnswer}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,), problems=NO_JOB)
+    def steps_of(job_id: str) -> Response:
+        """For a film: each is fetched when it is shown."""
+        job, now = updates_of(job_id)
+        kept = set(job.file_names())
+        return tagged(json_response({"steps": [
+            {"index": event.data["index"], "t": event.data["t"], "total_t": event.data["total_t"],
+             "thumbnail": f"{image_url(job.id, event.data['index'], 'webp')}?t={event.data['t']}"}
+            for event in pictures_of(now) if files_of(event)[0] in kept
+        ]}))
+
+    @app.get("/jobs/<job_id>/collage.png")
+    @operation("How the pictures came about", "results",
+               {200: Answer("One row an image, one column a step.", {PNG: BINARY}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,), problems=too_early)
+    def collage_of(job_id: str) -> Response:
+        """Every preview that is kept, and the picture at the end."""
+        job, now = finished(job_id)
+        rows: dict[int, list[bytes]] = {}
+        for event in pictures_of(now):
+            content = job.file(files_of(event)[0])
+            rows.setdefault(event.data["index"], []).extend([] if content is None else [content])
+        if not any(rows.values()):
+            raise Problem(409, f"The job {now.state} before there was a picture.")
+        content = collage([rows[index] for index in sorted(rows)])
+        tag = f"{job.id}-collage{without(job)}"
+        return file_response(content, PNG, "collage.png", tag, final=not job.marks.deleted)
+
+    def film(job_id: str, kind: str) -> Response:
+        wanted = read_query(AnimationQuery)
+        job, now = finished(job_id)
+        names = [picture_name(event.data["index"]) for event in now.events_of_this_run if event.kind == "image"]
+        pictures = [content for name in names if (content := job.file(name)) is not None]
+        if not pictures:
+            raise Problem(409, f"The job {now.state} before there was a picture.")
+        content = animation(pictures, kind, frame_ms=wanted.ms, between=wanted.between)
+        tag = f"{job.id}-animation-{kind}-{wanted.ms}-{wanted.between}{without(job)}"
+        return file_response(content, f"image/{kind.lower()}", f"faces.{kind.lower()}", tag,
+                             final=not job.marks.deleted)
+
+    @app.get("/jobs/<job_id>/animation.webp")
+    @operation("The pictures as a film", "results",
+               {200: Answer("An animated WebP.", {WEBP: BINARY}, (ETAG,)), 304: UNCHANGED},
+               query=AnimationQuery, headers=(IF_NONE_MATCH,), problems=too_early)
+    def animation_webp(job_id: str) -> Response:
+        """Forward and back, without end; made for interpolations."""
+        return film(job_id, "WEBP")
+
+    @app.get("/jobs/<job_id>/animation.gif")
+    @operation("The pictures as a film, as a GIF", "results",
+               {200: Answer("An animated GIF.", {GIF: BINARY}, (ETAG,)), 304: UNCHANGED},
+               query=AnimationQuery, headers=(IF_NONE_MATCH,), problems=too_early)
+    def animation_gif(job_id: str) -> Response:
+        """As the WebP, with 256 colours, for programs that show no WebP."""
+        return film(job_id, "GIF")
+
+    @app.get("/jobs/<job_id>/latents/<int:index>")
+    @operation("The latent of one image at one step", "results",
+               {200: Answer("The latent.", {JSON: StepLatent}, (ETAG,)), 304: UNCHANGED},
+               query=LatentQuery, headers=(IF_NONE_MATCH,), problems=no_image)
+    def latent_of(job_id: str, index: int) -> Response:
+        """Of a step that has a preview, the clean latent as it was predicted there."""
+        step = read_query(LatentQuery).t
+        job, now = updates_of(job_id)
+        events = [event for event in pictures_of(now) if event.data["index"] == index]
+        for event in reversed(events):
+            data = event.data
+            if step in (None, data["t"]) and (content := job.file(files_of(event)[1])) is not None:
+                found = {"latent": base64.b64encode(content).decode(), "index": index, "seed": data["seed"],
+                         "t": data["t"], "total_t": data["total_t"]}
+                return tagged(json_response(found), f"{job.id}-latent-{index}-{data['t']}-{event.kind}")
+        there = ", ".join(str(event.data["t"]) for event in events if job.file(files_of(event)[1]) is not None)
+        raise Problem(404, f"Job {shown(job_id)} has no latent of image {index} at step {shown(step)} (yet); "
+                      f"there are those of: {there or 'none'}.")
+
+    @app.get("/jobs/<job_id>/archive.zip")
+    @operation("All pictures of a job", "results",
+               {200: Answer("The pictures, and the request as job.json.", {"application/zip": BINARY}, (ETAG,)),
+                304: UNCHANGED},
+               headers=(IF_NONE_MATCH,), problems=too_early)
+    def archive_of(job_id: str) -> Response:
+        """Equal jobs give equal bytes."""
+        job, now = finished(job_id)
+        finals = [event for event in now.events_of_this_run if event.kind == "image"]
+        seeds = [event.data["seed"] for event in finals]
+        names = [f"face-{seed}.png" if seeds.count(seed) == 1 else f"face-{seed}-{i + 1}.png"
+                 for i, seed in enumerate(seeds)]
+        files = {name: job.file(picture_name(event.data["index"])) for name, event in zip(names, finals, strict=True)}
+        if not files or None in files.values():
+            raise Problem(409, f"The job {now.state} before there was a picture.")
+        about = json.dumps(dict(job.parameters), indent=2).encode()
+        content = archive({name: data for name, data in files.items() if data is not None} | {"job.json": about})
+        return file_response(content, "application/zip", "faces.zip", f"{job.id}-archive{without(job)}",
+                             final=not job.marks.deleted)

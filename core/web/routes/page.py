@@ -1,0 +1,61 @@
+"""Which files make the page, and how does its address hand over a key?"""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+from flask import Flask, Response, send_from_directory
+
+from core.web import requests
+from core.web.errors import Problem, shown
+from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, UNCHANGED, Answer, Header, operation
+from core.web.security import KEY_COOKIE
+from core.web.validation import read_query
+
+MEDIA_TYPES = {  # static/ serves nothing else
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".webmanifest": "application/manifest+json",
+}
+FILE_TYPES = {kind: {"type": "object"} if kind.endswith("json") else BINARY for kind in MEDIA_TYPES.values()}
+
+
+def add_page(app: Flask, root: Path, api_key: str | None) -> None:
+    """The page, its static files, and the address that turns an API key into a cookie."""
+
+    @app.get("/")
+    @operation("The page", "page", {200: Answer("HTML.", {"text/html": {"type": "string"}}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,))
+    def page() -> Response:
+        """For people."""
+        return send_from_directory(root, "frontend.html", mimetype="text/html")
+
+    @app.get("/static/<name>")
+    @operation("A file of the page", "page",
+               {200: Answer("The file.", FILE_TYPES, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,), problems={404: "There is no such file."})
+    def static_file(name: str) -> Response:
+        """Modules, styles, icons, the manifest."""
+        kind = MEDIA_TYPES.get(Path(name).suffix)  # not guessed: some systems call a module text/plain
+        if kind is None:
+            raise Problem(404, f"There is no file {shown(name)}.")
+        response = send_from_directory(root / "static", name, mimetype=kind)
+        if name == "sw.js":
+            response.headers["Service-Worker-Allowed"] = "/"
+        return response
+
+    @app.get("/session")
+    @operation("Turn the key into a cookie", "page",
+               {303: Answer("To the page.", headers=(Header("Location", "the page"),))}, query=requests.SessionQuery)
+    def session() -> Response:
+        """The address printed at the start carries the key: EventSource can send no header, so it becomes a cookie."""
+        key = read_query(requests.SessionQuery).key
+        response = Response(status=303, headers={"Location": "./", "Cache-Control": "no-store"})
+        if api_key is not None:
+            if not hmac.compare_digest(key.encode(), api_key.encode()):
+                raise Problem(401, "This is not the key of this server.")
+            response.set_cookie(KEY_COOKIE, api_key, httponly=True, samesite="Strict", max_age=30 * 86400)
+        return response

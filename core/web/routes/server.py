@@ -1,0 +1,93 @@
+"""Does the server answer, is its model loaded, what can it do, and how busy is it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response
+
+from core.engine import EngineInfo
+from core.jobs.service import EngineService
+from core.web import responses
+from core.web.errors import Problem, json_response, tagged
+from core.web.monitoring import Present, Telemetry
+from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
+
+
+def info_of(service: EngineService) -> EngineInfo:
+    """What the model says of itself. Raises a 503 problem until it is loaded."""
+    if service.info is not None:
+        return service.info
+    if service.state == "FAILED":
+        raise Problem(503, service.failure, state=service.state)
+    detail = "The model is still loading; try again in a moment."
+    raise Problem(503, detail, {"Retry-After": "2"}, state=service.state)
+
+
+def present(service: EngineService) -> Present:
+    """What is so now, for the metrics."""
+    jobs = service.queue.counts()
+    states = ("running", "succeeded", "failed", "cancelled")
+    return Present(
+        jobs={"queued": jobs["waiting"], **{state: jobs[state] for state in states}},
+        waiting=jobs["waiting"],
+        running_images=service.batch.num_images if service.batch else 0,
+        ready=service.state == "READY",
+    )
+
+
+def add_state(
+    app: Flask, service: EngineService, telemetry: Telemetry, options: Callable[[], dict[str, Any]]
+) -> None:
+    """What may be asked, whether the server lives and is ready, and its numbers."""
+
+    @app.get("/options")
+    @operation("Limits, defaults and choices", "server",
+               {200: Answer("Everything that a form needs.", {JSON: responses.OptionsAnswer}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,))
+    def show_options() -> Response:
+        """Answers while the model loads too: then without what only the model knows."""
+        return tagged(json_response({
+            "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
+            **options(),
+            "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
+        }))
+
+    @app.get("/speed")
+    @operation("What does a step cost here, and what is to be done first?", "server",
+               {200: Answer("It was measured on this machine.", {JSON: responses.SpeedAnswer})})
+    def speed() -> Response:
+        """Steps of other jobs do not count as slow ones: their cost is told by the rows that they computed."""
+        costs = service.batch and service.batch.costs
+        return json_response({
+            "step_costs": [{"rows": rows, "seconds": seconds} for rows, seconds in (costs.steps if costs else ())],
+            "seconds_per_picture": costs.seconds_per_picture if costs else 0.0,
+            "ahead": [{"rows": rows, "steps": steps} for rows, steps in service.ahead()],
+        }, {"Cache-Control": "no-store"})
+
+    @app.get("/health")
+    @operation("Does the process answer?", "server", {200: Answer("It does.", {JSON: responses.Health})})
+    def health() -> Response:
+        """Says nothing about the model: see /ready."""
+        return json_response({"status": "ok"})
+
+    @app.get("/ready")
+    @operation("Is the model loaded?", "server", {200: Answer("It is.", {JSON: responses.Ready})},
+               problems={503: "It is loading or could not be loaded, or the server is stopping: see `state`."})
+    def ready() -> Response:
+        """`state` is STARTING, READY, FAILED or STOPPING."""
+        info = info_of(service)
+        if service.state != "READY":
+            raise Problem(503, "The server is stopping.", {"Retry-After": "10"}, state=service.state)
+        counts = service.queue.counts()
+        jobs = {name: counts[name] for name in ("waiting", "running", "finished")}
+        model = {"model": info.name, "device": info.device, "engine": info.engine}
+        return json_response({"state": service.state, **model, "jobs": jobs})
+
+    @app.get("/metrics")
+    @operation("Numbers for Prometheus", "server", {200: Answer("Metrics.", {"text/plain": {"type": "string"}})})
+    def metrics() -> Response:
+        """In the text format of Prometheus."""
+        text, kind = telemetry.text()
+        return Response(text, content_type=kind, headers={"Cache-Control": "no-store"})
