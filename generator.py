@@ -494,8 +494,7 @@ class FaceGenerator:
             run.error = not_finite(error)
         except Exception as error:  # whatever it was, it is this run's alone
             log.exception("a run failed at step %d of %d", run.done + 1, run.total)
-            message = f"{type(error).__name__}: {error}"[:300]
-            run.error = JobError("internal", message, "This is a fault of the server: see its log.")
+            run.error = JobError.of(error)
 
     @torch.inference_mode()
     def previews(self, run: Run) -> list[Picture]:

@@ -191,5 +191,13 @@ class JobError(Exception):
         super().__init__(message)
         self.code, self.message, self.hint = code, message, hint
 
+    @classmethod
+    def of(cls, raised: Exception) -> JobError:
+        """What a client is told about any exception; one that does not explain itself is a fault of the server."""
+        if isinstance(raised, JobError):
+            return raised
+        message = f"{type(raised).__name__}: {raised}"[:300]
+        return cls("internal", message, "This is a fault of the server: see its log.")
+
     def to_dict(self) -> dict[str, str]:
         return {"code": self.code, "message": self.message, "hint": self.hint}

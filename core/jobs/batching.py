@@ -103,11 +103,9 @@ def steps_of(request: Mapping[str, Any]) -> int:
 
 def as_job_error(raised: Exception, job: Job) -> JobError:
     """What a client is told about an exception; one that does not explain itself goes into the log as well."""
-    if isinstance(raised, JobError):
-        return raised
-    log.error("the engine failed", exc_info=raised, extra={"job_id": job.id})
-    message = f"{type(raised).__name__}: {raised}"[:300]
-    return JobError("internal", message, "This is a fault of the server: see its log.")
+    if not isinstance(raised, JobError):
+        log.error("the engine failed", exc_info=raised, extra={"job_id": job.id})
+    return JobError.of(raised)
 
 
 class Watcher(Protocol):

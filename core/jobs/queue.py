@@ -661,11 +661,9 @@ def _placed(job: Job, position: int) -> News:
 
 def _as_error(raised: Exception, what: str) -> JobError:
     """The error that a client is told; what was not foreseen is written to the log in full."""
-    if isinstance(raised, JobError):
-        return raised
-    log.error("%s", what, exc_info=raised)
-    message = f"{type(raised).__name__}: {raised}"[:300]
-    return JobError("internal", message, "This is a fault of the server: see its log.")
+    if not isinstance(raised, JobError):
+        log.error("%s", what, exc_info=raised)
+    return JobError.of(raised)
 
 
 def _to_cursor(number: int) -> str:
