@@ -35,6 +35,14 @@ from core.process import TOGETHER, Problem, clean_env, venv_python
 from launcher import environment, host
 from launcher.process import Child
 
+# segno's compact code is of the terminal's own colours, and a negative on most light ones: they are stated here, from the
+# 256 colours, because themes change the first sixteen
+SHOW_CODE = """
+import segno, sys
+print("\\033[38;5;231;48;5;16m", end="")
+segno.make(sys.stdin.read(), error="l", micro=False).terminal(compact=True, border=4)
+print("\\033[0m", end="")
+"""
 ROOT = Path(__file__).resolve().parent
 DEFAULT_PORT = 5001
 DEFAULT_MODEL = "celeba128"
@@ -201,7 +209,7 @@ def show_addresses(root: Path, options: argparse.Namespace) -> None:
         print(f"    On a phone or another computer:  {outside or 'this machine is in no network'}", flush=True)
     if outside and sys.stdout.isatty():
         # drawn by the environment's Python, which has the library; not an argument, because it may hold the key
-        command = [str(venv_python(root)), "-m", "launcher.qr"]
+        command = [str(venv_python(root)), "-c", SHOW_CODE]
         subprocess.run(command, input=outside.encode(), cwd=str(root), env=clean_env(), stderr=subprocess.DEVNULL)
     if not options.no_browser and host.can_show_pages():
         webbrowser.open(address)
