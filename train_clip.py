@@ -3,6 +3,7 @@
 A small CLIP trained from scratch: a transformer over sub-words and a convolutional tower over pixels, contrasted with
 *soft* targets, because one caption ("a smiling woman") is true of many pictures in a batch. The text side conditions
 the UNet; the feature maps of the image side serve the VAE as a perceptual loss. It does not know about diffusion.
+Long because the tokenizer, both towers and what they are trained on are one component, released and checked together.
 
     python train_clip.py --train      tokenizer, caption bank, both towers, release to the model folder
     python train_clip.py --eval       retrieval and zero-shot attribute accuracy on people never seen
