@@ -35,7 +35,7 @@ from core.process import TOGETHER, Problem, clean_env, venv_python
 from launcher import environment, host
 from launcher.process import Child
 
-# segno's compact code is of the terminal's own colours, and a negative on most light ones: they are stated here, from the
+# segno's compact code has the terminal's own colours, a negative on most light ones; here they are stated, from the
 # 256 colours, because themes change the first sixteen
 SHOW_CODE = """
 import segno, sys

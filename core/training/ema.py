@@ -15,7 +15,7 @@ def power_exponent(relative_std: float) -> float:
     """Exponent gamma of the power-function EMA whose profile has this standard deviation relative to its length.
 
     The positive root of sigma_rel^2 (gamma + 2)^2 (gamma + 3) = gamma + 1, a cubic in gamma
-    (https://arxiv.org/abs/2312.02696, eq. 126). ``relative_std`` must lie in (0, 0.28]; raises ValueError otherwise.
+    (https://arxiv.org/abs/2312.02696). ``relative_std`` must lie in (0, 0.28]; raises ValueError otherwise.
     """
     if not 0.0 < relative_std <= 0.28:
         raise ValueError(f"relative_std must be in (0, 0.28], got {relative_std}")
