@@ -55,7 +55,7 @@ from core.evaluation.metrics import (
 from core.imaging.spectrum import Pictures, fine_detail_share, radial_power
 from core.nn.checkpoint import ModelFolderError, read_index, update_index
 from core.nn.device import has_bf16, pick_device, pick_dtype
-from core.nn.layers import to_pictures, to_tensor
+from core.nn.layers import to_images, to_pixels
 from core.quiet import keep_quiet
 from core.text.attribute_sliders import sliders
 from core.text.captions import draw_caption
@@ -160,7 +160,7 @@ def _drawn(
             steps, guidance, schedule=schedule, generators=generators, known=engine.known(turbo),
             correction=engine.correction if corrected else None,
         )  # fmt: skip
-        yield to_pictures(engine.draw(latents)) if decode else latents.half().cpu().numpy()
+        yield to_pixels(engine.draw(latents)) if decode else latents.half().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -171,8 +171,8 @@ def reconstruct(folder: str | Path, pictures: Pictures, device: str = "cpu", bat
     vae = load_vae(folder, device)
     copies = []
     for start in range(0, len(pictures), batch):
-        images = to_tensor(pictures[start : start + batch]).to(device, memory_format=torch.channels_last)
-        copies.append(to_pictures(vae.decode(vae.encode(images).mean)))
+        images = to_images(pictures[start : start + batch]).to(device, memory_format=torch.channels_last)
+        copies.append(to_pixels(vae.decode(vae.encode(images).mean)))
     return np.concatenate(copies)
 
 
@@ -181,7 +181,7 @@ def shape_features(clip: Any, pictures: Pictures, batch: int = 64) -> np.ndarray
     """What the image tower sees in pictures: uint8 [N, 128, 128, 3] -> unit vectors [N, D]."""
     device = next(clip.parameters()).device
     return np.concatenate([
-        clip.encode_image(to_tensor(pictures[start : start + batch]).to(device)).float().cpu().numpy()
+        clip.encode_image(to_images(pictures[start : start + batch]).to(device)).float().cpu().numpy()
         for start in range(0, len(pictures), batch)
     ])
 
@@ -632,7 +632,7 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     real = store.images[np.sort(rows)]
     sharp = with_kernel(vae, fit_kernel(drawn, real))
     with torch.inference_mode():
-        filtered = to_pictures(sharp.decoder.sharpen(to_tensor(drawn)))
+        filtered = to_pixels(sharp.decoder.sharpen(to_images(drawn)))
     found = {name: fine_detail_share(pictures) / fine_detail_share(real)
              for name, pictures in (("fine_detail_before", drawn), ("fine_detail_after", filtered))}
     release(sharp, Path(settings.model), config.get("training", {}))

@@ -777,10 +777,10 @@ def averaged(model: VAE, ema: Any, device: torch.device) -> VAE:
 
 def sharpened(model: VAE, pixels: Tensor) -> VAE:
     """The same VAE with a filter after it that gives its copies of these uint8 images [N, H, W, 3] their spectrum."""
-    from core.nn.layers import to_pictures
+    from core.nn.layers import to_pixels
 
     with torch.inference_mode():
-        copies = [to_pictures(model.decoder.soft(model.encode(to_images(part)).mean)) for part in pixels.split(64)]
+        copies = [to_pixels(model.decoder.soft(model.encode(to_images(part)).mean)) for part in pixels.split(64)]
     return with_kernel(model, fit_kernel(np.concatenate(copies), pixels.cpu().numpy()))
 
 

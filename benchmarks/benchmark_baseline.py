@@ -146,7 +146,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         scheduler = make_scheduler("DPM++ 2M", scheduler_config(schedule))
         z = sample(predict, condition, scheduler, noise, args.n_inf_steps, args.guidance, schedule=schedule,
                    generators=generators)
-        pictures.append(layers.to_pictures(vae.decode(vae.unwhiten(z))))
+        pictures.append(layers.to_pixels(vae.decode(vae.unwhiten(z))))
     drawn = np.concatenate(pictures)
     found = evaluation.distance(look(evaluation.judge, drawn), drawn)
     report = {"step": step, "guidance": args.guidance, "n_inf_steps": args.n_inf_steps, "begin": args.begin, **found}

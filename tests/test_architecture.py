@@ -35,7 +35,7 @@ MINIMUM = NETWORKS | {"start", "api", "generator", "evaluate", "dataset"}
 BASE = {"core.engine", "core.addresses", "core.command", "core.disk", "core.process", "core.quiet", "core.text",
         "core.imaging"}
 BRANCHES = (("core.nn", "core.diffusion", "core.training", "core.evaluation"), ("core.jobs", "core.web"))
-LAUNCHER = {"launcher", "core.addresses", "core.disk", "core.process", "core.quiet"}  # runs before anything is installed
+LAUNCHER = {"launcher", "core.addresses", "core.disk", "core.process", "core.quiet"}  # before anything is installed
 # what a package may build on beside the standard library
 MEANS: dict[str, set[str]] = {
     "core": set(),

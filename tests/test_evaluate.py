@@ -230,9 +230,9 @@ def test_an_unknown_rung_is_refused_by_name() -> None:
 
 def test_pictures_survive_the_round_trip_and_overshoot_is_clamped() -> None:
     pictures = noise_pictures(2)
-    assert np.array_equal(layers.to_pictures(layers.to_tensor(pictures)), pictures)
+    assert np.array_equal(layers.to_pixels(layers.to_images(pictures)), pictures)
     overshoot = torch.tensor([1.7, -1.7]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
-    assert layers.to_pictures(overshoot)[:, 0, 0, 0].tolist() == [255, 0]
+    assert layers.to_pixels(overshoot)[:, 0, 0, 0].tolist() == [255, 0]
 
 
 def test_reconstruction_figures_of_known_errors() -> None:
@@ -311,7 +311,7 @@ def test_augmentation_moves_pixels_without_mixing_them() -> None:
     pictures = noise_pictures(6)
     images = augment(pictures, torch.Generator().manual_seed(0))
     assert images.shape == (6, 3, SIZE, SIZE)
-    rebuilt = layers.to_pictures(images / images.abs().amax((1, 2, 3), keepdim=True))
+    rebuilt = layers.to_pixels(images / images.abs().amax((1, 2, 3), keepdim=True))
     ratio = spectrum.fine_detail_share(rebuilt) / spectrum.fine_detail_share(pictures)
     assert ratio == pytest.approx(1.0, abs=0.1)
     assert torch.equal(images, augment(pictures, torch.Generator().manual_seed(0)))

@@ -27,7 +27,7 @@ from torch.nn import functional
 from core.command import SettingError
 from core.imaging.spectrum import Pictures
 from core.nn.checkpoint import ModelFolderError, build, component_hash, load_component, save_component
-from core.nn.layers import to_tensor
+from core.nn.layers import to_images
 from core.text.lexicon import ATTRIBUTES
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def augment(pictures: Pictures, generator: torch.Generator, shift: int = 4) -> T
     padded = np.pad(pictures, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
     corners = torch.randint(0, 2 * shift + 1, (count, 2), generator=generator).tolist()
     moved = np.stack([p[y : y + size, x : x + size] for p, (y, x) in zip(padded, corners, strict=True)])
-    images = to_tensor(moved)
+    images = to_images(moved)
     flip = torch.rand(count, generator=generator) < 0.5
     images[flip] = images[flip].flip(-1)
     gain = 1.0 + 0.2 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
@@ -331,7 +331,7 @@ def look(judge: Judge, pictures: Pictures, batch: int = 128) -> Seen:
     device = judge.log_odds.device
     parts = []
     for start in range(0, len(pictures), batch):
-        images = to_tensor(pictures[start : start + batch])
+        images = to_images(pictures[start : start + batch])
         verdict = judge(images.to(device, memory_format=torch.channels_last))
         found = (verdict.features, verdict.logits, verdict.logits > judge.log_odds, verdict.px_logits.argmax(1))
         parts.append([tensor.cpu().numpy() for tensor in found])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.imaging.spectrum import Array, Pictures
-from core.nn.layers import to_pictures, to_tensor
+from core.nn.layers import to_images, to_pixels
 
 LADDER = ("blur_96", "blur_64", "blur_32", "jpeg_20", "noise", "half_mean_face", "warp_3", "warp_5")
 NEIGHBOURS = 3  # for precision and recall, as in the paper
@@ -107,10 +107,10 @@ def resample(pictures: Pictures, size: int, batch: int = 256) -> Pictures:
     """Shrink to ``size`` and enlarge again, as a source of that resolution looks. Shapes: [N, S, S, 3] -> the same."""
     out = np.empty_like(pictures)
     for start in range(0, len(pictures), batch):
-        x = to_tensor(pictures[start : start + batch])
+        x = to_images(pictures[start : start + batch])
         small = functional.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False)
         back = functional.interpolate(small, x.shape[-2:], mode="bicubic", antialias=True, align_corners=False)
-        out[start : start + batch] = to_pictures(back)
+        out[start : start + batch] = to_pixels(back)
     return out
 
 
@@ -119,13 +119,13 @@ def warp(pictures: Pictures, pixels: float, seed: int = 0, batch: int = 256) -> 
     between 7 x 7 normal numbers). Shapes: [N, S, S, 3] -> the same."""
     generator, out = torch.Generator().manual_seed(seed), np.empty_like(pictures)
     for start in range(0, len(pictures), batch):
-        x = to_tensor(pictures[start : start + batch])
+        x = to_images(pictures[start : start + batch])
         knots = torch.randn(len(x), 2, 7, 7, generator=generator) * (2.0 * pixels / x.shape[-1])
         shifts = functional.interpolate(knots, x.shape[-2:], mode="bicubic", align_corners=True)
         here = functional.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(x.shape), align_corners=False)
         moved = functional.grid_sample(x, here + shifts.permute(0, 2, 3, 1), mode="bicubic", padding_mode="reflection",
                                        align_corners=False)
-        out[start : start + batch] = to_pictures(moved)
+        out[start : start + batch] = to_pixels(moved)
     return out
 
 
@@ -300,8 +300,8 @@ def reconstruction_figures(originals: Pictures, copies: Pictures, batch: int = 6
     betas = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333) if smallest >= 112 else (0.5, 0.5)
     found: dict[str, list[Tensor]] = {"psnr_db": [], "ssim": [], "ms_ssim": [], "mse": []}
     for start in range(0, len(originals), batch):
-        target = to_tensor(originals[start : start + batch]) / 2.0 + 0.5
-        copy = to_tensor(copies[start : start + batch]) / 2.0 + 0.5
+        target = to_images(originals[start : start + batch]) / 2.0 + 0.5
+        copy = to_images(copies[start : start + batch]) / 2.0 + 0.5
         psnr = peak_signal_noise_ratio(copy, target, 1.0, reduction="none", dim=(1, 2, 3))
         ssim = structural_similarity_index_measure(copy, target, data_range=1.0, reduction="none")
         ms_ssim = multiscale_structural_similarity_index_measure(

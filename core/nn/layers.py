@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.imaging.spectrum import Pictures
-
 
 class PixelNorm(nn.Module):
     """Layer normalisation over the channels of each pixel, with a learned scale and shift. [B, C, H, W] -> same.
@@ -61,22 +59,14 @@ class Up(nn.Module):
         return F.pixel_shuffle(self.conv(x), 2).contiguous(memory_format=torch.channels_last)
 
 
-def to_images(pixels: Tensor) -> Tensor:
+def to_images(pixels: Tensor | np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], channels-last."""
+    if isinstance(pixels, np.ndarray):
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels))
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
     """Images [B, 3, H, W] around [-1, 1] -> uint8 [B, H, W, 3]. Clamped before the cast: a cast alone wraps around."""
-    return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def to_tensor(pictures: Pictures) -> Tensor:
-    """uint8 [N, H, W, 3] -> fp32 [N, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def to_pictures(images: Tensor) -> Pictures:
-    """[N, 3, H, W] in [-1, 1] -> uint8 [N, H, W, 3]; clamped before the cast, or overshoot becomes speckles."""
-    scaled = ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    levels = (images.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from core.nn.checkpoint import (
     write_atomically,
     write_json,
 )
+from core.nn.layers import to_pixels
 from core.training.accelerator import agreed
 from core.training.curves import plot_metrics, read_metrics
 from core.training.ema import PowerEMA
@@ -366,13 +368,13 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
 
     count, _, height, width = images.shape
     rows = math.ceil(count / columns)
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    sheet = torch.full((rows * height, columns * width, 3), 255, dtype=torch.uint8)
+    pixels = to_pixels(images.detach())
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for i, tile in enumerate(pixels):
         y, x = divmod(i, columns)
         sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = tile
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.numpy()).save(path)
+    Image.fromarray(sheet).save(path)
 
 
 @dataclass

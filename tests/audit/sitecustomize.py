@@ -1,4 +1,4 @@
-"""Writes down what a Python process asks of the network and of the disk; `tests/test_readme.py` puts it before everything.
+"""Writes down what a Python process asks of the network and of the disk; `tests/test_readme.py` puts it first.
 
 Python imports a module of this name before any other of the program.
 https://docs.python.org/3/library/audit_events.html

@@ -39,13 +39,13 @@ def blurred(pictures: np.ndarray, strength: float) -> np.ndarray:
     row = torch.tensor([strength, 1.0 - 2.0 * strength, strength])
     blur = Sharpen(3)
     blur.kernel.copy_(torch.outer(row, row))
-    return layers.to_pictures(blur(layers.to_tensor(pictures)))
+    return layers.to_pixels(blur(layers.to_images(pictures)))
 
 
 def through(kernel: Tensor, pictures: np.ndarray) -> np.ndarray:
     filtered = Sharpen(len(kernel))
     filtered.kernel.copy_(kernel)
-    return layers.to_pictures(filtered(layers.to_tensor(pictures)))
+    return layers.to_pixels(filtered(layers.to_images(pictures)))
 
 
 def test_a_new_filter_is_the_identity_and_a_fitted_one_is_the_convolution_it_says() -> None:
