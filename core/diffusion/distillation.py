@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from core.diffusion.conditioning import Condition, Model, join_conditions
-from core.diffusion.schedule import NoiseSchedule
+from core.diffusion.schedule import NoiseSchedule, per_image
 
 GUIDANCE_RANGE = (1.0, 6.0)  # the scales that are learned
 SHARE_OFF = 0.1  # of turbo's pictures, which are learned without guidance
@@ -36,11 +36,6 @@ def draw_scales(count: int, generator: torch.Generator, share_off: float) -> Ten
     low, high = GUIDANCE_RANGE
     u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     return torch.where(u < share_off, 1.0, low + (high - low) * (u - share_off) / (1.0 - share_off))
-
-
-def spread(values: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1]."""
-    return values.view(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,11 @@ def by_two_passes(teacher: Model, x: Tensor, timestep: Tensor, condition: Condit
     call of the worse network. Shapes: x, result [B, C, h, w]."""
     both = join_conditions([condition, condition.nulled()])
     wanted, unwanted = teacher(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
-    guided = unwanted + spread(scale) * (wanted - unwanted)
+    guided = unwanted + per_image(scale) * (wanted - unwanted)
     if away is None:
         return guided
     worse = away.network(x, timestep, condition)  # of all rows: compiled networks want one shape
-    return guided + spread(away.shares(timestep, scale)) * (wanted - worse)
+    return guided + per_image(away.shares(timestep, scale)) * (wanted - worse)
 
 
 @torch.inference_mode()
@@ -106,8 +101,8 @@ def step_down(schedule: NoiseSchedule, x: Tensor, prediction: Tensor, timestep: 
     Shapes: x, prediction, result [B, C, h, w], timestep, lower [B].
     """
     z = schedule.denoised(x, prediction, timestep)
-    alpha, sigma = (spread(c) for c in schedule.coefficients(timestep))
-    return torch.where(spread(lower < 0), z, schedule.add_noise(z, (x - alpha * z) / sigma, lower.clamp_min(0.0)))
+    alpha, sigma = (per_image(c) for c in schedule.coefficients(timestep))
+    return torch.where(per_image(lower < 0), z, schedule.add_noise(z, (x - alpha * z) / sigma, lower.clamp_min(0.0)))
 
 
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
@@ -129,7 +124,7 @@ def consistency_goal(target: Model, teach: Callable[[Tensor, Tensor], Tensor], s
         below = step_down(schedule, x, teach(x, timestep), timestep, lower)
         level = lower.clamp_min(0.0)
         end = schedule.denoised(below, target(below, level, condition), level)
-        return torch.where(spread(lower < 0), below, end)
+        return torch.where(per_image(lower < 0), below, end)
 
 
 def consistency_error(student: Model, goal: Tensor, schedule: NoiseSchedule, x: Tensor, timestep: Tensor,

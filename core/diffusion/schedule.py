@@ -76,19 +76,19 @@ class NoiseSchedule:
 
     def add_noise(self, z: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
         """x = alpha z + sigma eps, shapes [B, C, h, w]."""
-        alpha, sigma = (_spread(c, z) for c in self.coefficients(timestep))
+        alpha, sigma = (per_image(c, z) for c in self.coefficients(timestep))
         return alpha * z + sigma * eps
 
     def target(self, z: Tensor, eps: Tensor, timestep: Tensor) -> Tensor:
         """v = alpha eps - sigma z (cosine) or eps - z (flow)."""
         if self.kind == "flow":
             return eps - z
-        alpha, sigma = (_spread(c, z) for c in self.coefficients(timestep))
+        alpha, sigma = (per_image(c, z) for c in self.coefficients(timestep))
         return alpha * eps - sigma * z
 
     def denoised(self, x: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
         """The clean latent that a prediction stands for: alpha x - sigma v (cosine) or x - s v (flow)."""
-        alpha, sigma = (_spread(c, x) for c in self.coefficients(timestep))
+        alpha, sigma = (per_image(c, x) for c in self.coefficients(timestep))
         return x - sigma * prediction if self.kind == "flow" else alpha * x - sigma * prediction
 
     def loss_weight(self, timestep: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class NoiseSchedule:
         return known.clamp(max=self.min_snr_gamma) / (snr + 1.0)
 
 
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1] in the dtype of ``like``."""
-    return values.to(like.dtype).view(-1, *([1] * (like.ndim - 1)))
+def per_image(values: Tensor, like: Tensor | None = None) -> Tensor:
+    """[B] -> [B, 1, 1, 1], to be multiplied with images or latents; in the dtype and for the axes of ``like``."""
+    return values.view(-1, 1, 1, 1) if like is None else values.to(like.dtype).view(-1, *([1] * (like.ndim - 1)))
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:

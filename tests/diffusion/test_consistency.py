@@ -19,7 +19,7 @@ from conditional_ldm import load_turbo, load_unet
 from core.diffusion.conditioning import Condition
 from core.diffusion.distillation import consistency_error, consistency_goal, end_of_path, pseudo_huber, step_down
 from core.diffusion.sampling import sample
-from core.diffusion.schedule import NoiseSchedule
+from core.diffusion.schedule import NoiseSchedule, per_image
 from core.diffusion.schedulers import TURBO, ConsistencySteps, make_scheduler, scheduler_config
 from core.engine import DrawRequest
 from core.nn.checkpoint import (
@@ -33,7 +33,7 @@ from core.nn.checkpoint import (
     save_difference,
 )
 from generator import FaceGenerator
-from tests.diffusion.test_sampling import condition, gaussian, seeded, spread
+from tests.diffusion.test_sampling import condition, gaussian, seeded
 from tests.support.tiny_model import build_tiny_model
 from tests.support.training import Workplace, checkpoint, differences, make_workplace
 
@@ -42,13 +42,13 @@ COSINE, S = NoiseSchedule(), 0.6
 
 
 def end(x: Tensor, t: Tensor) -> Tensor:
-    alpha, sigma = (spread(c) for c in COSINE.coefficients(t))
+    alpha, sigma = (per_image(c) for c in COSINE.coefficients(t))
     return S * x / (alpha.square() * S * S + sigma.square()).sqrt()
 
 
 def exact(x: Tensor, t: Tensor, _: Condition) -> Tensor:
     """The consistency network of these data, as a prediction of v."""
-    alpha, sigma = (spread(c) for c in COSINE.coefficients(t))
+    alpha, sigma = (per_image(c) for c in COSINE.coefficients(t))
     return (alpha * x - end(x, t)) / sigma
 
 
@@ -103,13 +103,13 @@ def test_a_network_that_learns_by_it_finds_the_ends() -> None:
             self.slope = nn.Parameter(torch.zeros(len(levels)))
 
         def forward(self, x: Tensor, t: Tensor, _: Condition) -> Tensor:
-            return x * spread(self.slope[((t - 124) / 125).round().long()])
+            return x * per_image(self.slope[((t - 124) / 125).round().long()])
 
     x, alike, student = seeded(8, 1, 4, 4), condition(8), Table()
     wanted, level = x, levels
     for _ in levels:  # rows that have arrived stay where they are
         down = step_down(COSINE, wanted, teach(wanted, level.clamp_min(0)), level.clamp_min(0), level - gap)
-        wanted, level = torch.where(spread(level < 0), wanted, down), level - gap
+        wanted, level = torch.where(per_image(level < 0), wanted, down), level - gap
     optimizer = torch.optim.Adam(student.parameters(), lr=0.05)
 
     def error() -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from core.diffusion.conditioning import Condition, join_conditions
 from core.diffusion.guidance import Guidance, GuidedBatch, guided
 from core.diffusion.sampling import Denoising, NotFiniteError, sample
-from core.diffusion.schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule, schedule_from_config
+from core.diffusion.schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule, per_image, schedule_from_config
 from core.diffusion.schedulers import SAMPLERS, make_scheduler, samplers_for, scheduler_config, set_timesteps
 
 COSINE, FLOW = NoiseSchedule(), NoiseSchedule("flow")
@@ -39,12 +39,8 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def spread(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
-
-
 def posterior_mean(schedule: NoiseSchedule, s: float, x: Tensor, t: Tensor) -> Tensor:
-    alpha, sigma = (spread(c) for c in schedule.coefficients(t))
+    alpha, sigma = (per_image(c) for c in schedule.coefficients(t))
     return alpha * s * s * x / (alpha.square() * s * s + sigma.square())
 
 
@@ -54,7 +50,7 @@ def gaussian(schedule: NoiseSchedule, s: float, calls: list[float] | None = None
     def model(x: Tensor, t: Tensor, _: Condition) -> Tensor:
         if calls is not None:
             calls.append(float(t[0]))
-        alpha, sigma = (spread(c) for c in schedule.coefficients(t))
+        alpha, sigma = (per_image(c) for c in schedule.coefficients(t))
         z = posterior_mean(schedule, s, x, t)
         return schedule.target(z, (x - alpha * z) / sigma, t)
 
@@ -77,7 +73,7 @@ def errors(schedule: NoiseSchedule, name: str, s: float, steps: list[int]) -> li
         t = scheduler.timesteps[n // 2 : n // 2 + 1].float() - int(schedule.kind == "flow")
         alpha, sigma = schedule.coefficients(t)
         # on the exact path x_t = sqrt(alpha^2 s^2 + sigma^2) * noise
-        exact = float(posterior_mean(schedule, s, spread((alpha * s).square() + sigma.square()).sqrt(), t))
+        exact = float(posterior_mean(schedule, s, per_image((alpha * s).square() + sigma.square()).sqrt(), t))
         found.append((float((z / noise).median()) / s - 1, float((seen[n // 2] / noise).median()) / exact - 1))
     return found
 
@@ -213,7 +209,7 @@ def test_prediction_round_trips(schedule: NoiseSchedule) -> None:
     z, eps, t = seeded(6, 2, 4, 4), seeded(6, 2, 4, 4, seed=1), torch.tensor([0.0, 1.0, 250.5, 500.0, 998.0, 999.0])
     x, target = schedule.add_noise(z, eps, t), schedule.target(z, eps, t)
     assert torch.allclose(schedule.denoised(x, target, t), z, atol=1e-5)
-    alpha, sigma = (spread(c) for c in schedule.coefficients(t))
+    alpha, sigma = (per_image(c) for c in schedule.coefficients(t))
     back = sigma * x + alpha * target if schedule is COSINE else x + alpha * target
     assert torch.allclose(back, eps, atol=1e-5)  # the same numbers read as noise
     assert torch.allclose(x, alpha * z + sigma * eps)
@@ -314,7 +310,7 @@ class Spy:
         self.rows.append(len(x))
         weights = told.mask.float()[..., None]
         text = (told.tokens * weights).sum((1, 2)) + told.pooled.sum(1)
-        return x * spread(t + 1) + spread(torch.where(told.null, -7.0, text))
+        return x * per_image(t + 1) + per_image(torch.where(told.null, -7.0, text))
 
 
 def test_guidance_identities() -> None:
