@@ -8,7 +8,7 @@
 `--pictures DIR` takes the photographs in DIR to noise and back, instead of drawings.
 
 The bundled model, without a server. What is compared is measured in turn, A B A B, in the same run. The exit status is
-1 when a promise is broken. It is a command, not a test; mechanisms are tested in `test_editing.py`.
+1 when a promise is broken. It is a command, not a test; mechanisms are tested in `tests/diffusion/test_inpainting.py`.
 """
 
 from __future__ import annotations

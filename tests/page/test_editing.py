@@ -1,7 +1,7 @@
 """Can a person edit, vary and check faces on the page? Headless Chromium tries every panel; the drawing engine draws.
 
 What is asked for is read from what reached the engine, so nothing here depends on a model. The walk over the bundled
-model is in `test_page_walk.py`.
+model is in `test_walk.py`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Does the page do what a person expects? Headless Chromium drives it from the first word to the finished picture.
 
 Here the drawing engine (`drawing.py`) stands in for the model and is held at any step. What happens to finished
-pictures is in `test_page_pictures.py`, sizes, schemes, screen readers and budgets in `test_page_quality.py`, and the
-walk over the real server with the real model in `test_page_walk.py`.
+pictures is in `test_pictures.py`, sizes, schemes, screen readers and budgets in `test_quality.py`, and the
+walk over the real server with the real model in `test_walk.py`.
 """
 
 from __future__ import annotations

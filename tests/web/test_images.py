@@ -1,7 +1,7 @@
 """Do clients find what was drawn, and can they exchange pictures and latents with the model?
 
 The gallery, pictures as files, collage, archive, /encode, /decode and /inspect, in front of the drawing stand-in. What
-comes in as a picture is tested in `test_pictures.py`; here, that it passes this one path.
+comes in as a picture is tested in `tests/imaging/test_image_io.py`; here, that it passes this one path.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ travels as raw bytes over a real socket to the real web server, so nothing on th
 holds what is not even HTTP. The answers must have the one shape of all problems, and after every row /health answers.
 Pictures that look bad but are not (turned by EXIF, CMYK, sixteen bits) must be taken. Bombs must cost no memory.
 
-What stands in the fields of a good answer is asked in `test_api.py` and `test_contract.py`.
+What stands in the fields of a good answer is asked in `tests/test_api.py` and `test_contract.py`.
 
 Long because a table of some five hundred attacks is, and because hostile files are made here, byte by byte, by the
 side of the rows that send them.
