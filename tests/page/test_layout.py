@@ -276,7 +276,7 @@ def test_one_wrong_number_is_one_error(page: Page, site: Site, field: str, value
 def test_the_gallery_counts_what_it_shows_and_finds_seeds(
     page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawing.TROUBLE", "an old man with a grey beard")
+    monkeypatch.setattr("tests.support.drawing.TROUBLE", "an old man with a grey beard")
     site.wait(site.submit("an old man with a grey beard", seed=7), site.submit("an old man", seed=4000, n_images=3))
     visit(page, site.address)
     page.get_by_role("navigation").get_by_role("link", name="Gallery").click()

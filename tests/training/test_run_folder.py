@@ -309,7 +309,7 @@ def test_a_refused_step_leaves_no_trace_in_adam() -> None:
 def test_a_resumed_run_remembers_its_skipped_steps(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of four are refused before the stop and one after it; the logs count on."""
     clip, calls = nn.utils.clip_grad_norm_, iter([math.nan, 1.0, math.inf, 1.0, math.nan, 1.0])
-    monkeypatch.setattr("core.training.accelerator.nn.utils.clip_grad_norm_", lambda *given: clip(*given) * next(calls))
+    monkeypatch.setattr("core.training.optim.nn.utils.clip_grad_norm_", lambda *given: clip(*given) * next(calls))
     stopped = place.train("unet", "skipping", "--steps", 6)
     assert conditional_ldm.main([*stopped, "--stop-at", "4"]) == 0
     assert conditional_ldm.main(stopped) == 0
