@@ -122,7 +122,7 @@ def test_a_printed_command_line_is_one(document: str, words: list[str], parsers:
     assert (ROOT / words[file]).is_file(), f"{document} names {words[file]}, which is not there"
     if words[file + 1 :]:
         with pytest.raises(Read):
-            importlib.import_module(Path(words[file]).stem).main(words[file + 1 :])
+            importlib.import_module(words[file].removesuffix(".py").replace("/", ".")).main(words[file + 1 :])
 
 
 def test_every_command_of_a_block_is_known() -> None:
