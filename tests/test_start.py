@@ -31,7 +31,6 @@ import segno
 import api
 import start
 from benchmarks import benchmark_start
-from core import addresses
 from core.jobs.queue import JobQueue
 from core.jobs.store import Store
 from core.process import Problem, venv_python
@@ -472,7 +471,7 @@ def test_little_room_keeps_nobody_from_a_gallery_where_some_can_be_made(house: P
 def test_a_phone_gets_the_address_and_its_code(
     host: str, tty: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(addresses, "lan_address", lambda: "192.168.1.7")
+    monkeypatch.setattr(machine, "lan_address", lambda: "192.168.1.7")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: tty, raising=False)
     options = start.command_line({}).parse_args(["--host", host, "--api-key", "a/b", "--no-browser"])
     start.show_addresses(ROOT, options)
@@ -494,7 +493,7 @@ def test_a_phone_gets_an_address_that_answers(
 ) -> None:
     """A server on `::` takes IPv4 only where the system lets it."""
     own = {socket.AF_INET: "192.168.1.7", socket.AF_INET6: "2001:db8::7"}
-    monkeypatch.setattr(addresses, "lan_address", lambda family=socket.AF_INET: own[family])
+    monkeypatch.setattr(machine, "lan_address", lambda family=socket.AF_INET: own[family])
     monkeypatch.setattr(machine, "answers", lambda host, port: host in answering)
     start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
     assert f"another computer:  {printed}\n" in capfd.readouterr().out
@@ -524,7 +523,7 @@ def read_code(lines: list[str]) -> list[list[int]]:
 
 
 def test_a_machine_without_network_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(addresses, "lan_address", lambda *family: None)
+    monkeypatch.setattr(machine, "lan_address", lambda *family: None)
     start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
     said = capfd.readouterr().out
     assert "http://[::1]:5001/" in said and "this machine is in no network" in said
