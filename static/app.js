@@ -8,7 +8,7 @@ import { loadVocabulary, look, setPrompt } from "./prompt.js";
 import { ask, jobPath, send, watchPulse } from "./server.js";
 import { clearErrors, fillForm, isReady, readForm, restoreForm, showErrors } from "./settings.js";
 import { linkedSettings, receivePictures } from "./sharing.js";
-import { $, COMMAND, announce, bus, dialogIsOpen, h, isWriting, loadStyle, randomHex, recall, setQuery, toast } from "./ui.js";
+import { $, COMMAND, announce, bus, dialogIsOpen, h, isWriting, loadStyle, randomHex, randomSeed, recall, setQuery, toast } from "./ui.js";
 
 const LOADING_MS = 700;
 const KEPT_CARDS = 3; // finished jobs that are still on the stage after a reload; the others are in the gallery
@@ -125,7 +125,7 @@ const handlers = {
 async function drawGrid({ prompts, count }) {
   const { candidates, variation_strength, variation_seed, interpolate_to, ...asked } = whole(); // a column is a seed
   const rows = [asked.prompt, ...prompts];
-  const seed = asked.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
+  const seed = asked.seed ?? randomSeed();
   const name = randomHex(6);
   for (const prompt of rows) {
     const made = await submit({ ...asked, prompt, seed, n_images: count }, randomHex(16), name);

@@ -1,8 +1,8 @@
 // How do two pictures differ? Side by side, or one wiped over the other; and what was asked for differently.
 
 import { canDo } from "./edits.js";
-import { wordsOf } from "./pictures.js";
-import { $, closable, h, icon, openDialog, segments } from "./ui.js";
+import { altOf, wordsOf } from "./pictures.js";
+import { $, closable, h, img, openDialog, segments, softButton } from "./ui.js";
 
 const ROWS = [["Description", (one) => wordsOf(one.job)], ["Seed", (one) => one.seed], ["Steps", (one) => one.job.parameters.n_inf_steps],
   ["Guidance", (one) => one.job.parameters.guidance_scale], ["Sampler", (one) => one.job.parameters.sampler],
@@ -21,11 +21,11 @@ export function compare([one, other], actions) {
   segments($("compare-modes"), "compare-mode", [["Side by side", "beside"], ["Wipe", "wipe"]], "beside", mode);
   mode("beside");
   $("compare-pair").replaceChildren(...[one, other].map((picture) => h("figure", {},
-    h("img", { src: picture.url, alt: `${wordsOf(picture.job)}, seed ${picture.seed}`, width: 128, height: 128 }),
+    img(picture.url, altOf(picture)),
     h("figcaption", { text: `Seed ${picture.seed}` }))));
   for (const [id, picture] of [["wipe-over", one], ["wipe-under", other]]) {
     $(id).src = picture.url;
-    $(id).alt = `${wordsOf(picture.job)}, seed ${picture.seed}`;
+    $(id).alt = altOf(picture);
   }
   $("wipe-at").value = 50;
   wipe();
@@ -34,7 +34,7 @@ export function compare([one, other], actions) {
     const [first, second] = [String(read(one)), String(read(other))];
     return h("tr", { class: first === second ? "" : "differs" }, h("th", { scope: "row", text: name }), h("td", { text: first }), h("td", { text: second }));
   })));
-  const blend = h("button", { class: "soft", click: () => { $("compare").close(); actions.blend(one, other); } }, icon("blend"), "Blend these two");
+  const blend = softButton("blend", "Blend these two", () => { $("compare").close(); actions.blend(one, other); });
   $("compare-foot").replaceChildren(canDo("interpolate_to") ? blend : "");
   openDialog($("compare"));
 }

@@ -1,6 +1,7 @@
 // Where in a photo is the face? A window that is dragged and zoomed until the face fills the oval; no detector is needed.
 
-import { closable, h, icon, iconButton, openDialog, slider, toast } from "./ui.js";
+import { gestures } from "./gestures.js";
+import { h, openSheet, quiet, slider, softButton, toast } from "./ui.js";
 
 const VIEW = 512; // pixels of the canvas in the dialog
 const MAX_ZOOM = 12;
@@ -91,22 +92,7 @@ export async function crop(file, size) {
     const box = canvas.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   };
-  const fingers = new Map();
-  canvas.addEventListener("pointerdown", (event) => { fingers.set(event.pointerId, share(event)); canvas.setPointerCapture(event.pointerId); });
-  canvas.addEventListener("pointermove", (event) => {
-    const before = fingers.get(event.pointerId);
-    if (!before) return;
-    const now = share(event);
-    const other = [...fingers].find(([id]) => id !== event.pointerId)?.[1];
-    move((now[0] - before[0]) / fingers.size, (now[1] - before[1]) / fingers.size);
-    if (other) {
-      const apart = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
-      zoomTo(at.zoom * (apart(now) / apart(before)), [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2]);
-    }
-    fingers.set(event.pointerId, now);
-  });
-  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => fingers.delete(event.pointerId));
-  canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoomTo(at.zoom * Math.exp(-event.deltaY / 400), share(event)); }, { passive: false });
+  gestures(canvas, share, move, (factor, middle) => zoomTo(at.zoom * factor, middle));
   canvas.addEventListener("keydown", (event) => {
     const by = event.shiftKey ? 5 * STEP : STEP;
     const keys = { ArrowLeft: () => move(-by, 0), ArrowRight: () => move(by, 0), ArrowUp: () => move(0, -by), ArrowDown: () => move(0, by),
@@ -116,18 +102,13 @@ export async function crop(file, size) {
     keys[event.key]();
   });
 
-  const close = iconButton("close", "Close", null);
-  const use = h("button", { class: "soft strong" }, icon("check"), "Use this part");
-  const dialog = h("dialog", { class: "sheet cutter", "aria-labelledby": "crop-title" },
-    h("div", { class: "sheet-head" }, h("h2", { id: "crop-title", text: "Place the face", tabindex: "-1" }), close),
-    h("p", { class: "quiet", text: "Drag and zoom until the face fills the oval: eyes a little above its middle, chin at its end." }),
-    canvas, zoom_.box, h("div", { class: "sheet-foot" }, use));
-  document.body.append(dialog);
-  closable(dialog, close);
   place();
   return new Promise((done) => {
     let made = null;
-    use.addEventListener("click", () => { made = reduce(bitmap, part(), size); dialog.close(); });
-    openDialog(dialog, () => { bitmap.close(); dialog.remove(); done(made); });
+    const use = () => { made = reduce(bitmap, part(), size); dialog.close(); };
+    const dialog = openSheet("crop", "Place the face", "cutter", [
+      quiet("Drag and zoom until the face fills the oval: eyes a little above its middle, chin at its end."), canvas, zoom_.box,
+      h("div", { class: "sheet-foot" }, softButton("check", "Use this part", use, { class: "soft strong" })),
+    ], () => { bitmap.close(); done(made); });
   });
 }

@@ -2,7 +2,7 @@
 // The panels are loaded when somebody opens one; what they have set is always in sight, and goes with one press.
 
 import { dataUrl } from "./pictures.js";
-import { $, bus, h, icon, keep, loadStyle, recall } from "./ui.js";
+import { $, bus, h, icon, keep, loadStyle, percent, recall } from "./ui.js";
 
 /** Panels: name, what it is called, its icon, the fields that it sets; a server without any of these has no such panel. */
 const PANELS = [["photo", "Picture", "image", ["init_image", "mask", "strength", "latent", "start_timestep"]],
@@ -50,7 +50,6 @@ export function replaceEdits(request) {
 }
 
 export const signed = (value) => `${value > 0 ? "+" : "−"}${Math.abs(value)}`;
-const percent = (share) => `${Math.round(100 * share)} %`;
 
 /** What is set in a request or in a job's parameters, in words: [text, fields to take out, picture]. */
 export function editsInWords(edits) {

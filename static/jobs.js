@@ -5,7 +5,7 @@ import { fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pi
 import { ask, follow, jobPath, unfollow } from "./server.js";
 import { rememberSeed } from "./settings.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
-import { $, announce, bus, h, icon, iconButton, keep, loadStyle, plural, recall, seconds, setQuery, toast } from "./ui.js";
+import { $, announce, bus, h, icon, iconButton, keep, loadStyle, percent, plural, recall, seconds, setQuery, softButton, toast } from "./ui.js";
 
 const MAX_CARDS = 10;
 const TITLE = document.title;
@@ -39,7 +39,7 @@ export const rememberedJobs = () => recall("jobs", []);
 function showTitle() {
   const busy = [...cards.values()].filter((card) => !card.finished);
   const share = busy.reduce((sum, card) => sum + card.share, 0) / (busy.length || 1);
-  document.title = busy.length ? `${Math.round(100 * share)} % · ${TITLE}` : TITLE;
+  document.title = busy.length ? `${percent(share)} · ${TITLE}` : TITLE;
 }
 
 // ---- grids: several jobs with the same seeds in one frame
@@ -273,7 +273,7 @@ class Card {
   }
 
   explain(title, text, calm) {
-    const retry = h("button", { class: "soft", click: () => this.again(this.job, false) }, icon("again"), "Try again");
+    const retry = softButton("again", "Try again", () => this.again(this.job, false));
     this.trouble.replaceChildren(h("div", {}, h("p", { class: "notice-title", text: title }), h("p", { text })), retry);
     this.trouble.classList.toggle("calm", Boolean(calm));
     this.trouble.setAttribute("role", calm ? "status" : "alert");

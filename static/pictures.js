@@ -1,7 +1,7 @@
 // What can be done with a picture wherever it is shown? Tiles, favourites, choosing two, deleting with undo.
 
 import { ask, jobPath, send } from "./server.js";
-import { $, announce, bus, h, icon, keep, plural, recall, toast } from "./ui.js";
+import { $, announce, bus, h, icon, img, keep, recall, toast } from "./ui.js";
 
 /** A picture of a job, by its place in it; `told` is what the server said of it when it was finished. */
 export function picture(job, index) {
@@ -41,6 +41,7 @@ export async function requestOf(job, index = null) {
 export const picturesOf = (job) => (job.status === "succeeded" && job.images ? job.images.map(({ index }) => picture(job, index))
   : Array.from({ length: job.parameters.n_images }, (_, index) => picture(job, index))).filter(({ key }) => !leaving.has(key));
 export const wordsOf = (job) => job.parameters.prompt || "Any face";
+export const altOf = ({ job, seed }) => `${wordsOf(job)}, seed ${seed}`;
 const oneSeed = ({ variation_strength: varied, interpolate_to: to }) => Boolean(varied || to); // its pictures differ by other noise
 export const fileName = ({ job, seed, index }) => `face-${seed}${oneSeed(job.parameters) ? `-${index + 1}` : ""}.png`;
 
@@ -50,12 +51,14 @@ export function dataUrl(base64) {
   return `data:image/${kind};base64,${base64}`;
 }
 
-export const base64Of = (blob) => new Promise((done, fail) => {
+/** A file as an address. */
+export const addressOf = (blob) => new Promise((done, fail) => {
   const reader = new FileReader();
-  reader.onload = () => done(reader.result.split(",")[1]);
+  reader.onload = () => done(reader.result);
   reader.onerror = () => fail(reader.error);
   reader.readAsDataURL(blob);
 });
+export const base64Of = async (blob) => (await addressOf(blob)).split(",")[1];
 
 // ---- favourites: kept by the server, for every browser
 
@@ -107,8 +110,8 @@ export function heart(one, label = "Favourite") {
 
 /** A picture in a grid: pressing it opens it (`open(picture)`), or chooses it while two are being chosen. */
 export function tile(one, { open, src = one.thumbnail, name, tools = true }) {
-  const label = `${name ? `${name}: ` : ""}${wordsOf(one.job)}, seed ${one.seed}`;
-  const image = h("img", { src, alt: "", width: 128, height: 128, loading: "lazy", decoding: "async", draggable: "false" });
+  const label = `${name ? `${name}: ` : ""}${altOf(one)}`;
+  const image = img(src, "", { loading: "lazy", decoding: "async", draggable: "false" });
   const button = h("button", { class: "tile-open", "aria-label": label, click: () => (picking ? pick(one) : open(one)) }, image);
   button.addEventListener("keydown", (event) => {
     if (event.key === "f" && !event.ctrlKey && !event.metaKey && !event.altKey && recall("keys", true)) toggleFavourite(one);

@@ -3,7 +3,7 @@
 import { bars } from "./badges.js";
 import { openPanel, readEdits, setEdits, canDo } from "./edits.js";
 import { ask, jobPath } from "./server.js";
-import { closable, h, iconButton, loadStyle, openDialog, plural } from "./ui.js";
+import { h, loadStyle, openSheet, plural, quiet } from "./ui.js";
 
 const HAIR = ["Black_Hair", "Brown_Hair", "Blond_Hair", "Gray_Hair", "Bald"];
 const MOST_JOBS = 24;
@@ -29,23 +29,18 @@ export async function showPopulation(jobs, all) {
   const [people, said] = await Promise.all([judged(jobs), all ? {} : ask("prompt/analyze", { prompt: jobs[0].parameters.prompt }),
     loadStyle("editing.css")]);
   const claimed = said.attributes ?? {};
-  const close = iconButton("close", "Close", null);
   const parts = FACETS.map(([title, names, choices]) => {
     const told = names.some((name) => name in claimed);
     const rows = choices.map(([name, is]) => [name, people.filter(is).length / people.length]);
     return h("section", {}, h("h3", {}, title, " ", h("span", { class: "quiet", text: all ? "" : told ? "as the words say" : "left open by the words" })), bars(rows));
   });
-  const dialog = h("dialog", { class: "sheet population", "aria-labelledby": "population-title" },
-    h("div", { class: "sheet-head" }, h("h2", { id: "population-title", text: "Who came out", tabindex: "-1" }), close),
-    h("p", { class: "quiet", text: people.length ? `${plural(people.length, "picture")}, as the judge sees them.` : "The judge has seen none of these pictures." }),
-    people.length ? h("div", { class: "facets" }, ...parts) : null,
-    h("p", { class: "quiet", text: "The training pictures are skewed: celebrities, mostly young, more women than men, mostly light-skinned, and so is what nobody decides. Labels such as “pale” are theirs." }));
+  const dialog = openSheet("population", "Who came out", "population", [
+    quiet(people.length ? `${plural(people.length, "picture")}, as the judge sees them.` : "The judge has seen none of these pictures."),
+    people.length ? h("div", { class: "facets" }, ...parts) : "",
+    quiet("The training pictures are skewed: celebrities, mostly young, more women than men, mostly light-skinned, and so is what nobody decides. Labels such as “pale” are theirs.")]);
   if (canDo("balance")) {
     const input = h("input", { type: "checkbox", change: () => { setEdits({ balance: input.checked }); openPanel("vary"); } });
     input.checked = Boolean(readEdits().balance);
     dialog.append(h("label", { class: "check" }, input, h("span", { text: "Balance the next pictures" })));
   }
-  document.body.append(dialog);
-  closable(dialog, close);
-  openDialog(dialog, () => dialog.remove());
 }

@@ -3,7 +3,7 @@
 import { readEdits, showEditError } from "./edits.js";
 import { look, setPrompt } from "./prompt.js";
 import { ask } from "./server.js";
-import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
+import { $, bus, choose, h, keep, randomSeed, recall, seconds, segments } from "./ui.js";
 
 const PREVIEWS = 10; // updates that a job keeps when nobody says otherwise, whatever its length
 const PREVIEW_S = 0.3; // and how long nothing new is shown
@@ -242,7 +242,7 @@ form.addEventListener("input", (event) => {
   if (fields && Date.now() - asked > SPEED_MS) measure();
   refresh();
 });
-$("dice").addEventListener("click", () => useSeed(crypto.getRandomValues(new Uint32Array(1))[0]));
+$("dice").addEventListener("click", () => useSeed(randomSeed()));
 $("last-seed").addEventListener("click", () => useSeed(lastSeed));
 $("no-seed").addEventListener("click", () => { useSeed(""); $("seed").focus(); });
 $("defaults").addEventListener("click", () => {

@@ -2,7 +2,7 @@
 
 import { readEdits, setEdits, signed } from "./edits.js";
 import { passesOf } from "./settings.js";
-import { $, bus, h, icon, slider } from "./ui.js";
+import { $, bus, h, percent, quiet, slider, softButton } from "./ui.js";
 
 const FURTHEST = 2;
 
@@ -12,8 +12,8 @@ function readout({ response }, labels) {
   const { moved, identity, monotone } = response;
   const others = Object.entries(moved).sort((one, other) => Math.abs(other[1]) - Math.abs(one[1])).slice(0, 3);
   const said = others.map(([name, change]) => `${labels.get(name) ?? name} ${signed(Math.round(100 * change))} %`);
-  const far = Math.round(100 * Math.max(...identity));
-  return h("p", { class: "quiet", text: `${said.length ? `Also moves ${said.join(", ")}` : "Moves nothing else"}. Person changes by ${far} %.${monotone ? "" : " Not reliable."}` });
+  return quiet(`${said.length ? `Also moves ${said.join(", ")}` : "Moves nothing else"}. Person changes by ${percent(Math.max(...identity))}.${
+    monotone ? "" : " Not reliable."}`);
 }
 
 export function build(box, { attributes }) {
@@ -36,9 +36,9 @@ export function build(box, { attributes }) {
     return h("details", { name: "features" }, h("summary", {}, `${name} `, count), ...boxes);
   });
   panes[1 % panes.length].open = true;
-  const reset = h("button", { class: "soft", click: () => setEdits({ attributes: null }) }, icon("again"), "Back to none");
-  const cost = h("p", { class: "quiet" });
-  box.append(h("p", { class: "quiet", text: "Keep a seed, then move: the person stays and one thing changes." }), ...panes, cost, reset);
+  const reset = softButton("again", "Back to none", () => setEdits({ attributes: null }));
+  const cost = quiet("");
+  box.append(quiet("Keep a seed, then move: the person stays and one thing changes."), ...panes, cost, reset);
 
   const show = () => {
     const set = readEdits().attributes ?? {};

@@ -2,6 +2,7 @@
 
 export const $ = (id) => document.getElementById(id);
 export const COMMAND = /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘" : "Ctrl";
+export const percent = (share) => `${Math.round(100 * share)} %`;
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 /** Everything that parts of the page tell each other: `bus.emit("favourites")`, `bus.on("favourites", f)`. */
@@ -40,6 +41,10 @@ export function icon(name) {
 
 for (const bare of document.querySelectorAll("[data-icon]")) bare.prepend(icon(bare.dataset.icon));
 
+/** Words that are read second. */
+export const quiet = (text, given) => h("p", { class: "quiet", text, ...given });
+export const img = (src, alt = "", given = {}) => h("img", { src, alt, width: 128, height: 128, ...given });
+
 export function setIcon(button, name) {
   button.querySelector("use").setAttribute("href", `#i-${name}`);
 }
@@ -47,6 +52,11 @@ export function setIcon(button, name) {
 /** A round button that shows only an icon; `label` is what it is called, and its tooltip. */
 export function iconButton(name, label, click, given = {}) {
   return h("button", { class: "round plain", "aria-label": label, title: label, click, ...given }, icon(name));
+}
+
+/** A button with an icon before its words. */
+export function softButton(name, text, click, given = {}) {
+  return h("button", { class: "soft", click, ...given }, icon(name), text);
 }
 
 /** A row of radio buttons that looks like one switch. Entries are [text, value] or [text, value, second line]. */
@@ -104,6 +114,8 @@ export function keep(name, value) {
     else localStorage.setItem(`faces.${name}`, JSON.stringify(value));
   } catch { /* full or forbidden */ }
 }
+
+export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 export function randomHex(bytes) {
   return Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -179,6 +191,17 @@ export function closable(dialog, button) {
     const { left, right, top, bottom } = dialog.getBoundingClientRect();
     if (event.clientX < left || event.clientX > right || event.clientY < top || event.clientY > bottom) dialog.close();
   });
+}
+
+/** Open a dialog that is made for the moment; `closed` is called when it has gone. */
+export function openSheet(name, title, kind, children, closed) {
+  const close = iconButton("close", "Close", null);
+  const dialog = h("dialog", { class: `sheet ${kind}`, id: name, "aria-labelledby": `${name}-title` },
+    h("div", { class: "sheet-head" }, h("h2", { id: `${name}-title`, text: title, tabindex: "-1" }), close), ...children);
+  document.body.append(dialog);
+  closable(dialog, close);
+  openDialog(dialog, () => { dialog.remove(); closed?.(); });
+  return dialog;
 }
 
 export const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
