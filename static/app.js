@@ -255,7 +255,8 @@ async function begin() {
     updateButton();
     return;
   }
-  if (options.state === "READY") {
+  const { state } = options;
+  if (state === "READY") {
     const [first] = options.models;
     model("READY", `${first.name} · ${first.device}`);
     banner(null);
@@ -271,21 +272,20 @@ async function begin() {
     }
     await loadRecent();
     document.body.dataset.resumed = "";
-  } else if (options.state === "FAILED") {
+    return;
+  }
+  if (state === "FAILED") {
     model("FAILED", "No model");
     banner("The model could not be loaded", options.failure, { action: "Look again", act: begin });
-    updateButton();
-  } else if (options.state === "STOPPING") {
+  } else if (state === "STOPPING") {
     model("GONE", "Stopping");
     banner("The server is being stopped", "What it accepted goes on after its next start.", { calm: true });
-    updateButton();
-    setTimeout(begin, 2 * LOADING_MS);
   } else {
     model("STARTING", "Loading the model …");
     banner("The model is being loaded", "This takes a few seconds. You can describe a face meanwhile.", { calm: true });
-    updateButton();
-    setTimeout(begin, LOADING_MS);
   }
+  updateButton();
+  if (state !== "FAILED") setTimeout(begin, LOADING_MS);
 }
 
 function drawExamples(examples) {
@@ -322,7 +322,7 @@ const toggleHelp = () => attempt(async () => (await import("./help.js")).openHel
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !dialogIsOpen()) {
     event.preventDefault();
-    if (!$("generate").disabled) submit(whole());
+    $("composer").requestSubmit();
   } else if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && !isWriting(event.target)) {
     if (undoDelete()) event.preventDefault();
   } else if (event.key === "Escape" && !dialogIsOpen()) {

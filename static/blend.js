@@ -1,6 +1,6 @@
 // Where does a row of pictures lead? To another description, another seed, another picture.
 
-import { readEdits, setEdits } from "./edits.js";
+import { RIVALS, readEdits, setEdits } from "./edits.js";
 import { crop } from "./crop.js";
 import { fileButton } from "./photo.js";
 import { base64Of } from "./pictures.js";
@@ -32,7 +32,7 @@ export async function between(one, other) {
   const [from, to] = [await endOf(one), await endOf(other)];
   const { prompt } = other.job.parameters;
   const changes = { n_images: 8, interpolate_to: { ...to, ...(prompt !== one.job.parameters.prompt ? { prompt } : {}) } };
-  for (const name of ["init_image", "mask", "strength", "start_timestep", "variation_strength", "variation_seed", "candidates"]) changes[name] = null;
+  for (const name of RIVALS.interpolate_to) changes[name] = null;
   if (from.latent || to.latent) Object.assign(changes, EXACT);
   return from.latent ? { ...changes, latent: from.latent } : { ...changes, seed: from.seed, latent: null };
 }

@@ -10,9 +10,11 @@ const PANELS = [["photo", "Picture", "image", ["init_image", "mask", "strength",
   ["vary", "Vary", "grid", ["variation_strength", "variation_seed", "candidates", "balance"]],
   ["blend", "Blend", "blend", ["interpolate_to"]]];
 const FIELDS = PANELS.flatMap(([, , , fields]) => fields);
-const RIVALS = { init_image: ["latent", "start_timestep", "interpolate_to"], start_timestep: ["init_image", "mask", "strength", "interpolate_to"],
-  latent: ["init_image", "mask", "strength"], interpolate_to: ["init_image", "mask", "strength", "start_timestep", "variation_strength", "variation_seed", "candidates"],
-  variation_strength: ["interpolate_to"], candidates: ["interpolate_to"] }; // what the server refuses together
+const PICTURE = ["init_image", "mask", "strength"];
+/** What the server refuses beside a field. */
+export const RIVALS = { init_image: ["latent", "start_timestep", "interpolate_to"], start_timestep: [...PICTURE, "interpolate_to"],
+  latent: PICTURE, interpolate_to: [...PICTURE, "start_timestep", "variation_strength", "variation_seed", "candidates"],
+  variation_strength: ["interpolate_to"], candidates: ["interpolate_to"] };
 
 let edits = {}; // fields of the request, only those that are set
 let options = {};

@@ -10,8 +10,7 @@ const words = (kind, text) => h("span", { class: `legend-${kind}`, text });
 export function openHelp() {
   const single = h("input", { type: "checkbox", id: "single-keys", change: () => keep("keys", single.checked) });
   single.checked = recall("keys", true);
-  const themes = h("div", { class: "segments" });
-  segments(themes, "theme", [["System", ""], ["Light", "light"], ["Dark", "dark"]], recall("theme", "") ?? "", (value) => {
+  const themes = segments(h("div", { class: "segments" }), "theme", [["System", ""], ["Light", "light"], ["Dark", "dark"]], recall("theme", "") ?? "", (value) => {
     keep("theme", value || null);
     dispatchEvent(new Event("theme"));
   });

@@ -1,7 +1,7 @@
 // What happens to the jobs that are asked for here? One card each: waiting, drawing, finished, failed, cancelled.
 
 import { editsInWords } from "./edits.js";
-import { fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pictures.js";
+import { deleteJob, fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
 import { rememberSeed } from "./settings.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
@@ -304,7 +304,7 @@ class Card {
       done && job.images?.some((one) => one.attributes) && iconButton("people", "Who came out", () => this.who(job)),
       done && canShare() && iconButton("share", "Share or save to photos", () => shareJob(job)),
       done && iconButton("link", "Copy a link", () => copy(linkTo(job), "Link")),
-      this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", async () => (await import("./deleting.js")).deleteJob(job)),
+      this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", () => deleteJob(job)),
       this.finished && iconButton("close", "Put away", () => removeCard(job.id)),
     ].filter(Boolean));
   }
@@ -354,12 +354,10 @@ function removeCard(id) {
 
 export const cardOf = (id) => cards.get(id);
 
-const veil = ({ id, key }, hidden) => {
+bus.on("hidden", ({ job: { id, key }, hidden }) => {
   const card = cards.get(id);
   if (!card) return;
   for (const { made } of card.tiles) if (made.dataset.key === key) made.hidden = hidden;
   card.box.hidden = key ? card.tiles.every(({ made }) => made.hidden) : hidden;
-};
-bus.on("deleted", (job) => veil(job, true));
-bus.on("undeleted", (job) => veil(job, false));
+});
 bus.on("removed", (job) => removeCard(job.id));

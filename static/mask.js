@@ -63,9 +63,9 @@ export async function editMask(picture, mask, size) {
     pen.fill(path, "evenodd");
     pen.restore();
   };
-  const invert = () => {
+  const cover = (opacity) => { // as a function of what grey and opacity were
     const now = whole();
-    for (let at = 3; at < now.data.length; at += 4) now.data[at] = 255 - now.data[at];
+    for (let at = 0; at < now.data.length; at += 4) now.data[at + 3] = opacity(now.data[at], now.data[at + 3]);
     pen.putImageData(now, 0, 0);
     pen.globalCompositeOperation = "source-atop"; // what was empty had no colour
     pen.fillStyle = COLOUR;
@@ -107,8 +107,7 @@ export async function editMask(picture, mask, size) {
     showRing(spot);
   });
 
-  const kinds = h("div", { class: "segments" });
-  segments(kinds, "mask-tool", [["Brush", "brush"], ["Eraser", "eraser"]], "brush", (value) => { erasing = value === "eraser"; });
+  const kinds = segments(h("div", { class: "segments" }), "mask-tool", [["Brush", "brush"], ["Eraser", "eraser"]], "brush", (value) => { erasing = value === "eraser"; });
   const width = slider("Size", { min: 2, max: size / 2, step: 1, value: brush, words: (value) => percent(value / size) },
     (value) => { brush = value; });
   const undo = iconButton("undo", "Undo", () => back(done, undone, "Undone"));
@@ -118,7 +117,7 @@ export async function editMask(picture, mask, size) {
   const none = h("button", { class: "soft", text: "Change the whole picture" });
   const parts = [h("div", { class: "painting" }, img(dataUrl(picture), "", { draggable: "false" }), canvas, ring),
     h("div", { class: "painting-tools" }, kinds, undo, redo,
-      softButton("invert", "Invert", act("Inverted", invert)),
+      softButton("invert", "Invert", act("Inverted", () => cover((grey, before) => 255 - before))),
       h("button", { class: "soft", click: act("Cleared", () => pen.clearRect(0, 0, size, size)), text: "Clear" })),
     width.box,
     h("div", { class: "chips", role: "group", "aria-label": "Shapes" }, ...PRESETS.map(([name, path]) => h("button", {
@@ -129,11 +128,7 @@ export async function editMask(picture, mask, size) {
     before.src = dataUrl(mask);
     await before.decode().catch(() => {});
     pen.drawImage(before, 0, 0, size, size);
-    const now = whole();
-    for (let at = 0; at < now.data.length; at += 4) now.data[at + 3] = now.data[at] >= 128 ? 255 : 0;
-    pen.putImageData(now, 0, 0);
-    invert();
-    invert(); // in the colour of the brush
+    cover((grey) => (grey >= 128 ? 255 : 0));
   }
   update();
   return new Promise((resolve) => {

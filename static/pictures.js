@@ -1,7 +1,7 @@
 // What can be done with a picture wherever it is shown? Tiles, favourites, choosing two, deleting with undo.
 
 import { ask, jobPath, send } from "./server.js";
-import { $, announce, bus, h, icon, img, keep, recall, toast } from "./ui.js";
+import { $, announce, bus, h, icon, img, keep, plural, recall, toast } from "./ui.js";
 
 /** A picture of a job, by its place in it; `told` is what the server said of it when it was finished. */
 export function picture(job, index) {
@@ -170,25 +170,67 @@ function pick(one) {
   bus.emit("compare", pair);
 }
 
-// ---- deleting, see deleting.js
+// ---- deleting, with time to think again
 
-export const leaving = new Set(); // ids of jobs that are hidden and will be deleted; keys of deleted pictures
+const leaving = new Set(); // ids of jobs that are hidden and will be deleted; keys of deleted pictures
 
 export const isLeaving = (id) => leaving.has(id);
 
+function hide(key, job, hidden) {
+  leaving[hidden ? "add" : "delete"](key);
+  bus.emit("hidden", { job, hidden });
+  return true;
+}
+
+const offerUndo = (what, undo, gone) => toast(`${what}.`, {
+  action: "Undo", act: async () => { if (await undo()) announce("Brought back."); }, gone });
+
+/** Delete pictures at once; the server brings them back when that is taken back. */
+export async function deletePictures(list, what = "Picture deleted") {
+  const each = async (hidden, method, more = "") => {
+    const veil = (on) => list.forEach(({ key, job }) => hide(key, { ...job, key }, on));
+    veil(hidden);
+    try {
+      await Promise.all(list.map(({ job, index }) => ask(`${jobPath(job.id)}images/${index}${more}`, undefined, { method })));
+      return true;
+    } catch (error) {
+      veil(!hidden);
+      toast(`That could not be done: ${error.message}`, { trouble: true });
+      return false;
+    }
+  };
+  if (await each(true, "DELETE")) offerUndo(what, () => each(false, "POST", "/restore"));
+}
+
+/** Hide a job and delete it when nobody has taken that back in time; its favourites stay. */
+export function deleteJob(job) {
+  if (leaving.has(job.id)) return;
+  const all = picturesOf(job);
+  const others = all.filter((one) => !isFavourite(one));
+  const kept = all.length - others.length;
+  if (kept && !others.length) toast("Favourites stay; each can be deleted where it is opened.");
+  else if (kept) deletePictures(others, `${plural(others.length, "picture")} deleted, ${plural(kept, "favourite")} kept`);
+  else {
+    hide(job.id, job, true);
+    offerUndo(`${job.status === "succeeded" ? plural(all.length, "picture") : "Job"} deleted`,
+      () => hide(job.id, job, false), () => finishDelete(job));
+  }
+}
+
 const remove = (id, more) => send(jobPath(id), undefined, { method: "DELETE", ...more });
 
-export async function finishDelete(job) {
-  if (!leaving.delete(job.id)) return;
+async function finishDelete(job) {
+  if (!leaving.has(job.id)) return;
   try {
     await remove(job.id);
   } catch (error) {
     if (error.status !== 404 && error.status !== 410) {
-      bus.emit("undeleted", job);
+      hide(job.id, job, false);
       toast(`It could not be deleted: ${error.message}`, { trouble: true });
       return;
     }
   }
+  leaving.delete(job.id);
   bus.emit("removed", job);
 }
 

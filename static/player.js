@@ -17,10 +17,9 @@ export function player(job) {
     for (const [number, image] of images.entries()) image.style.opacity = number <= value ? 1 : Math.max(0, 1 - (number - value));
     at.setAttribute("aria-valuetext", `${percent(value / (images.length - 1))} of the way`);
   };
-  const stop = () => { clearInterval(timer); timer = 0; setIcon(play, "play"); play.setAttribute("aria-label", "Play the blend"); };
+  const stop = () => { clearInterval(timer); timer = 0; setIcon(play, "play", "Play the blend"); };
   const start = () => {
-    setIcon(play, "pause");
-    play.setAttribute("aria-label", "Pause");
+    setIcon(play, "pause", "Pause");
     const by = wantsStillness() ? 1 : 0.25;
     timer = setInterval(() => {
       if (!play.isConnected) stop();

@@ -45,7 +45,8 @@ for (const bare of document.querySelectorAll("[data-icon]")) bare.prepend(icon(b
 export const quiet = (text, given) => h("p", { class: "quiet", text, ...given });
 export const img = (src, alt = "", given = {}) => h("img", { src, alt, width: 128, height: 128, ...given });
 
-export function setIcon(button, name) {
+export function setIcon(button, name, label) {
+  button.setAttribute("aria-label", label);
   button.querySelector("use").setAttribute("href", `#i-${name}`);
 }
 
@@ -66,6 +67,7 @@ export function segments(box, name, entries, chosen, change) {
     input.checked = value === chosen;
     return h("label", {}, input, h("span", {}, h("span", { text }), note && h("small", { text: note })));
   }));
+  return box;
 }
 
 /** A slider under its name; `words(value)` is what is said of its place, `change(value)` hears where it was put. */
@@ -219,22 +221,17 @@ export function arrowKeys(box, selector) {
     if (!event.key.startsWith("Arrow") || event.altKey || event.ctrlKey || event.metaKey) return;
     const here = event.target.closest(selector);
     if (!here) return;
-    const from = here.getBoundingClientRect();
-    const across = event.key === "ArrowLeft" || event.key === "ArrowRight";
-    const forward = event.key === "ArrowRight" || event.key === "ArrowDown";
+    const way = /Right|Down/.test(event.key) ? 1 : -1;
     const all = [...box.querySelectorAll(selector)];
-    let next = null;
-    if (across) {
-      next = all[all.indexOf(here) + (forward ? 1 : -1)];
-    } else {
-      let best = Infinity;
-      for (const other of all) {
-        const at = other.getBoundingClientRect();
-        const down = (at.top - from.top) * (forward ? 1 : -1);
-        if (down < 8) continue;
-        const distance = down * 4 + Math.abs(at.left - from.left);
-        if (distance < best) [best, next] = [distance, other];
-      }
+    let next = all[all.indexOf(here) + way];
+    if (/Up|Down/.test(event.key)) {
+      const from = here.getBoundingClientRect();
+      const far = (other) => {
+        const { top, left } = other.getBoundingClientRect();
+        const down = (top - from.top) * way;
+        return down < 8 ? Infinity : down * 4 + Math.abs(left - from.left);
+      };
+      next = all.reduce((best, other) => (far(other) < far(best) ? other : best), here);
     }
     event.preventDefault();
     next?.focus();

@@ -18,8 +18,7 @@ function around() {
 }
 
 function bestOf({ maximum }) {
-  const box = h("div", { class: "segments" });
-  segments(box, "best-of", [["Off", 0], ...BEST_OF.filter((count) => count <= maximum).map((count) => [`of ${count}`, count])], 0,
+  const box = segments(h("div", { class: "segments" }), "best-of", [["Off", 0], ...BEST_OF.filter((count) => count <= maximum).map((count) => [`of ${count}`, count])], 0,
     (value) => setEdits({ candidates: value || null }));
   return [h("fieldset", { class: "field" }, h("legend", { text: "Keep the best" }), box,
     quiet("Draws so many and keeps those that fit the words best. Each shows how well it fits.")),

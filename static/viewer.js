@@ -1,8 +1,7 @@
 // One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
 
-import { deleteJob, deletePictures } from "./deleting.js";
 import { canDo, editsInWords } from "./edits.js";
-import { altOf, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { altOf, deleteJob, deletePictures, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
 import { gestures } from "./gestures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
@@ -118,8 +117,7 @@ function showFrame(number) {
 function stop() {
   clearInterval(playing);
   playing = 0;
-  setIcon($("film-play"), "play");
-  $("film-play").setAttribute("aria-label", "Play the drawing");
+  setIcon($("film-play"), "play", "Play the drawing");
 }
 
 function play() {
@@ -129,8 +127,7 @@ function play() {
   }
   if (frames.length < 2) return;
   let number = Number($("film-at").value) === frames.length - 1 ? 0 : Number($("film-at").value);
-  setIcon($("film-play"), "pause");
-  $("film-play").setAttribute("aria-label", "Pause");
+  setIcon($("film-play"), "pause", "Pause");
   showFrame(number);
   playing = setInterval(() => {
     number += 1;
@@ -250,7 +247,7 @@ $("zoom-in").addEventListener("click", () => zoomBy(1.5));
 $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
 $("zoom-reset").addEventListener("click", resetZoom);
 $("pixels").addEventListener("change", () => frame.classList.toggle("pixels", $("pixels").checked));
-bus.on("undeleted", () => { if (here) show(here); });
+bus.on("hidden", ({ hidden }) => { if (here && !hidden) show(here); });
 dialog.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
   const slider = event.target.matches("input[type=range]");
