@@ -10,23 +10,15 @@ const ALIGNED = { width: 178, height: 218, side: 160, x: 89, y: 124 }; // CelebA
 const OVAL = { x: 0.5, y: 0.52, rx: 0.27, ry: 0.37 }; // where faces lie in the pictures that the model learned from
 
 /** A square part of a picture at `size` pixels, halved step by step so that fine detail is averaged and not skipped. */
-function reduce(bitmap, { x, y, side }, size) {
-  let now = Math.max(size, Math.min(2048, Math.round(side)));
-  let canvas = h("canvas", { width: now, height: now });
+function reduce(picture, { x, y, side }, size) {
+  const now = Math.max(size, Math.min(2048, Math.ceil(side / 2)));
+  const canvas = h("canvas", { width: now, height: now });
   const pen = canvas.getContext("2d");
   pen.imageSmoothingQuality = "high";
   pen.fillStyle = "#fff"; // under what is transparent
   pen.fillRect(0, 0, now, now);
-  pen.drawImage(bitmap, x, y, side, side, 0, 0, now, now);
-  while (now > size) {
-    const next = Math.max(size, Math.ceil(now / 2));
-    const smaller = h("canvas", { width: next, height: next });
-    const brush = smaller.getContext("2d");
-    brush.imageSmoothingQuality = "high";
-    brush.drawImage(canvas, 0, 0, next, next);
-    [canvas, now] = [smaller, next];
-  }
-  return canvas.toDataURL("image/png").split(",")[1];
+  pen.drawImage(picture, x, y, side, side, 0, 0, now, now);
+  return now > size ? reduce(canvas, { x: 0, y: 0, side: now }, size) : canvas.toDataURL("image/png").split(",")[1];
 }
 
 /** Let somebody place the face; resolves to a PNG of `size` x `size` as base64, or null. EXIF turns the photo by itself. */
@@ -92,7 +84,7 @@ export async function crop(file, size) {
     const box = canvas.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   };
-  gestures(canvas, share, move, (factor, middle) => zoomTo(at.zoom * factor, middle));
+  gestures(canvas, share, move, (factor, middle) => zoomTo(at.zoom * factor, middle), 400);
   canvas.addEventListener("keydown", (event) => {
     const by = event.shiftKey ? 5 * STEP : STEP;
     const keys = { ArrowLeft: () => move(-by, 0), ArrowRight: () => move(by, 0), ArrowUp: () => move(0, -by), ArrowDown: () => move(0, by),

@@ -2,13 +2,13 @@
 
 /**
  * `point(event)` is where something is touched, [x, y]; `move(x, y)` hears by how much it went on, `zoom(factor, middle)`
- * by how much two fingers parted, or the wheel was turned. Gives the fingers that touch it.
+ * by how much two fingers parted, or the wheel was turned (`wheel` pixels are a factor of e). Gives the fingers.
  */
-export function gestures(target, point, move, zoom) {
+export function gestures(target, point, move, zoom, wheel = 300) {
   const fingers = new Map();
   target.addEventListener("wheel", (event) => {
     event.preventDefault();
-    zoom(Math.exp(-event.deltaY / 350), point(event));
+    zoom(Math.exp(-event.deltaY / wheel), point(event));
   }, { passive: false });
   target.addEventListener("pointerdown", (event) => {
     fingers.set(event.pointerId, point(event));

@@ -4,8 +4,8 @@ import { editsInWords } from "./edits.js";
 import { deleteJob, fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
 import { rememberSeed } from "./settings.js";
-import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
-import { $, announce, bus, h, icon, iconButton, keep, loadStyle, percent, plural, recall, seconds, setQuery, softButton, toast } from "./ui.js";
+import { archiveOf, canShare, collageOf, copy, linkTo, share } from "./sharing.js";
+import { $, announce, bus, complain, h, icon, iconButton, keep, loadStyle, percent, plural, recall, seconds, setQuery, softButton } from "./ui.js";
 
 const MAX_CARDS = 10;
 const TITLE = document.title;
@@ -287,7 +287,7 @@ class Card {
       await ask(`${jobPath(this.job.id)}cancel`, {});
     } catch (error) {
       this.cancel.disabled = false;
-      if (error.status) toast(`It could not be cancelled: ${error.message}`, { trouble: true });
+      if (error.status) complain("It could not be cancelled", error);
     }
   }
 
@@ -302,7 +302,7 @@ class Card {
         : iconLink("download", "Download PNG", only.url, fileName(only))),
       done && iconLink("film", "Download the steps as one picture", collageOf(job), `steps-${only.seed}.png`),
       done && job.images?.some((one) => one.attributes) && iconButton("people", "Who came out", () => this.who(job)),
-      done && canShare() && iconButton("share", "Share or save to photos", () => shareJob(job)),
+      done && canShare() && iconButton("share", "Share or save to photos", () => share(picturesOf(job))),
       done && iconButton("link", "Copy a link", () => copy(linkTo(job), "Link")),
       this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", () => deleteJob(job)),
       this.finished && iconButton("close", "Put away", () => removeCard(job.id)),

@@ -1,7 +1,7 @@
 // What can be done with a picture wherever it is shown? Tiles, favourites, choosing two, deleting with undo.
 
 import { ask, jobPath, send } from "./server.js";
-import { $, announce, bus, h, icon, img, keep, plural, recall, toast } from "./ui.js";
+import { $, announce, bus, complain, h, icon, img, isCommand, keep, plural, recall, toast } from "./ui.js";
 
 /** A picture of a job, by its place in it; `told` is what the server said of it when it was finished. */
 export function picture(job, index) {
@@ -21,13 +21,16 @@ export function parametersOf({ job, index, seed, told }) {
   return made;
 }
 
+/** Where a blend leads, as it was asked for. */
+export const goalOf = (to) => Object.fromEntries(Object.entries(to).filter(([name, value]) => value != null && name !== "has_latent"));
+
 export const sent = new Map(); // job id -> what this page asked for, pictures included
 
 /** The request of a job, or of one of its pictures: a picture remembers what the job's parameters only mention. */
 export async function requestOf(job, index = null) {
   const { has_init_image: image, has_mask: mask, num_latents: latents, model, ...asked } = index === null ? job.parameters : parametersOf(picture(job, index));
   const to = asked.interpolate_to;
-  if (to) asked.interpolate_to = Object.fromEntries(Object.entries(to).filter(([name, value]) => value != null && name !== "has_latent"));
+  if (to) asked.interpolate_to = goalOf(to);
   if (!image && !mask && !latents && !to?.has_latent) return asked;
   const kept = sent.get(job.id) ?? (await ask("inspect", await (await send(picture(job, index ?? 0).url)).blob())).request;
   if (!kept || (image && !kept.init_image)) throw new Error("The picture no longer says what it began with.");
@@ -114,7 +117,7 @@ export function tile(one, { open, src = one.thumbnail, name, tools = true }) {
   const image = img(src, "", { loading: "lazy", decoding: "async", draggable: "false" });
   const button = h("button", { class: "tile-open", "aria-label": label, click: () => (picking ? pick(one) : open(one)) }, image);
   button.addEventListener("keydown", (event) => {
-    if (event.key === "f" && !event.ctrlKey && !event.metaKey && !event.altKey && recall("keys", true)) toggleFavourite(one);
+    if (event.key === "f" && !isCommand(event) && recall("keys", true)) toggleFavourite(one);
   });
   image.addEventListener("error", () => item.classList.add("lost"));
   image.addEventListener("load", () => item.classList.remove("lost"));
@@ -128,21 +131,21 @@ let picking = false;
 let first = null;
 
 export function startPicking(one = null) {
-  picking = true;
-  first = null;
-  document.body.classList.add("is-picking");
-  $("pick").setAttribute("aria-pressed", "true");
-  $("picking").hidden = false;
+  setPicking(true);
+  first = one;
   tellPicking();
-  if (one) pick(one);
+}
+
+function setPicking(on) {
+  picking = on;
+  document.body.classList.toggle("is-picking", on);
+  $("pick").setAttribute("aria-pressed", String(on));
+  $("picking").hidden = !on;
 }
 
 export function stopPicking() {
   if (!picking) return false;
-  picking = false;
-  document.body.classList.remove("is-picking");
-  $("pick").setAttribute("aria-pressed", "false");
-  $("picking").hidden = true;
+  setPicking(false);
   markPicked();
   return true;
 }
@@ -195,7 +198,7 @@ export async function deletePictures(list, what = "Picture deleted") {
       return true;
     } catch (error) {
       veil(!hidden);
-      toast(`That could not be done: ${error.message}`, { trouble: true });
+      complain("That could not be done", error);
       return false;
     }
   };
@@ -226,7 +229,7 @@ async function finishDelete(job) {
   } catch (error) {
     if (error.status !== 404 && error.status !== 410) {
       hide(job.id, job, false);
-      toast(`It could not be deleted: ${error.message}`, { trouble: true });
+      complain("It could not be deleted", error);
       return;
     }
   }

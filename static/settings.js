@@ -35,7 +35,7 @@ const rowsOf = (parameters) => (parameters.candidates ?? parameters.n_images) * 
 const doneShare = ({ start_timestep: start, init_image: picture, strength, mask }) => (picture ? strength ?? (mask ? 1 : 0.6) : 1 - (start ?? 0));
 
 /** Ask what a step costs here, and what is to be done first. */
-export async function measure() {
+async function measure() {
   asked = Date.now();
   try {
     speed = await ask("speed");

@@ -18,23 +18,17 @@ function readout({ response }, labels) {
 
 export function build(box, { attributes }) {
   const labels = new Map(attributes.map((one) => [one.name, one.label]));
-  const made = new Map();
-  const groups = new Map();
-  for (const one of attributes) {
+  const made = new Map(attributes.map((one) => {
     const words = (value) => (value ? `${signed(value)}, ${value > 0 ? one.more : one.less}` : "");
     const it = slider(one.label, { min: -FURTHEST, max: FURTHEST, step: 0.25, value: 0, words }, (value) => {
       setEdits({ attributes: { ...readEdits().attributes, [one.name]: value || undefined } });
     }, readout(one, labels));
     it.input.addEventListener("dblclick", () => { it.put(0); it.input.dispatchEvent(new Event("input")); });
-    made.set(one.name, it);
-    groups.set(one.group, [...(groups.get(one.group) ?? []), it.box]);
-  }
-  const counts = new Map();
-  const panes = [...groups].map(([name, boxes]) => {
-    const count = h("span", { class: "quiet" });
-    counts.set(name, count);
-    return h("details", { name: "features" }, h("summary", {}, `${name} `, count), ...boxes);
-  });
+    return [one.name, it];
+  }));
+  const counts = new Map([...new Set(attributes.map((one) => one.group))].map((name) => [name, h("span", { class: "quiet" })]));
+  const panes = [...counts].map(([name, count]) => h("details", { name: "features" }, h("summary", {}, `${name} `, count),
+    ...attributes.filter((one) => one.group === name).map((one) => made.get(one.name).box)));
   panes[1 % panes.length].open = true;
   const reset = softButton("again", "Back to none", () => setEdits({ attributes: null }));
   const cost = quiet("");

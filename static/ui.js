@@ -150,22 +150,25 @@ export function toast(text, { action, act, gone, trouble, wait = action ? 8000 :
   const box = h("div", { class: `toast ${trouble ? "trouble" : ""}`, role: trouble ? "alert" : "status" }, h("p", { text }));
   const close = (acted) => {
     if (!box.isConnected) return;
-    clearTimeout(timer);
+    stay();
     const held = box.contains(document.activeElement);
     box.remove();
     if (held) ($("toasts").querySelector("button") ?? document.querySelector("dialog[open] h2[tabindex]") ?? $("stage")).focus();
     if (!acted) gone?.();
   };
-  const start = () => { clearTimeout(timer); timer = setTimeout(close, wait); };
+  const stay = () => clearTimeout(timer);
+  const start = () => { stay(); timer = setTimeout(close, wait); };
   if (action) box.append(h("button", { text: action, click: () => { close(true); act(); } }));
   box.append(iconButton("close", "Dismiss", () => close(false)));
-  for (const [name, what] of [["pointerenter", () => clearTimeout(timer)], ["focusin", () => clearTimeout(timer)],
-    ["pointerleave", start], ["focusout", start]]) box.addEventListener(name, what);
+  for (const name of ["pointerenter", "focusin"]) box.addEventListener(name, stay);
+  for (const name of ["pointerleave", "focusout"]) box.addEventListener(name, start);
   $("toasts").append(box);
   while ($("toasts").childElementCount > 3) $("toasts").firstElementChild.querySelector("[aria-label=Dismiss]").click();
   start();
   return () => close(false);
 }
+
+export const complain = (what, error) => toast(`${what}: ${error.message}`, { trouble: true });
 
 // ---- dialogs
 
@@ -206,6 +209,8 @@ export function openSheet(name, title, kind, children, closed) {
   return dialog;
 }
 
+/** Is a key pressed with another that makes it a command? */
+export const isCommand = (event) => event.ctrlKey || event.metaKey || event.altKey;
 export const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
 
 export const wantsStillness = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -218,7 +223,7 @@ export function isWriting(target) {
 /** Arrow keys move the focus between the pictures of a grid, by what lies there on the screen. */
 export function arrowKeys(box, selector) {
   box.addEventListener("keydown", (event) => {
-    if (!event.key.startsWith("Arrow") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (!event.key.startsWith("Arrow") || isCommand(event)) return;
     const here = event.target.closest(selector);
     if (!here) return;
     const way = /Right|Down/.test(event.key) ? 1 : -1;

@@ -5,7 +5,7 @@ import { altOf, deleteJob, deletePictures, fileName, heart, isLeaving, startPick
 import { gestures } from "./gestures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
-import { $, announce, bus, closable, h, icon, iconButton, openDialog, percent, recall, setIcon, softButton, wantsStillness } from "./ui.js";
+import { $, announce, bus, closable, h, icon, iconButton, isCommand, openDialog, percent, recall, setIcon, softButton, wantsStillness } from "./ui.js";
 
 const MAX_ZOOM = 8;
 const FRAME_MS = 160;
@@ -97,21 +97,26 @@ function showFilm() {
   $("film-play").disabled = $("film-at").disabled = !any;
   $("film-fork").hidden = true;
   $("film-at").max = Math.max(0, frames.length - 1);
-  $("film-at").value = frames.length - 1;
   $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, loading: "lazy", draggable: "false" })));
-  $("film-text").textContent = any ? `Step ${frames.at(-1).t}` : frames.length ? "No steps were kept" : "";
-  $("film-at").setAttribute("aria-valuetext", any ? `Step ${frames.at(-1).t} of ${frames.at(-1).total}` : "none");
+  $("film-text").textContent = frames.length ? "No steps were kept" : "";
+  $("film-at").setAttribute("aria-valuetext", "none");
+  if (any) tellFrame(frames.length - 1);
+}
+
+function tellFrame(number) {
+  const { t, total } = frames[number];
+  $("film-at").value = number;
+  $("film-text").textContent = `Step ${t}`;
+  $("film-at").setAttribute("aria-valuetext", `Step ${t} of ${total}`);
 }
 
 function showFrame(number) {
-  const shown = frames[number];
-  if (!shown) return;
-  image.src = shown.src;
-  $("film-at").value = number;
-  $("film-text").textContent = `Step ${shown.t}`;
-  $("film-fork").hidden = number >= frames.length - 1 || !canDo("start_timestep");
-  $("film-at").setAttribute("aria-valuetext", `Step ${shown.t} of ${shown.total}`);
-  for (const [at, still] of [...$("film-strip").children].entries()) still.classList.toggle("now", at === number && number < frames.length - 1);
+  if (!frames[number]) return;
+  image.src = frames[number].src;
+  tellFrame(number);
+  const last = number === frames.length - 1;
+  $("film-fork").hidden = last || !canDo("start_timestep");
+  for (const [at, still] of [...$("film-strip").children].entries()) still.classList.toggle("now", at === number && !last);
 }
 
 function stop() {
@@ -154,7 +159,7 @@ function show(one) {
   const { job } = one;
   const { parameters: asked } = job;
   const all = list();
-  const at = all.findIndex((other) => other.key === one.key);
+  const at = placeIn(all);
   resetZoom();
   image.src = one.url;
   image.alt = altOf(one);
@@ -190,9 +195,11 @@ function show(one) {
   loadFilm(one);
 }
 
+const placeIn = (all) => all.findIndex(({ key }) => key === here?.key);
+
 function neighbour(by) {
   const all = list();
-  const at = all.findIndex((other) => other.key === here?.key);
+  const at = placeIn(all);
   return at < 0 ? undefined : all[at + by];
 }
 
@@ -217,7 +224,7 @@ function remove(whole) {
   const one = here;
   const { job, key } = one;
   const all = list();
-  const at = all.findIndex((other) => other.key === key);
+  const at = placeIn(all);
   const stays = (other) => (whole ? other.job.id !== job.id : other.key !== key);
   const next = all.slice(at).find(stays) ?? all.slice(0, at).findLast(stays);
   if (whole) deleteJob(job);
@@ -249,7 +256,7 @@ $("zoom-reset").addEventListener("click", resetZoom);
 $("pixels").addEventListener("change", () => frame.classList.toggle("pixels", $("pixels").checked));
 bus.on("hidden", ({ hidden }) => { if (here && !hidden) show(here); });
 dialog.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
+  if (isCommand(event) || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
   const slider = event.target.matches("input[type=range]");
   const pressed = event.target.matches("button, a, input");
   const keys = {
