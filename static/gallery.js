@@ -20,7 +20,6 @@ let ended = false;
 let loading = null; // the request under way
 let round = 0; // answers to older questions are dropped
 let jobs = []; // in the order shown
-let dirty = true; // something was drawn or deleted since this was loaded
 let shown = false;
 let actions = null; // {open(picture, list), show(job)}
 
@@ -96,7 +95,9 @@ async function freshen() {
   }
   jobs = [...newest, ...jobs.filter((job) => !newest.some((other) => other.id === job.id))];
   for (const job of changed.reverse()) {
-    if (!tellAnew(job)) place(job, tilesOf(job), true);
+    const told = [...$("days").querySelectorAll(".told")].find((item) => item.dataset.job === job.id);
+    if (told) told.replaceWith(...tilesOf(job));
+    else place(job, tilesOf(job), true);
   }
   settle();
 }
@@ -118,7 +119,7 @@ function showEmpty(visible) {
 
 function reload() {
   round += 1;
-  [cursor, ended, loading, jobs, dirty] = [null, false, null, [], false];
+  [cursor, ended, loading, jobs] = [null, false, null, []];
   $("days").replaceChildren();
   $("gallery-end").replaceChildren();
   $("gallery-empty").hidden = true;
@@ -153,19 +154,9 @@ function place(job, tiles, first = false) {
 
 const tilesOf = (job) => (job.status === "succeeded" ? picturesOf(job).filter(fits).map(pictureTile) : [stateTile(job)]);
 
-/** What a job became takes the place of what was said about it; false where nothing was. */
-function tellAnew(job) {
-  const told = [...$("days").querySelectorAll(".told")].find((item) => item.dataset.job === job.id);
-  told?.replaceWith(...tilesOf(job));
-  return Boolean(told);
-}
-
 /** A job of this page has ended. */
 function arrive(job) {
-  if (filter === "all" && tellAnew(job)) {
-    jobs = jobs.map((other) => (other.id === job.id ? job : other));
-    settle();
-  } else dirty = true;
+  freshen();
   if (job.status === "succeeded") recent.unshift(job);
   drawRecent();
 }
@@ -239,8 +230,11 @@ export function startGallery(given) {
 
 export function showGallery(visible) {
   shown = visible;
-  if (visible && (dirty || !jobs.length || filter === "favourites")) reload();
-  if (visible) return;
+  if (visible) {
+    if (jobs.length && filter !== "favourites") freshen();
+    else reload();
+    return;
+  }
   stopPicking();
   drawRecent();
 }

@@ -58,7 +58,7 @@ export function build(box, options) {
     if (file) takePhoto(file);
   });
   const image = img(null, "The picture to start from");
-  const over = img(null, "", { class: "over" });
+  const over = img(null, "The painted part is drawn anew", { class: "over" });
   const strength = slider("How much changes", { min: 0, max: 1, step: 0.05, value: usual.picture,
     words: (value) => `${percent(value)}, ${inWords(value)}` }, (value) => setEdits({ strength: value }));
   const again = softButton("settings", "Place it again", () => takePhoto(source));
@@ -78,7 +78,6 @@ export function build(box, options) {
     image.src = dataUrl(picture);
     over.hidden = !mask;
     if (mask) over.src = dataUrl(mask);
-    over.alt = mask ? "The painted part is drawn anew" : "";
     brush.querySelector("span").textContent = mask ? "Paint again" : "Paint what changes";
     again.hidden = !source;
     strength.put(value ?? (mask ? usual.mask : usual.picture));
