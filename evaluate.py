@@ -1011,15 +1011,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                            else FOR_EMPHASIS if options.fit_emphasis
                            else FOR_FINISHING if options.draw_latents else FOR_CORRECTION if options.fit_correction
                            else QUICK if options.quick else base, **given)
-        for flag in ("fit_sharpness", "fit_emphasis", "fit_correction", "build_nearest"):
-            if getattr(options, flag) and options.model is None:
-                raise ValueError(f"--{flag.replace('_', '-')} changes a trained model: say which, with --model FOLDER")
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
             raise ValueError(f"--record keeps figures of {base.split}; --split {settings.split} is for choices")
         if options.fit_emphasis and settings.split == base.split:
             raise ValueError(f"--fit-emphasis is a choice: --split {settings.split} would spoil the report")
+        for flag in ("fit_sharpness", "fit_emphasis", "fit_correction", "build_nearest"):
+            if getattr(options, flag) and options.model is None:
+                raise ValueError(f"--{flag.replace('_', '-')} changes a trained model: say which, with --model FOLDER")
         device = pick_device(settings.device)
         if options.sliders:
             pick_dtype(settings.precision, device)  # the generator itself draws them, and it does not imitate

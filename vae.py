@@ -481,7 +481,8 @@ def initial_model(args: argparse.Namespace, pixels: Tensor) -> VAE:
         return from_components(model, load_vae(folder, pixels.device), pixels[:512]).cpu()
     start = fewer_blocks(without_filter(state), config["network"], model.config)
     if not args.decoder_only:  # the encoder learns, so its statistics are measured again at the end
-        start |= {name: value for name, value in model.state_dict().items() if name.startswith("latent_")}
+        start |= {name: value for name, value in model.state_dict().items()
+                  if name.startswith("latent_") and start[name].shape != value.shape}
     load_strictly(model, start, "the VAE to start from")
     return model
 

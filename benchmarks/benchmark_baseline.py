@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
-    args = parser.parse_args(argv, argparse.Namespace(favour=[], distill=None, px=None, sharp_times=1))
+    args = parser.parse_args(argv, argparse.Namespace(favour=[], distill=None, px=None, sharp_times=1, soft_from=None))
     if args.what == "train":
         train(args)
     else:

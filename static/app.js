@@ -8,7 +8,7 @@ import { loadVocabulary, look, setPrompt } from "./prompt.js";
 import { ask, jobPath, send, watchPulse } from "./server.js";
 import { clearErrors, fillForm, isReady, readForm, restoreForm, showErrors } from "./settings.js";
 import { linkedSettings, receivePictures } from "./sharing.js";
-import { $, COMMAND, announce, bus, dialogIsOpen, h, isWriting, loadStyle, randomHex, recall, setQuery, toast } from "./ui.js";
+import { $, COMMAND, announce, bus, complain, dialogIsOpen, h, isCommand, isWriting, loadStyle, randomHex, randomSeed, recall, setQuery, toast } from "./ui.js";
 
 const LOADING_MS = 700;
 const KEPT_CARDS = 3; // finished jobs that are still on the stage after a reload; the others are in the gallery
@@ -81,6 +81,18 @@ async function attempt(act) {
   }
 }
 
+function restored(request) {
+  restore(request);
+  toast("Settings restored.");
+}
+
+/** The panel of a picture to start from. */
+async function photoPanel() {
+  show("draw");
+  await openPanel("photo");
+  return import("./photo.js");
+}
+
 /** What looks at pictures comes when the first is opened. */
 const lookCloser = async (name) => (await Promise.all([import(`./${name}.js`), loadStyle("viewer.css")]))[0];
 
@@ -88,8 +100,7 @@ const handlers = {
   open: (...given) => attempt(async () => (await lookCloser("viewer")).openViewer(handlers, ...given)),
   /** The settings of a job, or of one of its pictures, with more changes. */
   use: (job, index = null, changes = {}, panel = null) => attempt(async () => {
-    restore({ ...await requestOf(job, index), ...changes });
-    toast("Settings restored.");
+    restored({ ...await requestOf(job, index), ...changes });
     if (panel) await openPanel(panel, true);
     else $("prompt").focus();
   }),
@@ -114,9 +125,7 @@ const handlers = {
   who: (job) => attempt(async () => (await import("./population.js")).showPopulation([job].flat(), Array.isArray(job))),
   /** Start from one picture: change it, or only a part of it. */
   edit: (one, andPaint) => attempt(async () => {
-    show("draw");
-    await openPanel("photo");
-    await (await import("./photo.js")).startFrom(one.url, andPaint);
+    await (await photoPanel()).startFrom(one.url, andPaint);
     $("prompt").focus();
   }),
 };
@@ -125,7 +134,7 @@ const handlers = {
 async function drawGrid({ prompts, count }) {
   const { candidates, variation_strength, variation_seed, interpolate_to, ...asked } = whole(); // a column is a seed
   const rows = [asked.prompt, ...prompts];
-  const seed = asked.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
+  const seed = asked.seed ?? randomSeed();
   const name = randomHex(6);
   for (const prompt of rows) {
     const made = await submit({ ...asked, prompt, seed, n_images: count }, randomHex(16), name);
@@ -255,7 +264,8 @@ async function begin() {
     updateButton();
     return;
   }
-  if (options.state === "READY") {
+  const { state } = options;
+  if (state === "READY") {
     const [first] = options.models;
     model("READY", `${first.name} · ${first.device}`);
     banner(null);
@@ -271,21 +281,20 @@ async function begin() {
     }
     await loadRecent();
     document.body.dataset.resumed = "";
-  } else if (options.state === "FAILED") {
+    return;
+  }
+  if (state === "FAILED") {
     model("FAILED", "No model");
     banner("The model could not be loaded", options.failure, { action: "Look again", act: begin });
-    updateButton();
-  } else if (options.state === "STOPPING") {
+  } else if (state === "STOPPING") {
     model("GONE", "Stopping");
     banner("The server is being stopped", "What it accepted goes on after its next start.", { calm: true });
-    updateButton();
-    setTimeout(begin, 2 * LOADING_MS);
   } else {
     model("STARTING", "Loading the model …");
     banner("The model is being loaded", "This takes a few seconds. You can describe a face meanwhile.", { calm: true });
-    updateButton();
-    setTimeout(begin, LOADING_MS);
   }
+  updateButton();
+  if (state !== "FAILED") setTimeout(begin, LOADING_MS);
 }
 
 function drawExamples(examples) {
@@ -320,14 +329,15 @@ $("key-form").addEventListener("submit", async (event) => {
 const toggleHelp = () => attempt(async () => (await import("./help.js")).openHelp());
 
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !dialogIsOpen()) {
+  const command = event.ctrlKey || event.metaKey;
+  if (event.key === "Enter" && command && !dialogIsOpen()) {
     event.preventDefault();
-    if (!$("generate").disabled) submit(whole());
-  } else if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.shiftKey && !isWriting(event.target)) {
+    $("composer").requestSubmit();
+  } else if (event.key === "z" && command && !event.shiftKey && !isWriting(event.target)) {
     if (undoDelete()) event.preventDefault();
   } else if (event.key === "Escape" && !dialogIsOpen()) {
     if (stopPicking()) event.preventDefault();
-  } else if (!event.ctrlKey && !event.metaKey && !event.altKey && !isWriting(event.target) && !dialogIsOpen() && recall("keys", true)) {
+  } else if (!isCommand(event) && !isWriting(event.target) && !dialogIsOpen() && recall("keys", true)) {
     const gallery = viewOf() === "gallery";
     const keys = {
       "?": toggleHelp, g: () => show(gallery ? "draw" : "gallery"), "/": () => (gallery ? $("search") : $("prompt")).focus(),
@@ -354,13 +364,12 @@ bus.on("compare", (pair) => attempt(async () => (await lookCloser("compare")).co
 async function about(file, found = null) {
   const known = found ?? await ask("inspect", file);
   const { showTrust } = await import("./trust.js");
-  await showTrust(file, known, { restore: (request) => { restore(request); toast("Settings restored."); },
-    start: async (given) => { show("draw"); await openPanel("photo"); (await import("./photo.js")).takePhoto(given); } });
+  await showTrust(file, known, { restore: restored, start: async (given) => (await photoPanel()).takePhoto(given) });
 }
 
 receivePictures(async (file, found) => {
   if (openedPanel() === "photo" && viewOf() === "draw" && !found?.request) {
-    (await import("./photo.js")).takePhoto(file);
+    (await photoPanel()).takePhoto(file);
   } else if (!found.request) {
     await about(file, found);
   } else {
@@ -379,6 +388,6 @@ async function showJob(id) {
     const body = await ask(`${jobPath(id)}?include=none`);
     addCard(jobFrom(body), handlers, body).box.scrollIntoView({ block: "nearest" });
   } catch (error) {
-    toast(`It could not be shown: ${error.message}`, { trouble: true });
+    complain("It could not be shown", error);
   }
 }

@@ -2,9 +2,8 @@
 
 import { labelOf } from "./prompt.js";
 import { ask } from "./server.js";
-import { h, icon, loadStyle } from "./ui.js";
+import { h, icon, loadStyle, percent } from "./ui.js";
 
-const percent = (share) => `${Math.round(100 * share)} %`;
 let number = 0;
 
 /** A row of bars: [name, share, marked]. */

@@ -1,12 +1,12 @@
 // Where does a row of pictures lead? To another description, another seed, another picture.
 
-import { readEdits, setEdits } from "./edits.js";
+import { RIVALS, readEdits, setEdits } from "./edits.js";
 import { crop } from "./crop.js";
 import { fileButton } from "./photo.js";
 import { base64Of } from "./pictures.js";
 import { ask, send } from "./server.js";
 import { readForm, restoreForm, setCount } from "./settings.js";
-import { $, bus, h, iconButton, toast } from "./ui.js";
+import { $, bus, h, iconButton, quiet, randomSeed, toast } from "./ui.js";
 
 /** The noise from which the model draws a picture again, found by running the drawing backwards. */
 async function noiseOf(image, prompt) {
@@ -32,7 +32,7 @@ export async function between(one, other) {
   const [from, to] = [await endOf(one), await endOf(other)];
   const { prompt } = other.job.parameters;
   const changes = { n_images: 8, interpolate_to: { ...to, ...(prompt !== one.job.parameters.prompt ? { prompt } : {}) } };
-  for (const name of ["init_image", "mask", "strength", "start_timestep", "variation_strength", "variation_seed", "candidates"]) changes[name] = null;
+  for (const name of RIVALS.interpolate_to) changes[name] = null;
   if (from.latent || to.latent) Object.assign(changes, EXACT);
   return from.latent ? { ...changes, latent: from.latent } : { ...changes, seed: from.seed, latent: null };
 }
@@ -41,7 +41,7 @@ export function build(box, options) {
   const prompt = h("input", { id: "blend-prompt", type: "text", maxlength: options.fields.prompt.max_length, placeholder: "the same description" });
   const seed = h("input", { id: "blend-seed", type: "text", inputmode: "numeric", placeholder: "the same seed" });
   const size = options.models[0].image_size;
-  const from = h("p", { class: "quiet" });
+  const from = quiet("");
   const set = (latent = readEdits().interpolate_to?.latent) => {
     const to = {};
     if (prompt.value.trim()) to.prompt = prompt.value.trim();
@@ -62,13 +62,13 @@ export function build(box, options) {
     }
   };
   for (const input of [prompt, seed]) input.addEventListener("change", () => set());
-  const dice = iconButton("dice", "Draw a seed to blend to", () => { seed.value = crypto.getRandomValues(new Uint32Array(1))[0]; set(); });
+  const dice = iconButton("dice", "Draw a seed to blend to", () => { seed.value = randomSeed(); set(); });
   box.append(from, h("div", { class: "field" }, h("label", { for: "blend-prompt", text: "To the description" }), prompt),
     h("div", { class: "field" }, h("label", { for: "blend-seed", text: "To the seed" }), h("div", { class: "with-buttons" }, seed, dice)));
   box.append(h("div", { class: "tools-row" },
     ...fileButton("image", "From a picture", fromPicture((latent) => { setEdits({ latent, start_timestep: null }); set(); })),
     ...fileButton("image", "To a picture", fromPicture((latent) => { seed.value = ""; set(latent); }))));
-  box.append(h("p", { class: "quiet", text: "Or choose two pictures with Compare and press “Blend these two”." }));
+  box.append(quiet("Or choose two pictures with Compare and press “Blend these two”."));
 
   const show = () => {
     const { interpolate_to: to, latent } = readEdits();

@@ -1,43 +1,33 @@
 // How do two pictures differ? Side by side, or one wiped over the other; and what was asked for differently.
 
 import { canDo } from "./edits.js";
-import { wordsOf } from "./pictures.js";
-import { $, closable, h, icon, openDialog, segments } from "./ui.js";
+import { altOf, wordsOf } from "./pictures.js";
+import { h, img, openSheet, segments, softButton } from "./ui.js";
 
-const ROWS = [["Description", (one) => wordsOf(one.job)], ["Seed", (one) => one.seed], ["Steps", (one) => one.job.parameters.n_inf_steps],
-  ["Guidance", (one) => one.job.parameters.guidance_scale], ["Sampler", (one) => one.job.parameters.sampler],
-  ["Steered away from", (one) => one.job.parameters.negative_prompt || "–"]];
-
-function mode(name) {
-  $("compare-pair").hidden = name !== "beside";
-  $("compare-wipe").hidden = name !== "wipe";
-}
-
-function wipe() {
-  $("wipe-over").style.clipPath = `inset(0 ${100 - $("wipe-at").value}% 0 0)`;
-}
+const factsOf = ({ job, seed, job: { parameters: asked } }) => ({ Description: wordsOf(job), Seed: seed, Steps: asked.n_inf_steps,
+  Guidance: asked.guidance_scale, Sampler: asked.sampler, "Steered away from": asked.negative_prompt || "–" });
 
 export function compare([one, other], actions) {
-  segments($("compare-modes"), "compare-mode", [["Side by side", "beside"], ["Wipe", "wipe"]], "beside", mode);
-  mode("beside");
-  $("compare-pair").replaceChildren(...[one, other].map((picture) => h("figure", {},
-    h("img", { src: picture.url, alt: `${wordsOf(picture.job)}, seed ${picture.seed}`, width: 128, height: 128 }),
-    h("figcaption", { text: `Seed ${picture.seed}` }))));
-  for (const [id, picture] of [["wipe-over", one], ["wipe-under", other]]) {
-    $(id).src = picture.url;
-    $(id).alt = `${wordsOf(picture.job)}, seed ${picture.seed}`;
+  const over = img(one.url, altOf(one), { id: "wipe-over" });
+  const at = h("input", { type: "range", id: "wipe-at", value: 50, "aria-label": "How much of the first picture is seen", input: wipe });
+  function wipe() {
+    over.style.clipPath = `inset(0 ${100 - at.value}% 0 0)`;
   }
-  $("wipe-at").value = 50;
   wipe();
+  const ways = { beside: h("div", { class: "pair" }, ...[one, other].map((picture) => h("figure", {},
+    img(picture.url, altOf(picture)), h("figcaption", { text: `Seed ${picture.seed}` })))),
+  wipe: h("div", { class: "wipe", hidden: true }, h("div", { class: "wipe-stack" }, img(other.url, altOf(other)), over), at) };
+  const modes = segments(h("div", { class: "segments" }), "compare-mode", [["Side by side", "beside"], ["Wipe", "wipe"]], "beside", (chosen) => {
+    for (const [name, box] of Object.entries(ways)) box.hidden = name !== chosen;
+  });
   const head = h("tr", {}, h("td"), h("th", { scope: "col", text: "First" }), h("th", { scope: "col", text: "Second" }));
-  $("differences").replaceChildren(h("thead", {}, head), h("tbody", {}, ...ROWS.map(([name, read]) => {
-    const [first, second] = [String(read(one)), String(read(other))];
+  const rows = Object.entries(factsOf(one)).map(([name, first]) => {
+    const second = factsOf(other)[name];
     return h("tr", { class: first === second ? "" : "differs" }, h("th", { scope: "row", text: name }), h("td", { text: first }), h("td", { text: second }));
-  })));
-  const blend = h("button", { class: "soft", click: () => { $("compare").close(); actions.blend(one, other); } }, icon("blend"), "Blend these two");
-  $("compare-foot").replaceChildren(canDo("interpolate_to") ? blend : "");
-  openDialog($("compare"));
+  });
+  const dialog = openSheet("compare", "Compare", "compare", [ways.beside, ways.wipe,
+    h("div", { class: "table-box" }, h("table", { class: "differences" }, h("thead", {}, head), h("tbody", {}, ...rows))),
+    h("div", { class: "sheet-foot" }, canDo("interpolate_to")
+      && softButton("blend", "Blend these two", () => { dialog.close(); actions.blend(one, other); }))]);
+  dialog.querySelector("h2").after(modes);
 }
-
-$("wipe-at").addEventListener("input", wipe);
-closable($("compare"), $("compare-close"));

@@ -1,6 +1,7 @@
 // Where in a photo is the face? A window that is dragged and zoomed until the face fills the oval; no detector is needed.
 
-import { closable, h, icon, iconButton, openDialog, slider, toast } from "./ui.js";
+import { gestures } from "./gestures.js";
+import { h, openSheet, quiet, slider, softButton, toast } from "./ui.js";
 
 const VIEW = 512; // pixels of the canvas in the dialog
 const MAX_ZOOM = 12;
@@ -9,23 +10,15 @@ const ALIGNED = { width: 178, height: 218, side: 160, x: 89, y: 124 }; // CelebA
 const OVAL = { x: 0.5, y: 0.52, rx: 0.27, ry: 0.37 }; // where faces lie in the pictures that the model learned from
 
 /** A square part of a picture at `size` pixels, halved step by step so that fine detail is averaged and not skipped. */
-function reduce(bitmap, { x, y, side }, size) {
-  let now = Math.max(size, Math.min(2048, Math.round(side)));
-  let canvas = h("canvas", { width: now, height: now });
+function reduce(picture, { x, y, side }, size) {
+  const now = Math.max(size, Math.min(2048, Math.ceil(side / 2)));
+  const canvas = h("canvas", { width: now, height: now });
   const pen = canvas.getContext("2d");
   pen.imageSmoothingQuality = "high";
   pen.fillStyle = "#fff"; // under what is transparent
   pen.fillRect(0, 0, now, now);
-  pen.drawImage(bitmap, x, y, side, side, 0, 0, now, now);
-  while (now > size) {
-    const next = Math.max(size, Math.ceil(now / 2));
-    const smaller = h("canvas", { width: next, height: next });
-    const brush = smaller.getContext("2d");
-    brush.imageSmoothingQuality = "high";
-    brush.drawImage(canvas, 0, 0, next, next);
-    [canvas, now] = [smaller, next];
-  }
-  return canvas.toDataURL("image/png").split(",")[1];
+  pen.drawImage(picture, x, y, side, side, 0, 0, now, now);
+  return now > size ? reduce(canvas, { x: 0, y: 0, side: now }, size) : canvas.toDataURL("image/png").split(",")[1];
 }
 
 /** Let somebody place the face; resolves to a PNG of `size` x `size` as base64, or null. EXIF turns the photo by itself. */
@@ -91,22 +84,7 @@ export async function crop(file, size) {
     const box = canvas.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   };
-  const fingers = new Map();
-  canvas.addEventListener("pointerdown", (event) => { fingers.set(event.pointerId, share(event)); canvas.setPointerCapture(event.pointerId); });
-  canvas.addEventListener("pointermove", (event) => {
-    const before = fingers.get(event.pointerId);
-    if (!before) return;
-    const now = share(event);
-    const other = [...fingers].find(([id]) => id !== event.pointerId)?.[1];
-    move((now[0] - before[0]) / fingers.size, (now[1] - before[1]) / fingers.size);
-    if (other) {
-      const apart = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
-      zoomTo(at.zoom * (apart(now) / apart(before)), [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2]);
-    }
-    fingers.set(event.pointerId, now);
-  });
-  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => fingers.delete(event.pointerId));
-  canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoomTo(at.zoom * Math.exp(-event.deltaY / 400), share(event)); }, { passive: false });
+  gestures(canvas, share, move, (factor, middle) => zoomTo(at.zoom * factor, middle), 400);
   canvas.addEventListener("keydown", (event) => {
     const by = event.shiftKey ? 5 * STEP : STEP;
     const keys = { ArrowLeft: () => move(-by, 0), ArrowRight: () => move(by, 0), ArrowUp: () => move(0, -by), ArrowDown: () => move(0, by),
@@ -116,18 +94,13 @@ export async function crop(file, size) {
     keys[event.key]();
   });
 
-  const close = iconButton("close", "Close", null);
-  const use = h("button", { class: "soft strong" }, icon("check"), "Use this part");
-  const dialog = h("dialog", { class: "sheet cutter", "aria-labelledby": "crop-title" },
-    h("div", { class: "sheet-head" }, h("h2", { id: "crop-title", text: "Place the face", tabindex: "-1" }), close),
-    h("p", { class: "quiet", text: "Drag and zoom until the face fills the oval: eyes a little above its middle, chin at its end." }),
-    canvas, zoom_.box, h("div", { class: "sheet-foot" }, use));
-  document.body.append(dialog);
-  closable(dialog, close);
   place();
   return new Promise((done) => {
     let made = null;
-    use.addEventListener("click", () => { made = reduce(bitmap, part(), size); dialog.close(); });
-    openDialog(dialog, () => { bitmap.close(); dialog.remove(); done(made); });
+    const use = () => { made = reduce(bitmap, part(), size); dialog.close(); };
+    const dialog = openSheet("crop", "Place the face", "cutter", [
+      quiet("Drag and zoom until the face fills the oval: eyes a little above its middle, chin at its end."), canvas, zoom_.box,
+      h("div", { class: "sheet-foot" }, softButton("check", "Use this part", use, { class: "soft strong" })),
+    ], () => { bitmap.close(); done(made); });
   });
 }

@@ -2,7 +2,7 @@
 // The panels are loaded when somebody opens one; what they have set is always in sight, and goes with one press.
 
 import { dataUrl } from "./pictures.js";
-import { $, bus, h, icon, keep, loadStyle, recall } from "./ui.js";
+import { $, bus, h, icon, keep, loadStyle, percent, recall } from "./ui.js";
 
 /** Panels: name, what it is called, its icon, the fields that it sets; a server without any of these has no such panel. */
 const PANELS = [["photo", "Picture", "image", ["init_image", "mask", "strength", "latent", "start_timestep"]],
@@ -10,9 +10,11 @@ const PANELS = [["photo", "Picture", "image", ["init_image", "mask", "strength",
   ["vary", "Vary", "grid", ["variation_strength", "variation_seed", "candidates", "balance"]],
   ["blend", "Blend", "blend", ["interpolate_to"]]];
 const FIELDS = PANELS.flatMap(([, , , fields]) => fields);
-const RIVALS = { init_image: ["latent", "start_timestep", "interpolate_to"], start_timestep: ["init_image", "mask", "strength", "interpolate_to"],
-  latent: ["init_image", "mask", "strength"], interpolate_to: ["init_image", "mask", "strength", "start_timestep", "variation_strength", "variation_seed", "candidates"],
-  variation_strength: ["interpolate_to"], candidates: ["interpolate_to"] }; // what the server refuses together
+const PICTURE = ["init_image", "mask", "strength"];
+/** What the server refuses beside a field. */
+export const RIVALS = { init_image: ["latent", "start_timestep", "interpolate_to"], start_timestep: [...PICTURE, "interpolate_to"],
+  latent: PICTURE, interpolate_to: [...PICTURE, "start_timestep", "variation_strength", "variation_seed", "candidates"],
+  variation_strength: ["interpolate_to"], candidates: ["interpolate_to"] };
 
 let edits = {}; // fields of the request, only those that are set
 let options = {};
@@ -50,7 +52,6 @@ export function replaceEdits(request) {
 }
 
 export const signed = (value) => `${value > 0 ? "+" : "−"}${Math.abs(value)}`;
-const percent = (share) => `${Math.round(100 * share)} %`;
 
 /** What is set in a request or in a job's parameters, in words: [text, fields to take out, picture]. */
 export function editsInWords(edits) {

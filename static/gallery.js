@@ -10,7 +10,7 @@ const RECENT_ROWS = 3;
 const WAIT_MS = 250;
 const FILTERS = [["All", "all"], ["Favourites", "favourites"], ["Unfinished", "unfinished"]];
 const LOOK_MS = 4000; // what others draw appears in an open gallery after so long
-const UNFINISHED = ["queued", "running", "failed", "cancelled"];
+const UNFINISHED = "queued,running,failed,cancelled";
 const SAID = { queued: "Waiting", running: "Being drawn", failed: "Failed", cancelled: "Cancelled" };
 
 let filter = "all";
@@ -20,7 +20,6 @@ let ended = false;
 let loading = null; // the request under way
 let round = 0; // answers to older questions are dropped
 let jobs = []; // in the order shown
-let dirty = true; // something was drawn or deleted since this was loaded
 let shown = false;
 let actions = null; // {open(picture, list), show(job)}
 
@@ -34,13 +33,12 @@ const fits = (one) => filter !== "favourites" || isFavourite(one);
 
 // ---- loading
 
+/** The jobs that are searched for: the newest, or those after a cursor. */
+const find = (more) => ask(`jobs/?${new URLSearchParams({ limit: PAGE, ...(query && { q: query }), ...more,
+  ...(filter === "favourites" && { favourites: "only" }), ...(filter === "unfinished" && { status: UNFINISHED }) })}`);
+
 async function fetchPage(number) {
-  const asked = new URLSearchParams({ limit: PAGE });
-  if (cursor) asked.set("cursor", cursor);
-  if (query) asked.set("q", query);
-  if (filter === "favourites") asked.set("favourites", "only");
-  if (filter === "unfinished") asked.set("status", UNFINISHED.join(","));
-  const answer = await ask(`jobs/?${asked}`);
+  const answer = await find(cursor && { cursor });
   if (number !== round) return;
   cursor = answer.next ?? null;
   ended = !cursor;
@@ -85,8 +83,7 @@ function settle() {
 async function freshen() {
   if (!shown || document.hidden || loading || filter === "favourites" || dialogIsOpen()) return;
   const number = round;
-  const asked = new URLSearchParams({ limit: PAGE, ...(query && { q: query }), ...(filter === "unfinished" && { status: UNFINISHED.join(",") }) });
-  const answer = await ask(`jobs/?${asked}`).catch(() => null); // the banner says why
+  const answer = await find().catch(() => null); // the banner says why
   if (!answer || number !== round || loading) return;
   const newest = answer.jobs.map(listed);
   const before = new Map(jobs.map((job) => [job.id, job]));
@@ -122,7 +119,7 @@ function showEmpty(visible) {
 
 function reload() {
   round += 1;
-  [cursor, ended, loading, jobs, dirty] = [null, false, null, [], false];
+  [cursor, ended, loading, jobs] = [null, false, null, []];
   $("days").replaceChildren();
   $("gallery-end").replaceChildren();
   $("gallery-empty").hidden = true;
@@ -157,14 +154,9 @@ function place(job, tiles, first = false) {
 
 const tilesOf = (job) => (job.status === "succeeded" ? picturesOf(job).filter(fits).map(pictureTile) : [stateTile(job)]);
 
-/** A job of this page has ended: its pictures take the place of what was said about it. */
+/** A job of this page has ended. */
 function arrive(job) {
-  const told = [...$("days").querySelectorAll(".told")].find((item) => item.dataset.job === job.id);
-  if (told && filter === "all") {
-    jobs = jobs.map((other) => (other.id === job.id ? job : other));
-    told.replaceWith(...tilesOf(job));
-    settle();
-  } else dirty = true;
+  freshen();
   if (job.status === "succeeded") recent.unshift(job);
   drawRecent();
 }
@@ -175,7 +167,7 @@ let resizing = 0;
 
 export async function loadRecent() {
   try {
-    const answer = await ask(`jobs/?${new URLSearchParams({ limit: 40, status: "succeeded" })}`);
+    const answer = await ask("jobs/?limit=40&status=succeeded");
     recent = answer.jobs.map(listed);
   } catch { /* the banner says why */ }
   drawRecent();
@@ -216,9 +208,7 @@ export function startGallery(given) {
   $("picking-cancel").addEventListener("click", stopPicking);
   new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && shown && more(), { rootMargin: "600px" })
     .observe($("gallery-end"));
-  arrowKeys($("days"), ".tile-open");
-  arrowKeys($("cards"), ".tile-open:not(:disabled)");
-  arrowKeys($("recent-grid"), ".tile-open");
+  for (const id of ["days", "cards", "recent-grid"]) arrowKeys($(id), ".tile-open:not(:disabled)");
   setInterval(freshen, LOOK_MS);
   bus.on("finished", arrive);
   bus.on("cards", drawRecent);
@@ -226,14 +216,12 @@ export function startGallery(given) {
   const refresh = () => { if (filter === "favourites" && shown && !dialogIsOpen()) reload(); }; // not under an open viewer
   bus.on("favourites", refresh);
   bus.on("viewed", refresh);
-  const veil = (job, hidden) => {
+  bus.on("hidden", ({ job, hidden }) => {
     for (const item of document.querySelectorAll("#days .tile")) if (job.key ? item.dataset.key === job.key : item.dataset.job === job.id) item.hidden = hidden;
     for (const day of $("days").children) day.hidden = !day.querySelector(".tile:not([hidden])");
     drawRecent();
     settle();
-  };
-  bus.on("deleted", (job) => veil(job, true));
-  bus.on("undeleted", (job) => veil(job, false));
+  });
   bus.on("removed", (job) => {
     recent = recent.filter((other) => other.id !== job.id);
     jobs = jobs.filter((other) => other.id !== job.id);
@@ -242,8 +230,11 @@ export function startGallery(given) {
 
 export function showGallery(visible) {
   shown = visible;
-  if (visible && (dirty || !jobs.length || filter === "favourites")) reload();
-  if (visible) return;
+  if (visible) {
+    if (jobs.length && filter !== "favourites") freshen();
+    else reload();
+    return;
+  }
   stopPicking();
   drawRecent();
 }

@@ -1,24 +1,20 @@
 // How is this page used? Keys, what the marks under words mean, pictures that come back, and the appearance.
 
-import { COMMAND, closable, h, iconButton, keep, openDialog, recall, segments } from "./ui.js";
+import { COMMAND, h, keep, openSheet, recall, segments } from "./ui.js";
 
 const KEYS = [[`${COMMAND} ↵`, "Generate"], ["Esc", "Close what is open"], ["/", "To the description, or to the search"], ["g", "Gallery and back"],
   ["?", "This sheet"], [`${COMMAND} Z`, "Undo a deletion"], ["← → ↑ ↓", "Between pictures"], ["f", "Favourite"], ["+ − 0", "Zoom"],
   ["Space", "Play the drawing"], ["d", "Download"], ["l", "Copy a link"], ["c", "Compare"], ["Del", "Delete"]];
 const words = (kind, text) => h("span", { class: `legend-${kind}`, text });
-let dialog = null;
 
-function build() {
-  const close = iconButton("close", "Close", null);
+export function openHelp() {
   const single = h("input", { type: "checkbox", id: "single-keys", change: () => keep("keys", single.checked) });
   single.checked = recall("keys", true);
-  const themes = h("div", { class: "segments" });
-  segments(themes, "theme", [["System", ""], ["Light", "light"], ["Dark", "dark"]], recall("theme", "") ?? "", (value) => {
+  const themes = segments(h("div", { class: "segments" }), "theme", [["System", ""], ["Light", "light"], ["Dark", "dark"]], recall("theme", "") ?? "", (value) => {
     keep("theme", value || null);
     dispatchEvent(new Event("theme"));
   });
-  dialog = h("dialog", { class: "sheet", id: "help", "aria-labelledby": "help-title" },
-    h("div", { class: "sheet-head" }, h("h2", { id: "help-title", text: "Help" }), close),
+  openSheet("help", "Help", "", [
     h("div", { class: "help-columns" },
       h("section", {}, h("h3", { text: "Keys" }), h("dl", { class: "keys" }, ...KEYS.flatMap(([key, text]) => [h("dt", {}, h("kbd", { text: key })), h("dd", { text })])),
         h("label", { class: "check" }, single, h("span", { text: "Single keys work outside text fields" }))),
@@ -28,12 +24,5 @@ function build() {
         h("h3", { text: "Bring back a picture" }),
         h("p", { text: "Every PNG drawn here remembers its settings. Drop one on the page, or paste it, and they come back. Of any other picture the page says whether it was drawn here, and you can start from it." }),
         h("p", { text: "“Add to Home Screen” or “Install” in the browser's menu keeps this page as an app. On a phone, Share saves to the photos; so does a long press on a picture." }),
-        h("fieldset", { class: "field" }, h("legend", { text: "Appearance" }), themes))));
-  document.body.append(dialog);
-  closable(dialog, close);
-}
-
-export function openHelp() {
-  if (!dialog) build();
-  openDialog(dialog);
+        h("fieldset", { class: "field" }, h("legend", { text: "Appearance" }), themes)))]);
 }

@@ -1,11 +1,11 @@
 // What happens to the jobs that are asked for here? One card each: waiting, drawing, finished, failed, cancelled.
 
 import { editsInWords } from "./edits.js";
-import { fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pictures.js";
+import { deleteJob, fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
 import { rememberSeed } from "./settings.js";
-import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
-import { $, announce, bus, h, icon, iconButton, keep, loadStyle, plural, recall, seconds, setQuery, toast } from "./ui.js";
+import { archiveOf, canShare, collageOf, copy, linkTo, share } from "./sharing.js";
+import { $, announce, bus, complain, h, icon, iconButton, keep, loadStyle, percent, plural, recall, seconds, setQuery, softButton } from "./ui.js";
 
 const MAX_CARDS = 10;
 const TITLE = document.title;
@@ -39,7 +39,7 @@ export const rememberedJobs = () => recall("jobs", []);
 function showTitle() {
   const busy = [...cards.values()].filter((card) => !card.finished);
   const share = busy.reduce((sum, card) => sum + card.share, 0) / (busy.length || 1);
-  document.title = busy.length ? `${Math.round(100 * share)} % · ${TITLE}` : TITLE;
+  document.title = busy.length ? `${percent(share)} · ${TITLE}` : TITLE;
 }
 
 // ---- grids: several jobs with the same seeds in one frame
@@ -273,7 +273,7 @@ class Card {
   }
 
   explain(title, text, calm) {
-    const retry = h("button", { class: "soft", click: () => this.again(this.job, false) }, icon("again"), "Try again");
+    const retry = softButton("again", "Try again", () => this.again(this.job, false));
     this.trouble.replaceChildren(h("div", {}, h("p", { class: "notice-title", text: title }), h("p", { text })), retry);
     this.trouble.classList.toggle("calm", Boolean(calm));
     this.trouble.setAttribute("role", calm ? "status" : "alert");
@@ -287,7 +287,7 @@ class Card {
       await ask(`${jobPath(this.job.id)}cancel`, {});
     } catch (error) {
       this.cancel.disabled = false;
-      if (error.status) toast(`It could not be cancelled: ${error.message}`, { trouble: true });
+      if (error.status) complain("It could not be cancelled", error);
     }
   }
 
@@ -302,9 +302,9 @@ class Card {
         : iconLink("download", "Download PNG", only.url, fileName(only))),
       done && iconLink("film", "Download the steps as one picture", collageOf(job), `steps-${only.seed}.png`),
       done && job.images?.some((one) => one.attributes) && iconButton("people", "Who came out", () => this.who(job)),
-      done && canShare() && iconButton("share", "Share or save to photos", () => shareJob(job)),
+      done && canShare() && iconButton("share", "Share or save to photos", () => share(picturesOf(job))),
       done && iconButton("link", "Copy a link", () => copy(linkTo(job), "Link")),
-      this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", async () => (await import("./deleting.js")).deleteJob(job)),
+      this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", () => deleteJob(job)),
       this.finished && iconButton("close", "Put away", () => removeCard(job.id)),
     ].filter(Boolean));
   }
@@ -354,12 +354,10 @@ function removeCard(id) {
 
 export const cardOf = (id) => cards.get(id);
 
-const veil = ({ id, key }, hidden) => {
+bus.on("hidden", ({ job: { id, key }, hidden }) => {
   const card = cards.get(id);
   if (!card) return;
   for (const { made } of card.tiles) if (made.dataset.key === key) made.hidden = hidden;
   card.box.hidden = key ? card.tiles.every(({ made }) => made.hidden) : hidden;
-};
-bus.on("deleted", (job) => veil(job, true));
-bus.on("undeleted", (job) => veil(job, false));
+});
 bus.on("removed", (job) => removeCard(job.id));

@@ -1,7 +1,7 @@
 // Which part of a picture is drawn anew? Painted with a brush, or chosen from shapes that lie where faces lie.
 
 import { dataUrl } from "./pictures.js";
-import { announce, closable, h, icon, iconButton, openDialog, segments, slider } from "./ui.js";
+import { announce, h, icon, iconButton, img, openSheet, percent, quiet, segments, slider, softButton } from "./ui.js";
 
 const COLOUR = "#12b5a5";
 const MAX_UNDO = 60;
@@ -39,7 +39,7 @@ export async function editMask(picture, mask, size) {
   const covered = () => whole().data.reduce((sum, value, at) => sum + (at % 4 === 3 && value >= 128), 0) / size ** 2;
   const update = (said) => {
     const share = covered();
-    status.textContent = share ? `${Math.max(1, Math.round(100 * share))} % of the picture is drawn anew.` : "Nothing is painted yet.";
+    status.textContent = share ? `${percent(Math.max(0.01, share))} of the picture is drawn anew.` : "Nothing is painted yet.";
     const held = document.activeElement;
     undo.disabled = !done.length;
     redo.disabled = !undone.length;
@@ -63,9 +63,9 @@ export async function editMask(picture, mask, size) {
     pen.fill(path, "evenodd");
     pen.restore();
   };
-  const invert = () => {
+  const cover = (opacity) => { // as a function of what grey and opacity were
     const now = whole();
-    for (let at = 3; at < now.data.length; at += 4) now.data[at] = 255 - now.data[at];
+    for (let at = 0; at < now.data.length; at += 4) now.data[at + 3] = opacity(now.data[at], now.data[at + 3]);
     pen.putImageData(now, 0, 0);
     pen.globalCompositeOperation = "source-atop"; // what was empty had no colour
     pen.fillStyle = COLOUR;
@@ -107,47 +107,39 @@ export async function editMask(picture, mask, size) {
     showRing(spot);
   });
 
-  const kinds = h("div", { class: "segments" });
-  segments(kinds, "mask-tool", [["Brush", "brush"], ["Eraser", "eraser"]], "brush", (value) => { erasing = value === "eraser"; });
-  const width = slider("Size", { min: 2, max: size / 2, step: 1, value: brush, words: (value) => `${Math.round((100 * value) / size)} %` }, (value) => { brush = value; });
+  const kinds = segments(h("div", { class: "segments" }), "mask-tool", [["Brush", "brush"], ["Eraser", "eraser"]], "brush", (value) => { erasing = value === "eraser"; });
+  const width = slider("Size", { min: 2, max: size / 2, step: 1, value: brush, words: (value) => percent(value / size) },
+    (value) => { brush = value; });
   const undo = iconButton("undo", "Undo", () => back(done, undone, "Undone"));
   const redo = iconButton("redo", "Redo", () => back(undone, done, "Done again"));
-  const status = h("p", { class: "quiet", role: "status" });
-  const close = iconButton("close", "Close", null);
-  const use = h("button", { class: "soft strong" }, icon("check"), "Use this part");
+  const status = quiet("", { role: "status" });
+  const use = softButton("check", "Use this part", null, { class: "soft strong" });
   const none = h("button", { class: "soft", text: "Change the whole picture" });
-  const dialog = h("dialog", { class: "sheet cutter", "aria-labelledby": "mask-title" },
-    h("div", { class: "sheet-head" }, h("h2", { id: "mask-title", text: "Paint what is drawn anew", tabindex: "-1" }), close),
-    h("div", { class: "painting" }, h("img", { src: dataUrl(picture), alt: "", width: 128, height: 128, draggable: "false" }), canvas, ring),
+  const parts = [h("div", { class: "painting" }, img(dataUrl(picture), "", { draggable: "false" }), canvas, ring),
     h("div", { class: "painting-tools" }, kinds, undo, redo,
-      h("button", { class: "soft", click: act("Inverted", invert) }, icon("invert"), "Invert"),
+      softButton("invert", "Invert", act("Inverted", () => cover((grey, before) => 255 - before))),
       h("button", { class: "soft", click: act("Cleared", () => pen.clearRect(0, 0, size, size)), text: "Clear" })),
     width.box,
     h("div", { class: "chips", role: "group", "aria-label": "Shapes" }, ...PRESETS.map(([name, path]) => h("button", {
       class: "chip", click: act(name, () => fill(path())) }, icon("plus"), name))),
-    h("div", { class: "sheet-foot" }, status, mask && none, use));
-  dialog.addEventListener("keydown", (event) => {
-    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
-    event.preventDefault();
-    event.stopPropagation();
-    (event.shiftKey ? redo : undo).click();
-  });
-  document.body.append(dialog);
-  closable(dialog, close);
+    h("div", { class: "sheet-foot" }, status, mask && none, use)];
   if (mask) {
     const before = new Image();
     before.src = dataUrl(mask);
     await before.decode().catch(() => {});
     pen.drawImage(before, 0, 0, size, size);
-    const now = whole();
-    for (let at = 0; at < now.data.length; at += 4) now.data[at + 3] = now.data[at] >= 128 ? 255 : 0;
-    pen.putImageData(now, 0, 0);
-    invert();
-    invert(); // in the colour of the brush
+    cover((grey) => (grey >= 128 ? 255 : 0));
   }
   update();
   return new Promise((resolve) => {
     let made;
+    const dialog = openSheet("mask", "Paint what is drawn anew", "cutter", parts, () => resolve(made));
+    dialog.addEventListener("keydown", (event) => {
+      if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
+      event.preventDefault();
+      event.stopPropagation();
+      (event.shiftKey ? redo : undo).click();
+    });
     none.addEventListener("click", () => { made = null; dialog.close(); });
     use.addEventListener("click", () => {
       const now = whole();
@@ -160,6 +152,5 @@ export async function editMask(picture, mask, size) {
       made = page.toDataURL("image/png").split(",")[1];
       dialog.close();
     });
-    openDialog(dialog, () => { dialog.remove(); resolve(made); });
   });
 }

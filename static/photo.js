@@ -4,7 +4,8 @@ import { crop } from "./crop.js";
 import { readEdits, setEdits } from "./edits.js";
 import { base64Of, dataUrl } from "./pictures.js";
 import { editMask } from "./mask.js";
-import { bus, h, icon, slider, toast } from "./ui.js";
+import { send } from "./server.js";
+import { bus, h, img, percent, quiet, slider, softButton } from "./ui.js";
 
 let size = 128;
 let source = null; // the file that the picture was cut from
@@ -20,10 +21,11 @@ export async function takePhoto(file) {
   setEdits({ init_image: cut, mask: null, strength: usual.picture });
 }
 
-/** Start from a picture that is in place already, such as one drawn here. */
-export async function takePicture(blob, andPaint) {
+/** Start from a picture that was drawn here: the face is in place already. */
+export async function startFrom(url, andPaint) {
+  const init_image = await base64Of(await (await send(url)).blob());
   source = null;
-  setEdits({ init_image: await base64Of(blob), mask: null, strength: usual.picture });
+  setEdits({ init_image, mask: null, strength: usual.picture });
   if (andPaint) await paint();
 }
 
@@ -42,7 +44,7 @@ export function fileButton(name, text, take, given = {}) {
     input.value = "";
     if (file) take(file);
   } });
-  return [h("button", { class: "soft", click: () => input.click() }, icon(name), text), input];
+  return [softButton(name, text, () => input.click()), input];
 }
 
 export function build(box, options) {
@@ -50,20 +52,20 @@ export function build(box, options) {
   usual.picture = options.fields.strength?.default ?? usual.picture;
   const camera = matchMedia("(pointer: coarse)").matches ? fileButton("camera", "Camera", takePhoto, { capture: "user" }) : [];
   const zone = h("div", { class: "drop-zone" }, h("div", { class: "tools-row" }, ...fileButton("image", "Choose a picture", takePhoto), ...camera),
-    h("p", { class: "quiet", text: "Or drop or paste one here. It stays on this machine." }));
+    quiet("Or drop or paste one here. It stays on this machine."));
   zone.addEventListener("drop", (event) => {
     const [file] = event.dataTransfer.files;
     if (file) takePhoto(file);
   });
-  const image = h("img", { alt: "The picture to start from", width: 128, height: 128 });
-  const over = h("img", { class: "over", alt: "", width: 128, height: 128 });
-  const strength = slider("How much changes", { min: 0, max: 1, step: 0.05, value: usual.picture, words: (value) => `${Math.round(100 * value)} %, ${inWords(value)}` },
-    (value) => setEdits({ strength: value }));
-  const again = h("button", { class: "soft", click: () => takePhoto(source) }, icon("settings"), "Place it again");
-  const brush = h("button", { class: "soft", click: paint }, icon("brush"), h("span"));
+  const image = img(null, "The picture to start from");
+  const over = img(null, "The painted part is drawn anew", { class: "over" });
+  const strength = slider("How much changes", { min: 0, max: 1, step: 0.05, value: usual.picture,
+    words: (value) => `${percent(value)}, ${inWords(value)}` }, (value) => setEdits({ strength: value }));
+  const again = softButton("settings", "Place it again", () => takePhoto(source));
+  const brush = softButton("brush", h("span"), paint);
   const set = h("div", { class: "start" }, h("div", { class: "start-picture" }, image, over), h("div", { class: "start-tools" },
-    brush, again, h("button", { class: "soft", click: () => setEdits({ init_image: null }) }, icon("close"), "Take it out")), strength.box);
-  const fork = h("p", { class: "quiet" });
+    brush, again, softButton("close", "Take it out", () => setEdits({ init_image: null }))), strength.box);
+  const fork = quiet("");
   box.append(zone, fork, set);
 
   const show = () => {
@@ -71,25 +73,15 @@ export function build(box, options) {
     zone.hidden = Boolean(picture);
     set.hidden = !picture;
     fork.hidden = !start;
-    fork.textContent = start ? `Goes on from an earlier drawing, ${Math.round(100 * start)} % of the way. Change the words or the seed.` : "";
+    fork.textContent = `Goes on from an earlier drawing, ${percent(start)} of the way. Change the words or the seed.`;
     if (!picture) return;
     image.src = dataUrl(picture);
     over.hidden = !mask;
     if (mask) over.src = dataUrl(mask);
-    over.alt = mask ? "The painted part is drawn anew" : "";
     brush.querySelector("span").textContent = mask ? "Paint again" : "Paint what changes";
     again.hidden = !source;
     strength.put(value ?? (mask ? usual.mask : usual.picture));
   };
   bus.on("edits", show);
   show();
-}
-
-/** What the server says a picture is: fetched, and started from. */
-export async function startFrom(url, andPaint) {
-  try {
-    await takePicture(await (await fetch(url)).blob(), andPaint);
-  } catch (error) {
-    toast(`The picture could not be loaded: ${error.message}`, { trouble: true });
-  }
 }

@@ -1,7 +1,7 @@
 // What can be done with a picture wherever it is shown? Tiles, favourites, choosing two, deleting with undo.
 
 import { ask, jobPath, send } from "./server.js";
-import { $, announce, bus, h, icon, keep, plural, recall, toast } from "./ui.js";
+import { $, announce, bus, complain, h, icon, img, isCommand, keep, plural, recall, toast } from "./ui.js";
 
 /** A picture of a job, by its place in it; `told` is what the server said of it when it was finished. */
 export function picture(job, index) {
@@ -21,13 +21,16 @@ export function parametersOf({ job, index, seed, told }) {
   return made;
 }
 
+/** Where a blend leads, as it was asked for. */
+export const goalOf = (to) => Object.fromEntries(Object.entries(to).filter(([name, value]) => value != null && name !== "has_latent"));
+
 export const sent = new Map(); // job id -> what this page asked for, pictures included
 
 /** The request of a job, or of one of its pictures: a picture remembers what the job's parameters only mention. */
 export async function requestOf(job, index = null) {
   const { has_init_image: image, has_mask: mask, num_latents: latents, model, ...asked } = index === null ? job.parameters : parametersOf(picture(job, index));
   const to = asked.interpolate_to;
-  if (to) asked.interpolate_to = Object.fromEntries(Object.entries(to).filter(([name, value]) => value != null && name !== "has_latent"));
+  if (to) asked.interpolate_to = goalOf(to);
   if (!image && !mask && !latents && !to?.has_latent) return asked;
   const kept = sent.get(job.id) ?? (await ask("inspect", await (await send(picture(job, index ?? 0).url)).blob())).request;
   if (!kept || (image && !kept.init_image)) throw new Error("The picture no longer says what it began with.");
@@ -41,6 +44,7 @@ export async function requestOf(job, index = null) {
 export const picturesOf = (job) => (job.status === "succeeded" && job.images ? job.images.map(({ index }) => picture(job, index))
   : Array.from({ length: job.parameters.n_images }, (_, index) => picture(job, index))).filter(({ key }) => !leaving.has(key));
 export const wordsOf = (job) => job.parameters.prompt || "Any face";
+export const altOf = ({ job, seed }) => `${wordsOf(job)}, seed ${seed}`;
 const oneSeed = ({ variation_strength: varied, interpolate_to: to }) => Boolean(varied || to); // its pictures differ by other noise
 export const fileName = ({ job, seed, index }) => `face-${seed}${oneSeed(job.parameters) ? `-${index + 1}` : ""}.png`;
 
@@ -50,12 +54,14 @@ export function dataUrl(base64) {
   return `data:image/${kind};base64,${base64}`;
 }
 
-export const base64Of = (blob) => new Promise((done, fail) => {
+/** A file as an address. */
+export const addressOf = (blob) => new Promise((done, fail) => {
   const reader = new FileReader();
-  reader.onload = () => done(reader.result.split(",")[1]);
+  reader.onload = () => done(reader.result);
   reader.onerror = () => fail(reader.error);
   reader.readAsDataURL(blob);
 });
+export const base64Of = async (blob) => (await addressOf(blob)).split(",")[1];
 
 // ---- favourites: kept by the server, for every browser
 
@@ -107,11 +113,11 @@ export function heart(one, label = "Favourite") {
 
 /** A picture in a grid: pressing it opens it (`open(picture)`), or chooses it while two are being chosen. */
 export function tile(one, { open, src = one.thumbnail, name, tools = true }) {
-  const label = `${name ? `${name}: ` : ""}${wordsOf(one.job)}, seed ${one.seed}`;
-  const image = h("img", { src, alt: "", width: 128, height: 128, loading: "lazy", decoding: "async", draggable: "false" });
+  const label = `${name ? `${name}: ` : ""}${altOf(one)}`;
+  const image = img(src, "", { loading: "lazy", decoding: "async", draggable: "false" });
   const button = h("button", { class: "tile-open", "aria-label": label, click: () => (picking ? pick(one) : open(one)) }, image);
   button.addEventListener("keydown", (event) => {
-    if (event.key === "f" && !event.ctrlKey && !event.metaKey && !event.altKey && recall("keys", true)) toggleFavourite(one);
+    if (event.key === "f" && !isCommand(event) && recall("keys", true)) toggleFavourite(one);
   });
   image.addEventListener("error", () => item.classList.add("lost"));
   image.addEventListener("load", () => item.classList.remove("lost"));
@@ -125,21 +131,21 @@ let picking = false;
 let first = null;
 
 export function startPicking(one = null) {
-  picking = true;
-  first = null;
-  document.body.classList.add("is-picking");
-  $("pick").setAttribute("aria-pressed", "true");
-  $("picking").hidden = false;
+  setPicking(true);
+  first = one;
   tellPicking();
-  if (one) pick(one);
+}
+
+function setPicking(on) {
+  picking = on;
+  document.body.classList.toggle("is-picking", on);
+  $("pick").setAttribute("aria-pressed", String(on));
+  $("picking").hidden = !on;
 }
 
 export function stopPicking() {
   if (!picking) return false;
-  picking = false;
-  document.body.classList.remove("is-picking");
-  $("pick").setAttribute("aria-pressed", "false");
-  $("picking").hidden = true;
+  setPicking(false);
   markPicked();
   return true;
 }
@@ -167,25 +173,67 @@ function pick(one) {
   bus.emit("compare", pair);
 }
 
-// ---- deleting, see deleting.js
+// ---- deleting, with time to think again
 
-export const leaving = new Set(); // ids of jobs that are hidden and will be deleted; keys of deleted pictures
+const leaving = new Set(); // ids of jobs that are hidden and will be deleted; keys of deleted pictures
 
 export const isLeaving = (id) => leaving.has(id);
 
+function hide(key, job, hidden) {
+  leaving[hidden ? "add" : "delete"](key);
+  bus.emit("hidden", { job, hidden });
+  return true;
+}
+
+const offerUndo = (what, undo, gone) => toast(`${what}.`, {
+  action: "Undo", act: async () => { if (await undo()) announce("Brought back."); }, gone });
+
+/** Delete pictures at once; the server brings them back when that is taken back. */
+export async function deletePictures(list, what = "Picture deleted") {
+  const each = async (hidden, method, more = "") => {
+    const veil = (on) => list.forEach(({ key, job }) => hide(key, { ...job, key }, on));
+    veil(hidden);
+    try {
+      await Promise.all(list.map(({ job, index }) => ask(`${jobPath(job.id)}images/${index}${more}`, undefined, { method })));
+      return true;
+    } catch (error) {
+      veil(!hidden);
+      complain("That could not be done", error);
+      return false;
+    }
+  };
+  if (await each(true, "DELETE")) offerUndo(what, () => each(false, "POST", "/restore"));
+}
+
+/** Hide a job and delete it when nobody has taken that back in time; its favourites stay. */
+export function deleteJob(job) {
+  if (leaving.has(job.id)) return;
+  const all = picturesOf(job);
+  const others = all.filter((one) => !isFavourite(one));
+  const kept = all.length - others.length;
+  if (kept && !others.length) toast("Favourites stay; each can be deleted where it is opened.");
+  else if (kept) deletePictures(others, `${plural(others.length, "picture")} deleted, ${plural(kept, "favourite")} kept`);
+  else {
+    hide(job.id, job, true);
+    offerUndo(`${job.status === "succeeded" ? plural(all.length, "picture") : "Job"} deleted`,
+      () => hide(job.id, job, false), () => finishDelete(job));
+  }
+}
+
 const remove = (id, more) => send(jobPath(id), undefined, { method: "DELETE", ...more });
 
-export async function finishDelete(job) {
-  if (!leaving.delete(job.id)) return;
+async function finishDelete(job) {
+  if (!leaving.has(job.id)) return;
   try {
     await remove(job.id);
   } catch (error) {
     if (error.status !== 404 && error.status !== 410) {
-      bus.emit("undeleted", job);
-      toast(`It could not be deleted: ${error.message}`, { trouble: true });
+      hide(job.id, job, false);
+      complain("It could not be deleted", error);
       return;
     }
   }
+  leaving.delete(job.id);
   bus.emit("removed", job);
 }
 

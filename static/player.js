@@ -2,25 +2,24 @@
 
 import { picturesOf } from "./pictures.js";
 import { jobPath } from "./server.js";
-import { h, iconButton, setIcon, wantsStillness } from "./ui.js";
+import { h, iconButton, img, percent, setIcon, wantsStillness } from "./ui.js";
 
 const FRAME_MS = 220;
 
 export function player(job) {
   const pictures = picturesOf(job);
-  const images = pictures.map((one) => h("img", { src: one.url, alt: "", width: 128, height: 128 }));
+  const images = pictures.map((one) => img(one.url));
   let timer = 0;
   let step = 1;
   const at = h("input", { type: "range", min: 0, max: images.length - 1, value: 0, step: "any", "aria-label": "Place between the two" });
   const show = () => { // the nearest two, one over the other
     const value = Number(at.value);
     for (const [number, image] of images.entries()) image.style.opacity = number <= value ? 1 : Math.max(0, 1 - (number - value));
-    at.setAttribute("aria-valuetext", `${Math.round((100 * value) / (images.length - 1))} % of the way`);
+    at.setAttribute("aria-valuetext", `${percent(value / (images.length - 1))} of the way`);
   };
-  const stop = () => { clearInterval(timer); timer = 0; setIcon(play, "play"); play.setAttribute("aria-label", "Play the blend"); };
+  const stop = () => { clearInterval(timer); timer = 0; setIcon(play, "play", "Play the blend"); };
   const start = () => {
-    setIcon(play, "pause");
-    play.setAttribute("aria-label", "Pause");
+    setIcon(play, "pause", "Pause");
     const by = wantsStillness() ? 1 : 0.25;
     timer = setInterval(() => {
       if (!play.isConnected) stop();

@@ -105,10 +105,11 @@ function cut(text, start, end) {
 const tidy = (text) => text.replace(/[^\S\n]+/g, " ").replace(/\b(\w+)( \1\b)+/gi, "$1").replace(/ ([,.;])/g, "$1").replace(/,(\s*,)+/g, ",").replace(/^[\s,;]+|[\s,;]+$/g, "")
   .replace(/\b([Aa])n(?= [^aeiou\s])/g, "$1").replace(/\b([Aa])(?= [aeio])/g, "$1n");
 
+/** A place in a text: the server counts code points, JavaScript UTF-16 units. */
+const unitAt = (text, position) => Array.from(text).slice(0, position).join("").length;
+
 /** The text without everything that claims one of these attributes. */
 function without(text, claims, attributes) {
-  const letters = Array.from(text); // the server counts code points, JavaScript UTF-16 units
-  const at = (position) => letters.slice(0, position).join("").length;
   const places = new Map();
   const also = []; // what words that go have said besides
   for (const claim of claims) {
@@ -117,7 +118,7 @@ function without(text, claims, attributes) {
   }
   for (const here of [...places.values()].sort((a, b) => b[0].start - a[0].start)) {
     if (!here.some((claim) => attributes.includes(claim.attribute))) continue;
-    const [start, end] = [at(here[0].start), at(here[0].end)];
+    const [start, end] = [unitAt(text, here[0].start), unitAt(text, here[0].end)];
     const rest = here.filter((claim) => !attributes.includes(claim.attribute));
     const said = text.slice(start, end);
     let instead = "";
@@ -251,9 +252,7 @@ function drawNotes() {
 }
 
 function replaceWord(word) {
-  const letters = Array.from(area.value);
-  const start = letters.slice(0, word.start).join("").length;
-  type(word.suggestion, start, start + letters.slice(word.start, word.end).join("").length);
+  type(word.suggestion, unitAt(area.value, word.start), unitAt(area.value, word.end));
   look();
 }
 

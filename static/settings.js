@@ -3,7 +3,7 @@
 import { readEdits, showEditError } from "./edits.js";
 import { look, setPrompt } from "./prompt.js";
 import { ask } from "./server.js";
-import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
+import { $, bus, choose, h, keep, randomSeed, recall, seconds, segments } from "./ui.js";
 
 const PREVIEWS = 10; // updates that a job keeps when nobody says otherwise, whatever its length
 const PREVIEW_S = 0.3; // and how long nothing new is shown
@@ -35,7 +35,7 @@ const rowsOf = (parameters) => (parameters.candidates ?? parameters.n_images) * 
 const doneShare = ({ start_timestep: start, init_image: picture, strength, mask }) => (picture ? strength ?? (mask ? 1 : 0.6) : 1 - (start ?? 0));
 
 /** Ask what a step costs here, and what is to be done first. */
-export async function measure() {
+async function measure() {
   asked = Date.now();
   try {
     speed = await ask("speed");
@@ -242,7 +242,7 @@ form.addEventListener("input", (event) => {
   if (fields && Date.now() - asked > SPEED_MS) measure();
   refresh();
 });
-$("dice").addEventListener("click", () => useSeed(crypto.getRandomValues(new Uint32Array(1))[0]));
+$("dice").addEventListener("click", () => useSeed(randomSeed()));
 $("last-seed").addEventListener("click", () => useSeed(lastSeed));
 $("no-seed").addEventListener("click", () => { useSeed(""); $("seed").focus(); });
 $("defaults").addEventListener("click", () => {

@@ -1,8 +1,8 @@
 // How do pictures and their settings leave this page and come back? Links, the clipboard, the system's share sheet, dropped PNGs.
 
-import { fileName, parametersOf, picturesOf, wordsOf } from "./pictures.js";
+import { fileName, goalOf, parametersOf, wordsOf } from "./pictures.js";
 import { ask, jobPath, send } from "./server.js";
-import { $, dialogIsOpen, h, toast } from "./ui.js";
+import { $, complain, dialogIsOpen, h, toast } from "./ui.js";
 
 const LINKED = ["prompt", "n_images", "n_inf_steps", "seed", "guidance_scale", "sampler", "negative_prompt", "stream_freq"];
 const TEXTS = ["prompt", "sampler", "negative_prompt"];
@@ -19,7 +19,7 @@ export function linkTo(job, one = null) {
     if (value != null && (value !== "" || name === "prompt")) settings.set(name, value);
   }
   const edits = Object.fromEntries(EDITS.filter((name) => parameters[name] && !parameters[name].has_latent).map((name) => [name, parameters[name]]));
-  if (edits.interpolate_to) edits.interpolate_to = Object.fromEntries(Object.entries(edits.interpolate_to).filter(([, value]) => value != null && value !== false));
+  if (edits.interpolate_to) edits.interpolate_to = goalOf(edits.interpolate_to);
   if (Object.keys(edits).length) settings.set("edits", JSON.stringify(edits));
   const at = new URLSearchParams({ job: job.id, ...(one ? { image: one.index } : {}) });
   return `${location.origin}${location.pathname}?${at}#${settings}`;
@@ -82,11 +82,9 @@ export async function share(pictures) {
     }));
     await navigator.share({ files, title: wordsOf(pictures[0].job) });
   } catch (error) {
-    if (error.name !== "AbortError") toast(`It could not be shared: ${error.message}`, { trouble: true });
+    if (error.name !== "AbortError") complain("It could not be shared", error);
   }
 }
-
-export const shareJob = (job) => share(picturesOf(job));
 
 // ---- a PNG comes back
 
@@ -98,7 +96,7 @@ async function inspect(file, receive) {
     const taken = ["image/png", "image/jpeg", "image/webp"].includes(file.type);
     await receive(file, taken ? await ask("inspect", file) : {});
   } catch (error) {
-    toast(`It could not be read: ${error.message}`, { trouble: true });
+    complain("It could not be read", error);
   }
 }
 

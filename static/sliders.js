@@ -2,7 +2,7 @@
 
 import { readEdits, setEdits, signed } from "./edits.js";
 import { passesOf } from "./settings.js";
-import { $, bus, h, icon, slider } from "./ui.js";
+import { $, bus, h, percent, quiet, slider, softButton } from "./ui.js";
 
 const FURTHEST = 2;
 
@@ -12,33 +12,27 @@ function readout({ response }, labels) {
   const { moved, identity, monotone } = response;
   const others = Object.entries(moved).sort((one, other) => Math.abs(other[1]) - Math.abs(one[1])).slice(0, 3);
   const said = others.map(([name, change]) => `${labels.get(name) ?? name} ${signed(Math.round(100 * change))} %`);
-  const far = Math.round(100 * Math.max(...identity));
-  return h("p", { class: "quiet", text: `${said.length ? `Also moves ${said.join(", ")}` : "Moves nothing else"}. Person changes by ${far} %.${monotone ? "" : " Not reliable."}` });
+  return quiet(`${said.length ? `Also moves ${said.join(", ")}` : "Moves nothing else"}. Person changes by ${percent(Math.max(...identity))}.${
+    monotone ? "" : " Not reliable."}`);
 }
 
 export function build(box, { attributes }) {
   const labels = new Map(attributes.map((one) => [one.name, one.label]));
-  const made = new Map();
-  const groups = new Map();
-  for (const one of attributes) {
+  const made = new Map(attributes.map((one) => {
     const words = (value) => (value ? `${signed(value)}, ${value > 0 ? one.more : one.less}` : "");
     const it = slider(one.label, { min: -FURTHEST, max: FURTHEST, step: 0.25, value: 0, words }, (value) => {
       setEdits({ attributes: { ...readEdits().attributes, [one.name]: value || undefined } });
     }, readout(one, labels));
     it.input.addEventListener("dblclick", () => { it.put(0); it.input.dispatchEvent(new Event("input")); });
-    made.set(one.name, it);
-    groups.set(one.group, [...(groups.get(one.group) ?? []), it.box]);
-  }
-  const counts = new Map();
-  const panes = [...groups].map(([name, boxes]) => {
-    const count = h("span", { class: "quiet" });
-    counts.set(name, count);
-    return h("details", { name: "features" }, h("summary", {}, `${name} `, count), ...boxes);
-  });
+    return [one.name, it];
+  }));
+  const counts = new Map([...new Set(attributes.map((one) => one.group))].map((name) => [name, h("span", { class: "quiet" })]));
+  const panes = [...counts].map(([name, count]) => h("details", { name: "features" }, h("summary", {}, `${name} `, count),
+    ...attributes.filter((one) => one.group === name).map((one) => made.get(one.name).box)));
   panes[1 % panes.length].open = true;
-  const reset = h("button", { class: "soft", click: () => setEdits({ attributes: null }) }, icon("again"), "Back to none");
-  const cost = h("p", { class: "quiet" });
-  box.append(h("p", { class: "quiet", text: "Keep a seed, then move: the person stays and one thing changes." }), ...panes, cost, reset);
+  const reset = softButton("again", "Back to none", () => setEdits({ attributes: null }));
+  const cost = quiet("");
+  box.append(quiet("Keep a seed, then move: the person stays and one thing changes."), ...panes, cost, reset);
 
   const show = () => {
     const set = readEdits().attributes ?? {};

@@ -32,10 +32,9 @@ function offers() {
 
 function offer() {
   const offered = offers();
-  active = -1;
-  area.removeAttribute("aria-activedescendant");
-  list.hidden = !offered.length;
+  hideList();
   if (!offered.length) return;
+  list.hidden = false;
   list.replaceChildren(...offered.map((offer, number) => {
     const typed = offer.end - offer.start;
     const entry = h("li", { role: "option", id: `suggestion-${number}`, "aria-selected": "false", class: words[offer.text] ?? "known" },

@@ -3,7 +3,7 @@
 
 const CACHE = "shell";
 const ROOT = new URL("../", location.href);
-const FILES = "app badges blend compare crop deleting edits gallery help jobs mask photo pictures player population prompt server settings sharing sliders suggestions theme trust ui vary viewer".split(" ").map((name) => `${name}.js`);
+const FILES = "app badges blend compare crop edits gallery gestures help jobs mask photo pictures player population prompt server settings sharing sliders suggestions theme trust ui vary viewer".split(" ").map((name) => `${name}.js`);
 const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES].map((path) => new URL(path, location.href).href);
 
 self.addEventListener("install", (event) => {

@@ -1,13 +1,13 @@
 // Was a picture made here, and is its receipt true? What its file says, what its pixels say, and what drawing it again says.
 
 import { canDo } from "./edits.js";
+import { addressOf } from "./pictures.js";
 import { ask, jobPath } from "./server.js";
-import { closable, h, icon, iconButton, loadStyle, openDialog } from "./ui.js";
+import { h, icon, img, loadStyle, openSheet, percent, quiet, softButton } from "./ui.js";
 
 const VERDICTS = { exact: ["Exact", "Drawn again, it is the same in every pixel."], visually_equal: ["Visually equal", "Drawn again, it differs by less than an eye can see."],
   different: ["Different", "What its receipt draws is another picture: one of the two was changed."] };
 const PAUSE_MS = 700;
-const pause = () => new Promise((done) => setTimeout(done, PAUSE_MS));
 
 /** Draw a PNG again from its receipt; resolves to the verdict, tells how far it is. */
 async function verify(file, tell) {
@@ -15,13 +15,14 @@ async function verify(file, tell) {
   for (;;) {
     const job = await ask(`${jobPath(id)}?include=none`);
     if (job.finished) return ask(`${jobPath(id)}verdict`);
-    tell(job.status === "running" ? `Drawing it again: ${Math.round(100 * job.progress)} %` : "Waiting for its turn …");
-    await pause();
+    tell(job.status === "running" ? `Drawing it again: ${percent(job.progress)}` : "Waiting for its turn …");
+    await new Promise((done) => setTimeout(done, PAUSE_MS));
   }
 }
 
 function finding(good, title, text) {
-  return h("li", { class: "finding", data: { good: good ? "yes" : "" } }, icon(good ? "check" : "minus"), h("div", {}, h("b", { text: title }), h("p", { class: "quiet", text })));
+  return h("li", { class: "finding", data: { good: good ? "yes" : "" } },
+    icon(good ? "check" : "minus"), h("div", {}, h("b", { text: title }), quiet(text)));
 }
 
 /** Show what is known of a picture. `actions` = {restore(request), start(file)}. */
@@ -35,13 +36,8 @@ export async function showTrust(file, found, actions) {
     list.append(watermark.found ? finding(true, "The watermark is in its pixels", `Drawn by this project: by chance this happens less than once in ${Math.max(1, Math.floor(1 / Math.max(watermark.p_value, 1e-6))).toLocaleString()} pictures.`)
       : finding(false, "No watermark", "Nothing in the pixels says that it was drawn here. Strong changes can remove it, so this proves nothing."));
   }
-  const picture = h("img", { alt: "The picture", width: 128, height: 128 });
-  const reader = new FileReader();
-  reader.onload = () => { picture.src = reader.result; };
-  reader.readAsDataURL(file);
-  const close = iconButton("close", "Close", null);
-  const said = h("p", { role: "status", class: "quiet" });
-  const check = h("button", { class: "soft", click: async () => {
+  const said = quiet("", { role: "status" });
+  const check = softButton("shield", "Draw it again to check", async () => {
     check.disabled = true;
     try {
       const { verdict, max_difference: most } = await verify(file, (text) => { said.textContent = text; });
@@ -53,16 +49,12 @@ export async function showTrust(file, found, actions) {
       said.textContent = error.message;
       check.disabled = false;
     }
-  } }, icon("shield"), "Draw it again to check");
+  });
   const then = (act) => () => { dialog.close(); act(); };
-  const dialog = h("dialog", { class: "sheet", "aria-labelledby": "trust-title" },
-    h("div", { class: "sheet-head" }, h("h2", { id: "trust-title", text: "About this picture", tabindex: "-1" }), close),
-    h("div", { class: "trust" }, picture, list), said,
+  const dialog = openSheet("trust", "About this picture", "", [
+    h("div", { class: "trust" }, img(await addressOf(file), "The picture"), list), said,
     h("div", { class: "sheet-foot" },
       request && file.type === "image/png" && check,
-      request && h("button", { class: "soft", click: then(() => actions.restore(request)) }, icon("settings"), "Use its settings"),
-      canDo("init_image") && h("button", { class: "soft strong", click: then(() => actions.start(file)) }, icon("image"), "Start from it")));
-  document.body.append(dialog);
-  closable(dialog, close);
-  openDialog(dialog, () => dialog.remove());
+      request && softButton("settings", "Use its settings", then(() => actions.restore(request))),
+      canDo("init_image") && softButton("image", "Start from it", then(() => actions.start(file)), { class: "soft strong" }))]);
 }

@@ -2,6 +2,7 @@
 
 export const $ = (id) => document.getElementById(id);
 export const COMMAND = /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘" : "Ctrl";
+export const percent = (share) => `${Math.round(100 * share)} %`;
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 /** Everything that parts of the page tell each other: `bus.emit("favourites")`, `bus.on("favourites", f)`. */
@@ -40,13 +41,23 @@ export function icon(name) {
 
 for (const bare of document.querySelectorAll("[data-icon]")) bare.prepend(icon(bare.dataset.icon));
 
-export function setIcon(button, name) {
+/** Words that are read second. */
+export const quiet = (text, given) => h("p", { class: "quiet", text, ...given });
+export const img = (src, alt = "", given = {}) => h("img", { src, alt, width: 128, height: 128, ...given });
+
+export function setIcon(button, name, label) {
+  button.setAttribute("aria-label", label);
   button.querySelector("use").setAttribute("href", `#i-${name}`);
 }
 
 /** A round button that shows only an icon; `label` is what it is called, and its tooltip. */
 export function iconButton(name, label, click, given = {}) {
   return h("button", { class: "round plain", "aria-label": label, title: label, click, ...given }, icon(name));
+}
+
+/** A button with an icon before its words. */
+export function softButton(name, text, click, given = {}) {
+  return h("button", { class: "soft", click, ...given }, icon(name), text);
 }
 
 /** A row of radio buttons that looks like one switch. Entries are [text, value] or [text, value, second line]. */
@@ -56,6 +67,7 @@ export function segments(box, name, entries, chosen, change) {
     input.checked = value === chosen;
     return h("label", {}, input, h("span", {}, h("span", { text }), note && h("small", { text: note })));
   }));
+  return box;
 }
 
 /** A slider under its name; `words(value)` is what is said of its place, `change(value)` hears where it was put. */
@@ -105,6 +117,8 @@ export function keep(name, value) {
   } catch { /* full or forbidden */ }
 }
 
+export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
+
 export function randomHex(bytes) {
   return Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
@@ -136,22 +150,25 @@ export function toast(text, { action, act, gone, trouble, wait = action ? 8000 :
   const box = h("div", { class: `toast ${trouble ? "trouble" : ""}`, role: trouble ? "alert" : "status" }, h("p", { text }));
   const close = (acted) => {
     if (!box.isConnected) return;
-    clearTimeout(timer);
+    stay();
     const held = box.contains(document.activeElement);
     box.remove();
     if (held) ($("toasts").querySelector("button") ?? document.querySelector("dialog[open] h2[tabindex]") ?? $("stage")).focus();
     if (!acted) gone?.();
   };
-  const start = () => { clearTimeout(timer); timer = setTimeout(close, wait); };
+  const stay = () => clearTimeout(timer);
+  const start = () => { stay(); timer = setTimeout(close, wait); };
   if (action) box.append(h("button", { text: action, click: () => { close(true); act(); } }));
   box.append(iconButton("close", "Dismiss", () => close(false)));
-  for (const [name, what] of [["pointerenter", () => clearTimeout(timer)], ["focusin", () => clearTimeout(timer)],
-    ["pointerleave", start], ["focusout", start]]) box.addEventListener(name, what);
+  for (const name of ["pointerenter", "focusin"]) box.addEventListener(name, stay);
+  for (const name of ["pointerleave", "focusout"]) box.addEventListener(name, start);
   $("toasts").append(box);
   while ($("toasts").childElementCount > 3) $("toasts").firstElementChild.querySelector("[aria-label=Dismiss]").click();
   start();
   return () => close(false);
 }
+
+export const complain = (what, error) => toast(`${what}: ${error.message}`, { trouble: true });
 
 // ---- dialogs
 
@@ -181,6 +198,19 @@ export function closable(dialog, button) {
   });
 }
 
+/** Open a dialog that is made for the moment; `closed` is called when it has gone. */
+export function openSheet(name, title, kind, children, closed) {
+  const close = iconButton("close", "Close", null);
+  const dialog = h("dialog", { class: `sheet ${kind}`, id: name, "aria-labelledby": `${name}-title` },
+    h("div", { class: "sheet-head" }, h("h2", { id: `${name}-title`, text: title, tabindex: "-1" }), close), ...children);
+  document.body.append(dialog);
+  closable(dialog, close);
+  openDialog(dialog, () => { dialog.remove(); closed?.(); });
+  return dialog;
+}
+
+/** Is a key pressed with another that makes it a command? */
+export const isCommand = (event) => event.ctrlKey || event.metaKey || event.altKey;
 export const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
 
 export const wantsStillness = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -193,25 +223,20 @@ export function isWriting(target) {
 /** Arrow keys move the focus between the pictures of a grid, by what lies there on the screen. */
 export function arrowKeys(box, selector) {
   box.addEventListener("keydown", (event) => {
-    if (!event.key.startsWith("Arrow") || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (!event.key.startsWith("Arrow") || isCommand(event)) return;
     const here = event.target.closest(selector);
     if (!here) return;
-    const from = here.getBoundingClientRect();
-    const across = event.key === "ArrowLeft" || event.key === "ArrowRight";
-    const forward = event.key === "ArrowRight" || event.key === "ArrowDown";
+    const way = /Right|Down/.test(event.key) ? 1 : -1;
     const all = [...box.querySelectorAll(selector)];
-    let next = null;
-    if (across) {
-      next = all[all.indexOf(here) + (forward ? 1 : -1)];
-    } else {
-      let best = Infinity;
-      for (const other of all) {
-        const at = other.getBoundingClientRect();
-        const down = (at.top - from.top) * (forward ? 1 : -1);
-        if (down < 8) continue;
-        const distance = down * 4 + Math.abs(at.left - from.left);
-        if (distance < best) [best, next] = [distance, other];
-      }
+    let next = all[all.indexOf(here) + way];
+    if (/Up|Down/.test(event.key)) {
+      const from = here.getBoundingClientRect();
+      const far = (other) => {
+        const { top, left } = other.getBoundingClientRect();
+        const down = (top - from.top) * way;
+        return down < 8 ? Infinity : down * 4 + Math.abs(left - from.left);
+      };
+      next = all.reduce((best, other) => (far(other) < far(best) ? other : best), here);
     }
     event.preventDefault();
     next?.focus();

@@ -1,15 +1,15 @@
 // What else could this be? Around one picture, the best of many, all kinds of people, a grid of seeds and descriptions.
 
 import { canDo, readEdits, setEdits } from "./edits.js";
-import { $, bus, choose, h, icon, segments, slider } from "./ui.js";
+import { $, bus, choose, h, percent, quiet, segments, slider, softButton } from "./ui.js";
 
 const BEST_OF = [8, 16, 24, 32];
-const inWords = (value) => (value === 0 ? "off" : value < 0.25 ? "subtle" : value < 0.5 ? "related" : value < 0.8 ? "loose" : "strong");
+const inWords = (value) => (value < 0.25 ? "subtle" : value < 0.5 ? "related" : value < 0.8 ? "loose" : "strong");
 
 function around() {
-  const { box, put } = slider("Around one face", { min: 0, max: 1, step: 0.05, value: 0, words: (value) => (value ? `${Math.round(100 * value)} %, ${inWords(value)}` : "off") },
-    (value) => setEdits({ variation_strength: value }));
-  const hint = h("p", { class: "quiet" });
+  const { box, put } = slider("Around one face", { min: 0, max: 1, step: 0.05, value: 0, 
+    words: (value) => (value ? `${percent(value)}, ${inWords(value)}` : "off") }, (value) => setEdits({ variation_strength: value }));
+  const hint = quiet("");
   box.append(hint);
   return [box, ({ variation_strength: value }) => {
     put(value ?? 0);
@@ -18,18 +18,17 @@ function around() {
 }
 
 function bestOf({ maximum }) {
-  const box = h("div", { class: "segments" });
-  segments(box, "best-of", [["Off", 0], ...BEST_OF.filter((count) => count <= maximum).map((count) => [`of ${count}`, count])], 0,
+  const box = segments(h("div", { class: "segments" }), "best-of", [["Off", 0], ...BEST_OF.filter((count) => count <= maximum).map((count) => [`of ${count}`, count])], 0,
     (value) => setEdits({ candidates: value || null }));
   return [h("fieldset", { class: "field" }, h("legend", { text: "Keep the best" }), box,
-    h("p", { class: "quiet", text: "Draws so many and keeps those that fit the words best. Each shows how well it fits." })),
+    quiet("Draws so many and keeps those that fit the words best. Each shows how well it fits.")),
   ({ candidates }) => choose(box, candidates ?? 0)];
 }
 
 function balance() {
   const input = h("input", { type: "checkbox", change: () => setEdits({ balance: input.checked }) });
   return [h("div", {}, h("label", { class: "check" }, input, h("span", { text: "Balance who appears" })),
-    h("p", { class: "quiet", text: "What the words leave open (sex, age, hair) goes round the pictures, or most would look alike." })),
+    quiet("What the words leave open (sex, age, hair) goes round the pictures, or most would look alike.")),
   ({ balance: on }) => { input.checked = Boolean(on); }];
 }
 
@@ -42,7 +41,7 @@ function grid(most) {
   return h("details", {}, h("summary", { text: "A grid of seeds and descriptions" }), h("div", { class: "grid-form" },
     h("label", { for: "grid-prompts", text: "More descriptions, one a line" }), others,
     h("label", { class: "visually-hidden", for: "grid-seeds", text: "Seeds" }), counts,
-    h("button", { class: "soft", click: go }, icon("grid"), "Draw the grid")));
+    softButton("grid", "Draw the grid", go)));
 }
 
 export function build(box, options) {

@@ -1,11 +1,11 @@
 // One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
 
-import { deleteJob, deletePictures } from "./deleting.js";
 import { canDo, editsInWords } from "./edits.js";
-import { fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { altOf, deleteJob, deletePictures, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { gestures } from "./gestures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
-import { $, announce, bus, closable, h, icon, iconButton, openDialog, recall, setIcon, wantsStillness } from "./ui.js";
+import { $, announce, bus, closable, h, icon, iconButton, isCommand, openDialog, percent, recall, setIcon, softButton, wantsStillness } from "./ui.js";
 
 const MAX_ZOOM = 8;
 const FRAME_MS = 160;
@@ -29,13 +29,13 @@ function place() {
   view.y = Math.max(-limit.y, Math.min(limit.y, view.y));
   image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   frame.classList.toggle("zoomed", view.zoom > 1);
-  $("zoom-reset").textContent = `${Math.round((100 * view.zoom * room.width) / (image.naturalWidth || room.width))} %`;
+  $("zoom-reset").textContent = percent((view.zoom * room.width) / (image.naturalWidth || room.width));
   $("zoom-out").disabled = view.zoom <= 1;
   $("zoom-in").disabled = view.zoom >= MAX_ZOOM;
 }
 
 /** Zoom by a factor, keeping the point (from the middle) under the pointer where it is. */
-function zoomBy(factor, x = 0, y = 0) {
+function zoomBy(factor, [x, y] = [0, 0]) {
   const zoom = Math.max(1, Math.min(MAX_ZOOM, view.zoom * factor));
   const real = zoom / view.zoom;
   view.x = x - (x - view.x) * real;
@@ -53,37 +53,21 @@ const fromMiddle = (event) => {
   const room = frame.getBoundingClientRect();
   return [event.clientX - room.left - room.width / 2, event.clientY - room.top - room.height / 2];
 };
-const pointers = new Map();
+const move = (x, y) => {
+  if (view.zoom === 1) return; // all of it is in sight
+  view.x += x;
+  view.y += y;
+  place();
+};
+const fingers = gestures(frame, fromMiddle, move, zoomBy);
 let swipe = null;
 
-frame.addEventListener("wheel", (event) => {
-  event.preventDefault();
-  zoomBy(Math.exp(-event.deltaY / 300), ...fromMiddle(event));
-}, { passive: false });
-frame.addEventListener("dblclick", (event) => (view.zoom > 1 ? resetZoom() : zoomBy(3, ...fromMiddle(event))));
+frame.addEventListener("dblclick", (event) => (view.zoom > 1 ? resetZoom() : zoomBy(3, fromMiddle(event))));
 frame.addEventListener("pointerdown", (event) => {
-  pointers.set(event.pointerId, fromMiddle(event));
-  swipe = pointers.size === 1 && view.zoom === 1 && event.pointerType !== "mouse" ? event.clientX : null;
-  frame.setPointerCapture(event.pointerId);
-});
-frame.addEventListener("pointermove", (event) => {
-  const before = pointers.get(event.pointerId);
-  if (!before) return;
-  const now = fromMiddle(event);
-  if (pointers.size === 2) { // a pinch
-    const [, other] = [...pointers].find(([id]) => id !== event.pointerId);
-    const distance = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]) || 1;
-    zoomBy(distance(now) / distance(before), (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
-  } else if (view.zoom > 1) {
-    view.x += now[0] - before[0];
-    view.y += now[1] - before[1];
-    place();
-  }
-  pointers.set(event.pointerId, now);
+  swipe = fingers.size === 1 && view.zoom === 1 && event.pointerType !== "mouse" ? event.clientX : null;
 });
 for (const end of ["pointerup", "pointercancel"]) {
   frame.addEventListener(end, (event) => {
-    pointers.delete(event.pointerId);
     const moved = swipe === null ? 0 : event.clientX - swipe;
     if (end === "pointerup" && Math.abs(moved) > 48 && view.zoom === 1) walk(moved < 0 ? 1 : -1);
     swipe = null;
@@ -113,28 +97,32 @@ function showFilm() {
   $("film-play").disabled = $("film-at").disabled = !any;
   $("film-fork").hidden = true;
   $("film-at").max = Math.max(0, frames.length - 1);
-  $("film-at").value = frames.length - 1;
   $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, loading: "lazy", draggable: "false" })));
-  $("film-text").textContent = any ? `Step ${frames.at(-1).t}` : frames.length ? "No steps were kept" : "";
-  $("film-at").setAttribute("aria-valuetext", any ? `Step ${frames.at(-1).t} of ${frames.at(-1).total}` : "none");
+  $("film-text").textContent = frames.length ? "No steps were kept" : "";
+  $("film-at").setAttribute("aria-valuetext", "none");
+  if (any) tellFrame(frames.length - 1);
+}
+
+function tellFrame(number) {
+  const { t, total } = frames[number];
+  $("film-at").value = number;
+  $("film-text").textContent = `Step ${t}`;
+  $("film-at").setAttribute("aria-valuetext", `Step ${t} of ${total}`);
 }
 
 function showFrame(number) {
-  const shown = frames[number];
-  if (!shown) return;
-  image.src = shown.src;
-  $("film-at").value = number;
-  $("film-text").textContent = `Step ${shown.t}`;
-  $("film-fork").hidden = number >= frames.length - 1 || !canDo("start_timestep");
-  $("film-at").setAttribute("aria-valuetext", `Step ${shown.t} of ${shown.total}`);
-  for (const [at, still] of [...$("film-strip").children].entries()) still.classList.toggle("now", at === number && number < frames.length - 1);
+  if (!frames[number]) return;
+  image.src = frames[number].src;
+  tellFrame(number);
+  const last = number === frames.length - 1;
+  $("film-fork").hidden = last || !canDo("start_timestep");
+  for (const [at, still] of [...$("film-strip").children].entries()) still.classList.toggle("now", at === number && !last);
 }
 
 function stop() {
   clearInterval(playing);
   playing = 0;
-  setIcon($("film-play"), "play");
-  $("film-play").setAttribute("aria-label", "Play the drawing");
+  setIcon($("film-play"), "play", "Play the drawing");
 }
 
 function play() {
@@ -144,8 +132,7 @@ function play() {
   }
   if (frames.length < 2) return;
   let number = Number($("film-at").value) === frames.length - 1 ? 0 : Number($("film-at").value);
-  setIcon($("film-play"), "pause");
-  $("film-play").setAttribute("aria-label", "Pause");
+  setIcon($("film-play"), "pause", "Pause");
   showFrame(number);
   playing = setInterval(() => {
     number += 1;
@@ -164,61 +151,55 @@ $("film-at").addEventListener("input", () => { stop(); showFrame(Number($("film-
 
 // ---- the picture and its neighbours
 
-function fact(name, value, ...more) {
-  return [h("dt", { text: name }), h("dd", {}, String(value), ...more)];
-}
-
-function actionButton(name, text, click, given = {}) {
-  return h("button", { class: "soft", click, ...given }, icon(name), text);
-}
+/** What can be done with a picture elsewhere on the page: the viewer closes for it. */
+const elsewhere = (name, text, act) => softButton(name, text, () => { dialog.close(); act(); });
 
 function show(one) {
   here = one;
   const { job } = one;
   const { parameters: asked } = job;
   const all = list();
-  const at = all.findIndex((other) => other.key === one.key);
+  const at = placeIn(all);
   resetZoom();
   image.src = one.url;
-  image.alt = `${wordsOf(job)}, seed ${one.seed}`;
+  image.alt = altOf(one);
   $("viewer-title").textContent = wordsOf(job);
   $("viewer-count").textContent = all.length > 1 && at >= 0 ? `${at + 1} of ${all.length}` : "";
   showNeighbours();
   if (loadMore && at > all.length - 8) loadMore().then(showNeighbours);
   $("viewer-actions").replaceChildren(
     heart(one), h("a", { class: "soft strong", href: one.url, download: fileName(one) }, icon("download"), "Download"),
-    ...(canShare() ? [actionButton("share", "Share", () => share([one]), { "aria-label": "Share or save to photos" })] : []));
-  const edits = editsInWords(asked).map(([text]) => text).join(", ");
-  $("viewer-facts").replaceChildren(
-    ...fact("Seed", one.seed, iconButton("copy", "Copy the seed", () => copy(String(one.seed), "Seed"))),
-    ...fact("Steps", asked.n_inf_steps), ...fact("Guidance", asked.guidance_scale), ...fact("Sampler", asked.sampler),
-    ...(asked.negative_prompt ? fact("Steered from", asked.negative_prompt) : []),
-    ...(edits ? fact("Edits", edits) : []),
-    ...(one.told?.adherence != null ? fact("Fits", `${Math.round(100 * one.told.adherence)} %`) : []),
-    ...(one.told?.nearest?.too_close ? fact("Warning", "very near a training picture") : []),
-    ...(asked.model ? fact("Model", asked.model) : []),
-    ...(job.created_at ? fact("Drawn", new Date(job.created_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })) : []));
-  $("viewer-more").replaceChildren(
-    ...(canDo("init_image") ? [actionButton("image", "Start from this picture", () => { dialog.close(); actions.edit(one); }),
-      actionButton("brush", "Redraw a part of it", () => { dialog.close(); actions.edit(one, true); })] : []),
-    ...(canDo("variation_strength") ? [actionButton("grid", "Vary this face", () => {
-      dialog.close();
-      actions.use(job, one.index, { n_images: 4, interpolate_to: null, ...(asked.variation_strength ? {} : { variation_strength: 0.3 }) }, "vary");
-    })] : []),
-    actionButton("settings", "Use these settings", () => { dialog.close(); actions.use(job, one.index); }),
-    actionButton("again", "Draw others like this", () => { dialog.close(); actions.again(job, true); }),
-    actionButton("shield", "About this picture", () => { dialog.close(); actions.trust(one); }),
-    actionButton("compare", "Compare", () => { dialog.close(); startPicking(one); }),
-    actionButton("link", "Copy a link", () => copy(linkTo(job, one), "Link")),
+    canShare() ? softButton("share", "Share", () => share([one]), { "aria-label": "Share or save to photos" }) : "");
+  const { adherence, nearest } = one.told ?? {};
+  const facts = [["Seed", one.seed, iconButton("copy", "Copy the seed", () => copy(String(one.seed), "Seed"))],
+    ["Steps", asked.n_inf_steps], ["Guidance", asked.guidance_scale], ["Sampler", asked.sampler],
+    ["Steered from", asked.negative_prompt || null], ["Edits", editsInWords(asked).map(([text]) => text).join(", ") || null],
+    ["Fits", adherence == null ? null : percent(adherence)], ["Warning", nearest?.too_close ? "very near a training picture" : null],
+    ["Model", asked.model],
+    ["Drawn", job.created_at && new Date(job.created_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })]];
+  $("viewer-facts").replaceChildren(...facts.filter(([, value]) => value != null)
+    .flatMap(([name, value, more]) => [h("dt", { text: name }), h("dd", {}, String(value), more)]));
+  const varied = { n_images: 4, interpolate_to: null, ...(asked.variation_strength ? {} : { variation_strength: 0.3 }) };
+  $("viewer-more").replaceChildren(...[
+    canDo("init_image") && elsewhere("image", "Start from this picture", () => actions.edit(one)),
+    canDo("init_image") && elsewhere("brush", "Redraw a part of it", () => actions.edit(one, true)),
+    canDo("variation_strength") && elsewhere("grid", "Vary this face", () => actions.use(job, one.index, varied, "vary")),
+    elsewhere("settings", "Use these settings", () => actions.use(job, one.index)),
+    elsewhere("again", "Draw others like this", () => actions.again(job, true)),
+    elsewhere("shield", "About this picture", () => actions.trust(one)),
+    elsewhere("compare", "Compare", () => startPicking(one)),
+    softButton("link", "Copy a link", () => copy(linkTo(job, one), "Link")),
     h("a", { class: "soft", href: collageOf(job), download: `steps-${asked.seed}.png` }, icon("film"), "Steps as one picture"),
-    actionButton("trash", "Delete", () => remove()),
-    ...(asked.n_images > 1 ? [actionButton("trash", `Delete all ${asked.n_images}`, () => remove(true))] : []));
+    softButton("trash", "Delete", () => remove()),
+    asked.n_images > 1 && softButton("trash", `Delete all ${asked.n_images}`, () => remove(true))].filter(Boolean));
   loadFilm(one);
 }
 
+const placeIn = (all) => all.findIndex(({ key }) => key === here?.key);
+
 function neighbour(by) {
   const all = list();
-  const at = all.findIndex((other) => other.key === here?.key);
+  const at = placeIn(all);
   return at < 0 ? undefined : all[at + by];
 }
 
@@ -235,7 +216,7 @@ function walk(by) {
   const next = neighbour(by);
   if (!next) return;
   show(next);
-  announce(`${wordsOf(next.job)}, seed ${next.seed}`);
+  announce(altOf(next));
 }
 
 /** Delete the picture shown, or its whole job. */
@@ -243,7 +224,7 @@ function remove(whole) {
   const one = here;
   const { job, key } = one;
   const all = list();
-  const at = all.findIndex((other) => other.key === key);
+  const at = placeIn(all);
   const stays = (other) => (whole ? other.job.id !== job.id : other.key !== key);
   const next = all.slice(at).find(stays) ?? all.slice(0, at).findLast(stays);
   if (whole) deleteJob(job);
@@ -273,9 +254,9 @@ $("zoom-in").addEventListener("click", () => zoomBy(1.5));
 $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
 $("zoom-reset").addEventListener("click", resetZoom);
 $("pixels").addEventListener("change", () => frame.classList.toggle("pixels", $("pixels").checked));
-bus.on("undeleted", () => { if (here) show(here); });
+bus.on("hidden", ({ hidden }) => { if (here && !hidden) show(here); });
 dialog.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
+  if (isCommand(event) || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
   const slider = event.target.matches("input[type=range]");
   const pressed = event.target.matches("button, a, input");
   const keys = {

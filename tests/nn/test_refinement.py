@@ -103,7 +103,7 @@ def test_finishing_teaches_the_end_alone_and_what_is_released_draws(place: Workp
     faces = FaceGenerator.load(folder, device="cpu", engine="torch")
     assert faces.generate("a smiling woman", num_inference_steps=2)[0].pixels.shape == (128, 128, 3)
     found_rows = rows(place.root / "run")
-    assert [row["step"] for row in found_rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in found_rows if "fine" in row] == [1, 2, 3, 4, 5, 6]  # others: validation
     assert {"fine", "coarse", "anchor", "adversarial", "critic", "psnr", "skipped"} <= set(found_rows[0])
     assert [row["step"] for row in found_rows if "penalty" in row] == [1, 5]
     assert (place.root / "run" / "pictures" / "step-0000006.png").exists()

@@ -94,8 +94,8 @@ def test_text_labels_that_were_written_can_be_trained_on(tmp_path: Path) -> None
              zip(faces.image_id, faces.split, strict=True)]
     (tmp_path / "faces" / "list_eval_partition.txt").write_text("\n".join(parts))
     own = prepare(tmp_path / "faces", tmp_path / "own", "--text-labels", str(labels))
-    model = train(own, tmp_path, "--steps", 3, "--batch-size", 8, "--warmup-steps", 1)
-    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    model = train(own, tmp_path / "mine", "--steps", 3, "--batch-size", 8, "--warmup-steps", 1)
+    first = json.loads((tmp_path / "mine" / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] > 1 and first["excess"] > 0.5  # two to the eighth part of a batch is true of each caption
     assert "smiling" in json.loads((model / "vocabulary.json").read_text())
     assert measure(own, model, tmp_path / "eval")["chance_at_1"] < 0.6
