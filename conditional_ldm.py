@@ -476,8 +476,10 @@ def train(args: argparse.Namespace) -> None:
     from core.training.randomness import mix_seed
     from core.training.release import check_release, releasing
     from core.training.run_folder import RunFolder, circumstances
+    from dataset import FaceStore
     from vae import encoder_hash
 
+    FaceStore.open(args.data)  # where there is none, that is what is said first
     check_parents(args)
     made = "turbo" if args.distill == "consistency" else "unet"
     check_release(args.model, made, replace=args.replace, run=args.run)

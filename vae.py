@@ -324,13 +324,13 @@ def train(args: argparse.Namespace) -> None:
         generator_loss,
     )
 
+    store = FaceStore.open(args.data)
     check_parents(args)
     check_release(args.model, "vae", replace=args.replace, run=args.run)
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = LossWeights(perceptual=args.perceptual_weight, adversarial=args.adversarial_weight,
                           feature_matching=args.matching_weight)
-    store = FaceStore.open(args.data)
     pixels = load_pixels(store, store.select(split="train", px=128), device)
     held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
 

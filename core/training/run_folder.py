@@ -76,6 +76,8 @@ def keep_teacher(run: Path, model: Path, component: str, main: bool) -> tuple[di
     if copy is not None and config.get("distilled", {}).get("teacher") == first:
         return *copy, first
     if main and (copy is None or (first != source and not any((run / "checkpoints").glob("step-*")))):
+        if copy is None:  # what is left of a damaged one would be read by what writes the new one
+            shutil.rmtree(kept, ignore_errors=True)
         save_component(kept, component, state, config, extra={"source": source})
     return config, state, source
 
