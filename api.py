@@ -26,7 +26,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,22 @@ from urllib.parse import quote
 from flask import Flask, Response, request, send_from_directory
 from flask_cors import CORS
 
-from core import answers, captions, openapi, schemas, serializers
+from core import answers, captions, disk, openapi, schemas, serializers
+from core.child import end_with_parent
+from core.emphasis import unread_from, unread_in, unread_warning
 from core.engine import Engine, EngineInfo, EngineService
 from core.exchange import BUSY, PictureReader, add_exchange, read_drawing
 from core.jobs import DeletedJob, JobQueue
-from core.machine import address_of, is_local
+from core.machine import address_of, host_of, is_local
+from core.machine import listener as listen
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.population import open_facets
+from core.prompts import can_say, spoken_attributes
 from core.prompts import read as read_prompt
+from core.quiet import keep_quiet
 from core.reference import add_reference
 from core.results import NO_JOB, add_results, find
-from core.serving import Server, at_least, serve, size
+from core.serving import Server, allowed_host, allowed_origin, at_least, serve, size
 from core.store import Retention, Store, StoreError
 from core.streams import EventStreams
 from core.submission import submit
@@ -73,6 +78,7 @@ HEARTBEAT_S = 15.0
 MAX_STREAMS = 12
 THREADS = MAX_STREAMS + 8  # each stream may hold one for minutes; the rest answer everybody else
 PUBLIC_ENDPOINTS = frozenset(("page", "static_file", "session", "health"))  # all that needs no key
+PUBLIC_FILES = frozenset(("page", "static_file"))  # the same for everybody, whatever a proxy made of Host and Origin
 MEDIA_TYPES = {  # static/ serves nothing else
     ".js": "text/javascript",
     ".css": "text/css",
@@ -124,6 +130,7 @@ def create_app(
     cors_origins: Sequence[str] = (),
     data_dir: Path | None = None,
     vocabulary: Callable[[], Mapping[str, str]] = captions.vocabulary,
+    examples: Callable[[], Sequence[str]] = tuple,
     max_waiting: int = 64,
     keep: Retention | None = None,
     max_batch: int | None = None,
@@ -137,7 +144,8 @@ def create_app(
     `app.extensions["service"].start()` later, or `.load()` and `.queue.run_next(batch)` in a thread of their own.
     `hosts` are names under which the server may be addressed beside numeric addresses; None allows the loopback names
     alone. `cors_origins` are other web pages that may use it. `data_dir` keeps jobs and pictures; None takes a folder
-    that is removed with the application. `vocabulary` gives the words of the model's captions, "known" or "rare".
+    that is removed with the application. `vocabulary` gives the words of the model's captions, "known" or "rare",
+    and `examples` some of these captions where a person wrote them.
     `max_batch` images at most share one step (None: by device). `max_streams` bounds the event streams, each of which
     holds one thread of the web server. `watermark` puts the invisible mark into the pictures of new jobs.
 
@@ -158,11 +166,11 @@ def create_app(
     telemetry.watch_requests(app)
     telemetry.watch(lambda: present(service))
     if cors_origins:
-        CORS(app, origins=list(cors_origins), methods=["GET", "POST", "DELETE"],
+        CORS(app, origins=list(cors_origins), methods=["GET", "POST", "PUT", "DELETE"],
              allow_headers=["Content-Type", "Authorization", "X-API-Key", "Last-Event-ID", "If-None-Match",
                             "Idempotency-Key", "X-Client-Id"],
              expose_headers=["Location", "Retry-After", "ETag"])
-    add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins)
+    add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins, files=PUBLIC_FILES)
     app.register_error_handler(StoreError, disk_fails)
 
     def loaded() -> EngineInfo:
@@ -172,14 +180,14 @@ def create_app(
     def document(ready: bool) -> dict[str, Any]:
         return describe(app, service.info if ready else None, locked=api_key is not None)
 
-    words = vocabulary()
+    words, own = vocabulary(), examples()
     reader = PictureReader()
     add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader)
     add_results(app, queue)
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
-    add_prompts(app, service, words)
-    add_state(app, service, telemetry)
+    add_prompts(app, service, words, own)
+    add_state(app, service, telemetry, lambda: schemas.options(service.info, words, own))
     add_reference(app, lambda: document(service.info is not None))
     add_page(app, api_key)
     if start:
@@ -195,7 +203,7 @@ def discard(store: Store, folder: Path) -> None:
 
 def disk_fails(error: StoreError) -> Response:
     log.error("%s", error)
-    return problem_response(Problem(503, "The server's disk fails; see its log.", {"Retry-After": "30"}))
+    return problem_response(Problem(503, disk.ANSWERS[error.cause], {"Retry-After": "30"}))
 
 
 def describe(app: Flask, info: EngineInfo | None, *, locked: bool) -> dict[str, Any]:
@@ -277,7 +285,8 @@ def add_jobs(
         wanted = read_query(schemas.JobsQuery)
         try:
             jobs, following = queue.list(
-                limit=wanted.limit, cursor=wanted.cursor, status=wanted.states, query=wanted.q
+                limit=wanted.limit, cursor=wanted.cursor, status=wanted.states, query=wanted.q,
+                favourites=wanted.favourites == "only",
             )
         except ValueError as error:
             raise invalid([(("cursor",), "must be the next of an earlier answer")], pointer="?") from error
@@ -298,7 +307,8 @@ def add_jobs(
         include = read_query(schemas.JobQuery).include
         job = find(queue.get, job_id)
         now = job.snapshot()
-        tag = f"{job.id}-{now.events[-1].id}-{include}"
+        decided = "".join(f"-{'.'.join(map(str, sorted(some)))}" for some in now.marks if some)
+        tag = f"{job.id}-{now.events[-1].id}-{include}{decided and f'-{len(now.marks.favourites)}{decided}'}"
         if request.if_none_match.contains_weak(tag):
             return tagged(Response(status=304), tag)
         return tagged(json_response(serializers.job_answer(job, now, include)), tag)
@@ -313,12 +323,17 @@ def add_jobs(
         return json_response({"job_id": job.id, "status": job.state, "cancel_requested": job.cancel_requested})
 
     @app.delete("/jobs/<job_id>/")
-    @operation("Stop a job and delete it with its pictures", "jobs", {204: Answer("It is gone.")}, problems=NO_JOB)
+    @operation("Stop a job and delete it with its pictures", "jobs", {204: Answer("It is gone.")},
+               query=schemas.DeleteQuery, problems={**NO_JOB, 409: "It has favourites; say what becomes of them."})
     def delete(job_id: str) -> Response:
         """A second time answers 410."""
-        find(queue.get, job_id)
+        favourites = read_query(schemas.DeleteQuery).favourites
+        marks = find(queue.get, job_id).marks
+        if favourites == "refuse" and (kept := len(marks.favourites - marks.deleted)):
+            raise Problem(409, f"The job holds {kept} favourite{'s' * (kept > 1)}: ?favourites=keep deletes the other "
+                               "pictures, ?favourites=delete all of it.")
         try:
-            queue.delete(job_id)
+            (queue.delete_but_favourites if favourites == "keep" else queue.delete)(job_id)
         except DeletedJob:  # by somebody else, a moment ago
             pass
         return Response(status=204)
@@ -336,19 +351,23 @@ def add_jobs(
     )
     def events(job_id: str) -> Response:
         """Everything that has happened, then what happens, until the job ends; a comment at least every 15 seconds."""
-        after = read_query(schemas.EventsQuery).after
+        wanted = read_query(schemas.EventsQuery)
         job = find(queue.get, job_id)
-        text = request.headers.get("Last-Event-ID", str(after))
+        text = request.headers.get("Last-Event-ID", str(wanted.after))
         if not re.fullmatch("[0-9]{1,9}", text):
             raise Problem(400, f"Last-Event-ID must be the number of an event; got {shown(text)}")
-        return streams.answer(job, int(text))
+        return streams.answer(job, int(text), with_previews=wanted.previews != "none")
 
 
 # ---- what the model understands --------------------------------------------------------------------------------------
 
 
-def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) -> None:
-    """What the model was trained to understand. Only in which words it hears a prompt is known when it is loaded."""
+def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], own: Sequence[str]) -> None:
+    """What the model was trained to understand. Only in which words it hears a prompt is known when it is loaded.
+
+    `own` are captions that a person wrote, where the model learned from those.
+    """
+    spoken = spoken_attributes(words)
 
     @app.post("/prompt/analyze")
     @operation("What does the model understand of a prompt?", "prompts",
@@ -356,15 +375,21 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) ->
     def analyze() -> Response:
         """Positions count code points."""
         prompt = validate(schemas.AnalyzePrompt, read_json()).prompt
-        found = read_prompt(prompt, words)
+        heard, cut = prompt, len(prompt)
+        if (info := service.info) is not None:
+            heard, cut = info.emphasis(prompt), unread_in(prompt, info)
+            heard = heard[:unread_from(heard, heard, info.read_to)]
+        found = read_prompt(prompt[:cut], words)
+        unread = [replace(word, start=cut + word.start, end=cut + word.end, status="unread", suggestion=None)
+                  for word in read_prompt(prompt[cut:], words).words]
         return json_response({
             "attributes": dict(found.attributes),
-            "heard": prompt if service.info is None else service.info.emphasis(prompt),
-            "open": [facet.to_dict() for facet in open_facets(found.attributes)],
-            "words": [asdict(word) for word in found.words],
+            "heard": heard,
+            "open": [facet.to_dict() for facet in open_facets(found.attributes, spoken)],
+            "words": [asdict(word) for word in (*found.words, *unread)],
             "claims": [asdict(claim) for claim in found.claims],
             "contradictions": list(found.contradictions),
-            "warnings": list(found.warnings),
+            "warnings": [*unread_warning("The prompt", prompt, cut), *found.warnings],
         })
 
     @app.get("/vocabulary")
@@ -376,24 +401,26 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str]) ->
         """It changes only with the model."""
         return tagged(json_response({
             "words": dict(words),
-            "phrases": [asdict(phrase) for phrase in captions.phrases()],
-            "attributes": list(captions.ATTRIBUTES),
+            "phrases": [asdict(phrase) for phrase in captions.phrases() if can_say(phrase.text, words)],
+            "attributes": [name for name in captions.ATTRIBUTES if name in spoken],
         }))
 
     @app.get("/prompt/surprise")
     @operation("A prompt like those of the training", "prompts",
                {200: Answer("The prompt.", {JSON: answers.SurpriseAnswer})}, query=schemas.SurpriseQuery)
     def surprise() -> Response:
-        """Drawn from how frequent each attribute is among the training pictures."""
+        """Drawn from how frequent each attribute is among the training pictures; or a caption that a person wrote."""
         seed = read_query(schemas.SurpriseQuery).seed
         rng = random.Random(secrets.randbits(64) if seed is None else seed)
-        return json_response({"prompt": captions.surprise(rng)})
+        return json_response({"prompt": rng.choice(own) if own else captions.surprise(rng)})
 
 
 # ---- the state of the server -----------------------------------------------------------------------------------------
 
 
-def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
+def add_state(
+    app: Flask, service: EngineService, telemetry: Telemetry, options: Callable[[], dict[str, Any]]
+) -> None:
     """What may be asked, whether the server lives and is ready, and its numbers."""
 
     @app.get("/options")
@@ -404,9 +431,21 @@ def add_state(app: Flask, service: EngineService, telemetry: Telemetry) -> None:
         """Answers while the model loads too: then without what only the model knows."""
         return tagged(json_response({
             "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
-            **schemas.options(service.info),
+            **options(),
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
         }))
+
+    @app.get("/speed")
+    @operation("What does a step cost here, and what is to be done first?", "server",
+               {200: Answer("It was measured on this machine.", {JSON: answers.SpeedAnswer})})
+    def speed() -> Response:
+        """Steps of other jobs do not count as slow ones: their cost is told by the rows that they computed."""
+        costs = service.batch and service.batch.costs
+        return json_response({
+            "step_costs": [{"rows": rows, "seconds": seconds} for rows, seconds in (costs.steps if costs else ())],
+            "seconds_per_picture": costs.seconds_per_picture if costs else 0.0,
+            "ahead": [{"rows": rows, "steps": steps} for rows, steps in service.ahead()],
+        }, {"Cache-Control": "no-store"})
 
     @app.get("/health")
     @operation("Does the process answer?", "server", {200: Answer("It does.", {JSON: answers.Health})})
@@ -483,7 +522,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked; ends the process with a sentence when it cannot be served."""
     parser = argparse.ArgumentParser(prog="api.py", description="Serve a model: HTTP, live previews and a web page.")
     add, count, number = parser.add_argument, at_least(1, int), at_least(0, float)
-    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--host", type=host_of, default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--engine", choices=("auto", "openvino", "torch"), default="auto", help="what computes on a CPU (%(default)s)")
@@ -498,8 +537,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-waiting", type=count, default=64, help="jobs that may wait (%(default)s)")
     add("--api-key", default=os.environ.get("FACES_API_KEY"), help="clients must send it (or set FACES_API_KEY)")
     add("--insecure", action="store_true", help="allow any --host without a key")
-    add("--allow-host", action="append", default=[], help="another name this server answers to")
-    add("--cors-origin", action="append", default=[], help="another web page that may use this server")
+    name, origin = "another name this server answers to, behind a proxy", "another web page that may use this server"
+    add("--allow-host", type=allowed_host, action="append", default=[], help=name)
+    add("--cors-origin", type=allowed_origin, action="append", default=[], help=origin)
     add("--no-watermark", action="store_true", help="put no invisible mark into the pictures")
     add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
     add("--drain-seconds", type=number, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")
@@ -521,8 +561,19 @@ def vocabulary_of(model: Path) -> Mapping[str, str]:
     return words if sound else captions.vocabulary()
 
 
+def examples_of(model: Path) -> Sequence[str]:
+    """Some captions that a person wrote and this model was trained on; none where captions were drawn."""
+    try:
+        texts = json.loads((model / "examples.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else ()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the process's exit status."""
+    keep_quiet()
+    end_with_parent()
     arguments = parse_arguments(argv)
     configure_logging(arguments.log_format)
 
@@ -538,8 +589,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hosts = None if is_local(arguments.host) and not arguments.allow_host else (*own_names, *arguments.allow_host)
     days = arguments.keep_days
     try:  # our own socket: waitress leaves its own open when the port is taken
-        family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
-        listener = socket.create_server((arguments.host, arguments.port), family=family)
+        listener = listen(arguments.host, arguments.port)
     except OSError as error:
         print(f"Cannot listen on {arguments.host}:{arguments.port}: {error.strerror}. Try --port 0.", file=sys.stderr)
         return 1
@@ -547,7 +597,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         app = create_app(
             load_engine, start=False, api_key=arguments.api_key or None, hosts=hosts,
             cors_origins=arguments.cors_origin, data_dir=arguments.data_dir, max_batch=arguments.max_batch,
-            vocabulary=lambda: vocabulary_of(arguments.model), max_waiting=arguments.max_waiting,
+            vocabulary=lambda: vocabulary_of(arguments.model), examples=lambda: examples_of(arguments.model),
+            max_waiting=arguments.max_waiting,
             keep=Retention(arguments.keep_jobs, arguments.keep_bytes, days * 86400 if days else None),
             watermark=not arguments.no_watermark,
         )

@@ -7,6 +7,7 @@ pictures are encoded (vae.py) or sentences are (train_clip.py). Long because a r
 network, training loop, what is distilled from it, drawing; the mathematics is in core/.
 
     python conditional_ldm.py --train                              train on cached latents, release to the model folder
+    python conditional_ldm.py --fit-soft-from                      from which noise level on soft pictures teach no blur
     python conditional_ldm.py --distill guidance                   teach the released UNet to guide itself in one pass
     python conditional_ldm.py --distill consistency                and another, `turbo`, to draw in two to four
     python conditional_ldm.py --eval --prompt "a smiling woman"    write a grid of pictures
@@ -24,6 +25,7 @@ import copy
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -44,16 +46,19 @@ from core.checkpoint import (
     load_component,
     load_difference,
     load_strictly,
+    read_component_config,
     read_index,
     save_component,
     save_difference,
     update_index,
     write_json,
 )
+from core.command import SettingError, check_numbers, run_command, run_lock
 from core.correction import Correction, load_correction
 from core.diffusion import TURBO, TURBO_STEPS, Condition, NoiseSchedule, sample, schedule_from_config, scheduler_config
 from core.distillation import GUIDANCE_RANGE, SHARE_OFF, Away, Lesson, Teacher, make_lesson
-from core.emphasis import Emphasis, load_emphasis
+from core.emphasis import Emphasis, load_emphasis, unread_from, unread_warning
+from core.quiet import keep_quiet
 from vae import VAE, PixelNorm
 
 if TYPE_CHECKING:
@@ -68,7 +73,7 @@ class UNetConfig:
     """Widths per level (16x16, 8x8, 4x4), blocks per level, which levels attend, which guidance scales one pass answers
     (none before `--distill guidance`), and by which layers."""
 
-    latent_channels: int = 16
+    latent_channels: int | None = 16  # None in a preset: those of the VAE
     channels: tuple[int, ...] = (96, 192, 192)
     blocks: tuple[int, ...] = (2, 2, 2)
     attention: tuple[bool, ...] = (False, True, True)
@@ -78,12 +83,21 @@ class UNetConfig:
     dropout: float = 0.1
     guidance_range: tuple[float, float] | None = None
     guided_attention: bool | None = None  # does guidance change what self-attention adds, too
+    position_maps: bool | None = None  # learned maps are added at 16x16 and 8x8: aligned faces have places
 
 
 PRESETS = {
     "celeba128": UNetConfig(channels=(112, 224, 224)),
     "small": UNetConfig(channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0),
+    "small-positions": UNetConfig(None, channels=(80, 160, 192), blocks=(1, 2, 1), embed_width=256, dropout=0.0,
+                                  position_maps=True),
     "tiny": UNetConfig(4, (16, 24), (1, 1), (False, True), 8, 32, 32, 0.0),
+}
+RUNS = {  # how long a run of each preset is
+    "celeba128": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "small": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "small-positions": {"steps": 50000, "batch_size": 64, "warmup_steps": 200, "cache": "runs/latents"},
+    "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1, "cache": "runs/tiny-latents"},  # not for a real cache
 }
 
 
@@ -230,6 +244,9 @@ class ConditionalUNet(nn.Module):
             self.down.append(Level([wide] * count, wide, config.attention[i], config))
             if i + 1 < len(widths):
                 self.shrink.append(nn.Conv2d(4 * wide, widths[i + 1], 1))
+        if config.position_maps:  # start at zero, so that they change nothing until something is learned
+            self.position_maps = nn.ParameterList(nn.Parameter(torch.zeros(wide, 16 >> i, 16 >> i))
+                                                  for i, wide in enumerate(widths[:2]))
         self.middle = Level([widths[-1]], widths[-1], config.attention[-1], config)
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for i in reversed(range(len(widths))):
@@ -254,6 +271,8 @@ class ConditionalUNet(nn.Module):
         h = self.door(x.contiguous(memory_format=torch.channels_last))  # [B, c0, 16, 16]
         skips = []
         for i, level in enumerate(self.down):
+            if self.config.position_maps and i < len(self.position_maps):
+                h = h + self.position_maps[i]
             for block in range(len(level.res)):
                 h = level.step(block, h, embedding, tokens, mask)
                 skips.append(h)
@@ -336,7 +355,7 @@ def encode_prompts(clip: Any, tokenizer: Any, prompts: Sequence[str], px: float 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-EDGES = ("door", "head", "null_pooled", "time_embed", "px_embed", "guidance_embed")  # not for Muon
+EDGES = ("door", "head", "null_pooled", "time_embed", "px_embed", "guidance_embed", "position_maps")  # not for Muon
 BUCKETS = 5  # the loss is logged for this many equal slices of the noise levels
 
 
@@ -346,12 +365,14 @@ class Faces:
     def __init__(self, args: argparse.Namespace, accelerator: Any, schedule: NoiseSchedule) -> None:
         from core.caption_bank import cached_bank, encode_captions, fits_encoded
         from core.latents import Lessons
-        from dataset import FaceStore
+        from dataset import DataError, FaceStore
         from train_clip import load_clip
         from vae import load_vae
 
         device = accelerator.device
         self.store = FaceStore.open(args.data)
+        if args.favour and self.store.text_labels is not None:
+            raise DataError(f"--favour {' '.join(args.favour)}: {args.data} has its user's own captions, no attributes")
         indices = self.store.select(split="train", px=args.px)
         self.vae = load_vae(args.model, device)
         self.clip, self.tokenizer = load_clip(args.model, device)
@@ -365,6 +386,7 @@ class Faces:
             favoured_rows(self.store.attributes[indices], args.favour, args.favour_times,
                           np.where(px == 128, args.sharp_times, 1)), schedule, args.seed,
             args.batch_size, args.caption_dropout, args.accumulate,
+            lowest_timesteps(px, args.soft_from).to(device) if args.soft_from else None,
             share_off={None: None, "guidance": 0.0, "consistency": SHARE_OFF}[args.distill])
 
     def held_out(self, schedule: NoiseSchedule, accelerator: Any, limit: int = 1024) -> list[Any]:
@@ -390,7 +412,7 @@ def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accel
     from core.latents import cached_latents
     from vae import encoder_hash, to_images
 
-    scale = vae.latent_std[:, None, None]
+    _, scale = vae.statistics
 
     @torch.inference_mode()
     def encode(rows: slice) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -407,24 +429,54 @@ def encoded(vae: Any, store: FaceStore, indices: np.ndarray, folder: Path, accel
     return cached_latents(folder, key, (len(indices), vae.config.latent_channels, 16, 16), encode, accelerator)
 
 
+def check_parents(args: argparse.Namespace) -> None:
+    """Do the parts that a UNet is trained with have the widths that it is made for? Before anything is loaded.
+
+    Raises ModelFolderError naming the first that has another.
+    """
+    if args.distill:  # a copy of the UNet that is there
+        return
+    wanted = PRESETS[args.preset]
+    if wanted.latent_channels is None:
+        wanted = replace(wanted, latent_channels=read_component_config(args.model, "vae")["network"]["latent_channels"])
+    for component, field, width in (("vae", "latent_channels", wanted.latent_channels),
+                                    ("clip", "text_width", wanted.text_width)):
+        found = read_component_config(args.model, component)["network"][field]
+        if found != width:
+            raise ModelFolderError(f"--preset {args.preset} makes a UNet for {field} {width}, and the {component} in "
+                                   f"{args.model} has {found}: name another --preset, or another folder with --model")
+    if args.init:
+        start = read_config(read_component_config(args.init, "unet"))
+        wrong = [name for name in ("latent_channels", "channels", "blocks", "attention", "head_width", "text_width",
+                                   "embed_width") if getattr(start, name) != getattr(wanted, name)]
+        if wrong:
+            there, asked = getattr(start, wrong[0]), getattr(wanted, wrong[0])
+            raise ModelFolderError(f"the UNet in {args.init} has {wrong[0]} {there}, and --preset {args.preset} "
+                                   f"{asked}: name the --preset that it was trained with")
+
+
 def train(args: argparse.Namespace) -> None:
     """The training loop of the UNet, and of what is distilled from it; the same command resumes. Ends by releasing the
     better of both EMA lengths."""
+    from core.release import check_release, releasing
     from core.training import (
         PowerEMA,
         RunFolder,
         StepGuard,
-        agreed,
         attention_kernel,
         average_gradients,
+        circumstances,
         learning_rate,
         make_accelerator,
+        mean_over_processes,
         mix_seed,
         process_slice,
-        run_steps,
     )
     from vae import encoder_hash
 
+    check_parents(args)
+    made = "turbo" if args.distill == "consistency" else "unet"
+    check_release(args.model, made, replace=args.replace, run=args.run)
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight, begin=tuple(args.begin))
@@ -433,7 +485,8 @@ def train(args: argparse.Namespace) -> None:
         schedule = read_schedule(args.model)
     faces = Faces(args, accelerator, schedule)
     torch.manual_seed(args.seed)
-    model = ConditionalUNet(PRESETS[args.preset]) if teacher is None else student_of(teacher)
+    network = replace(PRESETS[args.preset], latent_channels=faces.vae.config.latent_channels)  # checked, or left open
+    model = ConditionalUNet(network) if teacher is None else student_of(teacher)
     model = model.to(device, memory_format=torch.channels_last)
     if args.init:  # of a distilled one only what this run trains: the network, or what beside it knows the scale
         start = {name: value for name, value in load_component(args.init, "unet")[1].items()
@@ -462,20 +515,23 @@ def train(args: argparse.Namespace) -> None:
                 "learning_rate": args.learning_rate, "schedule": args.schedule, "caption_dropout": args.caption_dropout,
                 "captions_per_image": args.captions_per_image, "init": args.init, "favour": args.favour,
                 "favour_times": args.favour_times, "sharp_times": args.sharp_times, "px": args.px,
-                "optimizer": args.optimizer,
+                "optimizer": args.optimizer, **({"soft_from": args.soft_from} if args.soft_from else {}),
+                "data": faces.store.fingerprint,
                 "encoder": encoder_hash(faces.vae), "clip": component_hash(args.model, "clip"),
                 "network": write_config(model.config)}
     if teacher is not None:
         settings |= {"preset": None, "distill": args.distill, "teacher": teacher.source, "schedule": schedule.kind}
         settings |= {"self_guidance": args.self_guidance} if args.self_guidance else {}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas})
+                    main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas},
+                    how=circumstances(args, accelerator, loss_weight=args.loss_weight, begin=list(args.begin),
+                                      accumulate=args.accumulate, compile=args.compile))
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     sums, counts = torch.zeros(BUCKETS, device=device), torch.zeros(BUCKETS, device=device)
+    checked: list[Any] | None = None  # held-out faces, read when they are first asked for
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="UNet", agree=agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "UNet"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in [group for optimizer in optimizers.values() for group in optimizer.param_groups]:
@@ -497,9 +553,12 @@ def train(args: argparse.Namespace) -> None:
             ema.update(model, step + 1)
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
-            by_level = (sums / counts.clamp_min(1)).tolist()
-            values = {f"mse_noise_{i}": value for i, value in enumerate(by_level) if float(counts[i])}
-            values |= {"loss": float(total), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
+            seen = mean_over_processes(accelerator, {"loss": float(total)} | {
+                f"{kind}{i}": float(one) for kind, all_ in (("sum", sums), ("count", counts))
+                for i, one in enumerate(all_)})
+            by_level = [seen[f"sum{i}"] / (seen[f"count{i}"] or 1.0) for i in range(BUCKETS)]
+            values = {f"mse_noise_{i}": value for i, value in enumerate(by_level) if seen[f"count{i}"]}
+            values |= {"loss": seen["loss"], "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
                        "images_seen": (step + 1) * args.batch_size}
             run.log(step + 1, values)
             show(" ".join(f"{value:.3f}" for value in by_level))
@@ -512,6 +571,11 @@ def train(args: argparse.Namespace) -> None:
             few: dict[str, Any] = {"sampler": TURBO, "steps": TURBO_STEPS} if turbo else {}
             grid = draw_grid(picture, faces.vae, faces.clip, faces.tokenizer, schedule, accelerator, **few)
             run.picture(f"step-{step + 1:07d}", grid, columns=8)
+            if checked is None:
+                checked = faces.held_out(schedule, accelerator, limit=256) if "val" in faces.store.split else []
+            if checked:
+                told = make_lesson(picture, schedule, teacher, None, turbo)
+                run.log(step + 1, {"val_loss": validation_loss(told, checked, accelerator)})
     run.finish()
     if run.main and run.finished:
         finished = {name: averaged(model, ema, device) for name, ema in emas.items()}
@@ -526,9 +590,11 @@ def train(args: argparse.Namespace) -> None:
         suggested = 2.0 if args.guidance_scale is None else args.guidance_scale
         if teacher is None:
             facts |= {"loss_weight": args.loss_weight}
-            release(finished[best], Path(args.model), schedule, parents, facts, suggested)
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release(finished[best], Path(args.model), schedule, parents, facts, suggested)
         elif turbo:
-            release_turbo(finished[best], teacher, Path(args.model), facts)
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release_turbo(finished[best], teacher, Path(args.model), facts)
         else:
             from core.distillation import relative_errors
 
@@ -537,9 +603,10 @@ def train(args: argparse.Namespace) -> None:
                 print(f"scale {scale}: one pass is {one:.3f} off what it is to say; if it knew no scale, {plain:.3f}")
             if args.guidance_scale is None:
                 suggested = read_index(args.model)["defaults"]["guidance_scale"]
-            release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
-                    facts | {"errors": errors})
-        print(f"released to {args.model}/{'turbo' if turbo else 'unet'}")
+            with releasing(args.model, made, replace=args.replace, run=args.run):
+                release(finished[best], Path(args.model), schedule, parents, teacher.config["training"], suggested,
+                        facts | {"errors": errors})
+        print(f"released to {args.model}/{made}")
 
 
 def make_optimizers(model: ConditionalUNet, args: argparse.Namespace) -> dict[str, torch.optim.Optimizer]:
@@ -585,9 +652,45 @@ def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int, each
     from core.captions import ATTRIBUTES
 
     if unknown := set(names) - set(ATTRIBUTES):
-        raise ValueError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
+        raise SettingError(f"--favour {', '.join(sorted(unknown))}: CelebA has {', '.join(ATTRIBUTES)}")
     chosen = attributes[:, [ATTRIBUTES.index(name) for name in names]].any(axis=1)
     return torch.from_numpy(np.repeat(np.arange(len(attributes)), np.where(chosen, times, 1) * each))
+
+
+def lowest_timesteps(px: np.ndarray, soft_from: Sequence[float]) -> Tensor:
+    """From which timestep on each picture is learned from: sharp ones everywhere, enlarged ones only where noise hides
+    that they are soft (https://arxiv.org/abs/2506.10038). Shapes: px [N] in {58, 80, 128} -> [N] float32."""
+    for_58, for_80 = soft_from
+    return torch.from_numpy(np.select([px == 58, px == 80], [for_58, for_80], 0.0).astype(np.float32))
+
+
+def fit_soft_from(args: argparse.Namespace) -> tuple[int, int]:
+    """The two timesteps for --soft-from, of pictures of 58 and of 80 px, by a classifier on noised latents; printed.
+
+    A model folder needs nothing but its VAE for that. Writes the areas under the curve into the run folder.
+    """
+    from core.resolution import SHARP, ResolutionFit, fit_threshold
+    from core.training import make_accelerator
+    from dataset import FaceStore
+    from vae import load_vae
+
+    accelerator = make_accelerator(args.device, "no")
+    store = FaceStore.open(args.data)
+    rows = store.select(split="train")
+    vae = load_vae(args.model, accelerator.device)
+    cache, px = encoded(vae, store, rows, Path(args.cache), accelerator), store.px[rows]
+    how = replace(ResolutionFit(), steps=min(args.steps, ResolutionFit.steps))
+    found: dict[int, int] = {}
+    areas = {}
+    for soft in (58, 80):
+        chosen = torch.from_numpy(np.flatnonzero((px == soft) | (px == SHARP)))
+        sharp = torch.from_numpy(px == SHARP)[chosen]
+        found[soft], areas[soft] = fit_threshold(cache.mean[0, chosen].cpu(), sharp, NoiseSchedule(args.schedule), how,
+                                                 seed=args.seed)
+        print(f"{soft} px: " + " ".join(f"{low}:{area:.2f}" for low, area in areas[soft].items()))
+    write_json(Path(args.run) / "soft_from.json", {"soft_from": [found[58], found[80]], "areas": areas})
+    print(f"--soft-from {found[58]} {found[80]}")
+    return found[58], found[80]
 
 
 def averaged(model: ConditionalUNet, ema: Any, device: torch.device) -> ConditionalUNet:
@@ -729,7 +832,10 @@ def evaluate(args: argparse.Namespace) -> Path:
         raise ModelFolderError(f"{args.model} has no turbo/; train it with `--distill consistency` or draw otherwise")
     vae = load_vae(args.model, device)
     own, correction = read_index(args.model)["defaults"]["guidance_scale"], load_correction(args.model)
-    emphasis = load_emphasis(args.model)
+    emphasis = load_emphasis(args.model).within(tokenizer.read_to)
+    for prompt in args.prompt or ():
+        for warning in unread_warning("--prompt", prompt, unread_from(prompt, emphasis(prompt), tokenizer.read_to)):
+            print(warning, file=sys.stderr)
 
     def draw(prompts: Sequence[str]) -> Tensor:
         return draw_grid(unet, vae, clip, tokenizer, schedule, accelerator, prompts, per_prompt=args.n_images,
@@ -754,9 +860,14 @@ def evaluate(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.")
+    from core.release import add_release_options, of_preset, settle
+
+    keep_quiet()
+    parser = argparse.ArgumentParser(description="Train the text-conditional latent-diffusion UNet, or draw with it.",
+                                     allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
+    mode.add_argument("--fit-soft-from", action="store_true", help="find the two timesteps for --soft-from")
     mode.add_argument("--distill", choices=("guidance", "consistency"), help="train the released UNet further: "
                       "'guidance' answers at a guidance scale in one pass, 'consistency' makes turbo/ of it, which "
                       "draws in two to four")
@@ -771,15 +882,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sampler")
     parser.add_argument("--out", default="runs/grid.png")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder with vae/ and clip/")
-    parser.add_argument("--run", default="runs/unet", help="folder of this run; the same command resumes from it")
-    parser.add_argument("--cache", default="runs/latents", help="where encoded images are kept")
+    add_release_options(parser, ", which has vae/ and clip/")
+    parser.add_argument("--run", "--run-folder", help="folder of this run; the same command resumes from it "
+                        "(runs/unet, runs/guidance, runs/consistency; torchrun has a --run of its own)")
+    parser.add_argument("--cache", help="where encoded images are kept; " + of_preset(RUNS, "cache"))
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from; --distill guidance: "
                         "whose guidance to start from, such as what the UNet had before it was trained further")
     parser.add_argument("--self-guidance", type=float, default=0.0, metavar="S", help="--distill guidance: also lead "
                         "away, by S at scale 2.5 and more, from what is drawn without self-attention (0: not)")
     parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only pictures of this source resolution")
+    parser.add_argument("--soft-from", type=float, nargs=2, metavar=("T58", "T80"), help="learn from pictures of 58 "
+                        "and 80 px only at these timesteps and above, where they cannot be told from sharp ones")
     parser.add_argument("--sharp-times", type=int, default=1, help="how often an epoch shows pictures of 128 px")
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
     parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")
@@ -788,15 +902,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="the model's own: n steps begin at timestep A - B / (n + 2) (1000 0: at pure noise)")
     parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
                         help="of the noise levels; may change when a run is resumed")
-    parser.add_argument("--steps", type=int, default=50000)
+    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
     parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is cut into, where memory is short")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="muon: for all that is a "
                         "matrix or a kernel inside the network; the rest stays with AdamW")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--warmup-steps", type=int, default=200)
+    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--caption-dropout", type=float, default=0.12, help="share trained without its caption")
     parser.add_argument("--captions-per-image", type=int, default=8)
@@ -808,18 +922,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=1000)
     args = parser.parse_args(argv)
+    args.run = args.run or f"runs/{args.distill or 'unet'}"
+    check_numbers(parser, args)
     if args.eval and not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
     if args.self_guidance and args.distill != "guidance":
         parser.error("--self-guidance belongs to --distill guidance")
     if args.distill == "consistency" and args.init:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
+    settle(parser, args, RUNS, args.distill and f"--distill {args.distill}" or "")
     if args.train or args.distill:
-        train(args)
+        with run_lock(args.run):
+            train(args)
+    elif args.fit_soft_from:
+        fit_soft_from(args)
     else:
         evaluate(args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

@@ -29,11 +29,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from core.arrays import new_array
 from core.captions import ATTRIBUTES
+from core.command import FolderLock, Interrupted, UserError, run_command
 from core.preparation import Report, prepare, read_manifest, write_store, write_text
-from core.sources import COLUMNS, SIZE, SPLITS, DataError, load_text_labels
+from core.quiet import keep_quiet
+from core.sources import COLUMNS, HOW_TO_GET_DATA, SIZE, SPLITS, DataError, load_text_labels
 
 __all__ = [
+    "SPLITS",
     "DataError",
     "FaceStore",
     "Report",
@@ -72,8 +76,10 @@ class FaceStore:
         folder = Path(folder)
         again = f"run `python dataset.py --prepare --out {folder}` (it continues unfinished work)"
         manifest = read_manifest(folder)
+        if manifest is None and (folder / "progress.npz").exists():
+            raise DataError(f"{folder} holds no complete prepared store, but the beginning of one; {again}")
         if manifest is None:
-            raise DataError(f"{folder} holds no complete prepared store; {again}")
+            raise DataError(f"{folder} holds no complete prepared store; {HOW_TO_GET_DATA}")
         try:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             table = pd.read_csv(folder / "index.csv", dtype={"image_id": str, "split": str}, keep_default_na=False)
@@ -107,6 +113,12 @@ class FaceStore:
         if px is not None:
             chosen = chosen & (self.px == px)
         return np.flatnonzero(chosen).astype(np.int64)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells this store from every other, and stays when it is moved: the number of pictures and a hash."""
+        said = str((read_manifest(self.folder) or {}).get("fingerprint", ""))
+        return f"{len(self)} pictures, {said if len(said) < 40 else said[:12]}"
 
     @functools.cached_property
     def text_labels(self) -> dict[str, list[str]] | None:
@@ -143,7 +155,7 @@ def synthetic_store(folder: str | Path, count: int = 64, seed: int = 0) -> FaceS
     people = (count + 1) // 2
     held_out = max(1, people // 8)
     pixels = folder / "images.partial.npy"
-    images = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
+    images = new_array(pixels, np.uint8, (count, SIZE, SIZE, 3))
     rows: list[dict[str, Any]] = []
     for row in range(count):
         person = row // 2
@@ -339,7 +351,8 @@ def plot(store: FaceStore, summary: dict[str, Any], folder: str | Path) -> list[
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; argparse ends the process with 2 where it makes no sense."""
-    parser = argparse.ArgumentParser(prog="dataset.py", description="Prepare and describe the pictures to learn from.")
+    parser = argparse.ArgumentParser(prog="dataset.py", description="Prepare and describe the pictures to learn from.",
+                                     allow_abbrev=False)
     parser.add_argument("--prepare", action="store_true", help="build the store; the same command continues it")
     parser.add_argument(
         "--source", nargs="+", type=Path, default=[], metavar="PATH",
@@ -360,6 +373,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if not (options.prepare or options.describe or options.write_text_labels or options.synthetic is not None):
         parser.error("nothing to do: give --prepare, --describe, --write-text-labels or --synthetic")
+    if options.synthetic is not None and options.synthetic < 8:
+        parser.error(f"--synthetic is {options.synthetic}; at least 8 are needed to have every split and px")
     if options.workers is not None and options.workers < 1:
         parser.error(f"--workers is {options.workers}; it must be at least 1")
     return options
@@ -380,10 +395,12 @@ def run_prepare(options: argparse.Namespace) -> Report:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 when the data is not usable (the reason goes to stderr), or 130 when interrupted."""
+    keep_quiet()
     options = parse(argv)
     try:
         if options.synthetic is not None:
-            store = synthetic_store(options.out, options.synthetic, options.seed)
+            with FolderLock(options.out, "preparing pictures"):
+                store = synthetic_store(options.out, options.synthetic, options.seed)
             print(f"{options.out}: {len(store)} drawn faces")
         if options.prepare:
             print(run_prepare(options).text())
@@ -396,9 +413,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             store = FaceStore.open(options.out)
             count = write_text_labels(store, options.write_text_labels, options.captions_per_image, options.seed)
             print(f"{options.write_text_labels}: captions of {count:,} images")
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as error:  # by run_command, which knows the signal
+        raise Interrupted(error.signum, "interrupted; the same command continues") from None
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
@@ -406,4 +425,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

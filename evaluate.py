@@ -36,17 +36,22 @@ from torch import Tensor
 from core import endurance, metrics, response
 from core import report as reporting
 from core.bench import SECTIONS
+from core.caption_bank import draw_texts
 from core.captions import ATTRIBUTES, draw_caption
-from core.checkpoint import read_index, update_index
+from core.checkpoint import ModelFolderError, read_index, update_index
+from core.command import check_numbers, run_command, run_lock
 from core.devices import has_bf16, pick_device, pick_dtype
 from core.judge import Seen, has_judge, load_judge, look, look_at_store, train_judge
 from core.metrics import Pictures
+from core.prompts import spoken_attributes
+from core.quiet import keep_quiet
+from core.release import check_release
 from core.sliders import sliders
 
 if TYPE_CHECKING:
     from dataset import FaceStore
 
-PLACES = ("model", "data", "judge", "out", "cache", "inception")  # settings that say where things are on one machine
+PLACES = ("model", "data", "judge", "out", "cache", "inception", "replace")  # settings that say where things are
 HELD_OUT = ("test", "val")  # splits of people the model never saw
 PARTS = ("ladder", "vae", "samples", "crowd", "memorisation", "curve")
 HEADLINE = ("Smiling", "Male", "Blond_Hair", "Black_Hair", "Eyeglasses")
@@ -188,6 +193,7 @@ class Settings:
     curve_n: int = 256
     curve_steps: tuple[int, ...] = (2, 4, 8, 16, 30, 50, 100, 250, 500)
     inception: str | None = None
+    replace: bool = False  # may a fit replace what the model folder has
     device: str = "auto"
     precision: str = "fp32"
 
@@ -533,6 +539,7 @@ def build_nearest(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
     from generator import pick_device
 
+    check_release(settings.model, "nearest", replace=settings.replace)
     store = FaceStore.open(settings.data)
     rng = np.random.default_rng(settings.seed)
     train = store.select("train")
@@ -570,7 +577,10 @@ def training_captions(settings: Settings) -> tuple[FaceStore, np.ndarray, list[s
     store = FaceStore.open(settings.data)
     rows = np.random.default_rng(settings.seed).permutation(store.select("train", px=128))
     count = min(settings.samples, len(rows))
-    texts = draw_prompts(store.attributes[rows[:count]], count, settings.seed).texts
+    if store.text_labels is None:
+        texts = draw_prompts(store.attributes[rows[:count]], count, settings.seed).texts
+    else:
+        texts = draw_texts(store, rows[:count], 1, settings.seed, 0.0)[0]
     own = read_index(settings.model)["defaults"]["guidance_scale"]
     return store, rows, texts, float(own if settings.guidance is None else settings.guidance)
 
@@ -586,6 +596,7 @@ def fit_sharpness(settings: Settings) -> dict[str, float]:
     from core.sharpness import fit_kernel
     from vae import load_vae, release, with_kernel
 
+    check_release(settings.model, "vae", replace=settings.replace)
     store, rows, prompts, guidance = training_captions(settings)
     rows = rows[: len(prompts)]
     config, _ = load_component(settings.model, "vae")
@@ -616,6 +627,7 @@ def measure_correction(settings: Settings, counts: Sequence[int]) -> dict[str, A
     from core.correction import fit_correction, save_correction
     from vae import load_vae, to_images
 
+    check_release(settings.model, "correction", replace=settings.replace)
     store, rows, texts, guidance = training_captions(settings)
     drawn: dict[float, dict[int, Tensor]] = {}
     for scale, count in itertools.product(sorted({1.0, guidance, 2 * guidance}), sorted(set(counts))):
@@ -653,7 +665,9 @@ def fit_emphasis(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
     from generator import pick_device
 
+    check_release(settings.model, "emphasis", replace=settings.replace)
     store = FaceStore.open(settings.data)
+    need_attributes(store)
     judge, _ = load_judge(settings.judge, pick_device(settings.device))
     rows = np.random.default_rng(settings.seed).permutation(store.select(settings.split, px=128))
     prompts = draw_prompts(store.attributes[rows], 32 * settings.samples, settings.seed)
@@ -726,6 +740,9 @@ def measure_sliders(settings: Settings, names: Sequence[str], record: bool = Fal
     from core.engine import DrawRequest
     from generator import FaceGenerator
 
+    spoken = spoken_attributes(captions_words(settings.model))
+    if not (names := [name for name in names if name in spoken]):
+        raise ModelFolderError(f"{settings.model} was trained on captions that have no words for these sliders")
     faces = FaceGenerator.load(settings.model, settings.device, precision=settings.precision)
     judge, digest = load_judge(settings.judge, faces.device)
     each = -(-settings.samples // len(response.PROMPTS))
@@ -764,6 +781,12 @@ def measure_sliders(settings: Settings, names: Sequence[str], record: bool = Fal
     return report
 
 
+def captions_words(model: str | Path) -> Mapping[str, str]:
+    """The vocabulary of the captions that a model was trained on; empty where its folder does not say."""
+    path = Path(model) / "vocabulary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -772,9 +795,20 @@ def evaluate(settings: Settings) -> dict[str, Any]:
     from dataset import FaceStore
 
     store = FaceStore.open(settings.data)
+    need_attributes(store)
     if not has_judge(settings.judge):
         train_judge(store, store.select("train"), settings.judge, device=settings.device)
     return Evaluation(settings, store).run()
+
+
+def need_attributes(store: FaceStore) -> None:
+    """Raises DataError for pictures with a person's own captions: every figure here is about attributes, and against
+    attributes that are all stored as false each of them would be a number without meaning."""
+    from dataset import DataError
+
+    if store.text_labels is not None:
+        raise DataError(f"{store.folder} has its user's own captions and no attributes, which this measures; measure "
+                        "with `train_clip.py --eval` and `vae.py --eval`")
 
 
 def kept_figures(report: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -815,10 +849,73 @@ def measure_speed(settings: Settings, only: str, steps: int, repeats: int, recor
     return 0 if kept else 1
 
 
+def draw_as_users_do(folder: str, texts: Sequence[str], steps: int, seed: int, at_once: int = 8) -> Pictures:
+    """A face a text, the i-th from `seed + i`, by the generator with all its own settings, watermark and all, as it is
+    served; uint8 [N, 128, 128, 3]."""
+    import io
+
+    from PIL import Image
+
+    from core.engine import DrawRequest
+    from generator import FaceGenerator
+
+    engine, drawn = FaceGenerator.load(folder, "cpu"), []
+    for start in range(0, len(texts), at_once):
+        runs = [engine.begin(DrawRequest(text, 1, steps, seed + start + i))
+                for i, text in enumerate(texts[start : start + at_once])]  # fmt: skip
+        while waiting := [run for run in runs if not run.finished]:
+            engine.step(waiting)
+        for run in runs:
+            drawn += [np.asarray(Image.open(io.BytesIO(one.png)).convert("RGB")) for one in engine.pictures(run)]
+    return np.stack(drawn)
+
+
+def outside(arguments: Sequence[str]) -> int:
+    """`python evaluate.py outside`: the judge from outside (core/outside_judge.py) on photographs, their copies by the
+    VAE and pictures drawn for their captions, side by side."""
+    from core import outside_judge, outside_setup
+    from core.environment import Problem
+    from dataset import FaceStore
+    from generator import model_hash
+
+    parser, options = outside_judge.parse(arguments)
+    try:
+        if options.setup:
+            outside_setup.set_up()
+            print("the judge from outside is installed")
+            return 0
+        outside_setup.need()
+        store = FaceStore.open(options.data)
+        shuffle = np.random.default_rng(options.seed).permutation
+        rows = shuffle(store.select(options.split, px=128))[: options.n]
+        if len(rows) < 2:
+            raise ValueError(f"{options.data} has {len(rows)} sharp {options.split} pictures; 2 are needed")
+        sets: dict[str, Pictures] = {"photographs": np.asarray(store.images[rows])}
+        if options.pictures:
+            names = outside_judge.names_of(options.pictures)
+            sets |= zip(names, map(outside_judge.read_pictures, options.pictures), strict=True)
+        else:
+            texts = draw_prompts(store.attributes[rows], len(rows), options.seed).texts
+            sets["photographs through this VAE"] = reconstruct(options.model, sets["photographs"])
+            for steps in options.steps:
+                sets[f"drawn, {steps} steps"] = draw_as_users_do(options.model, texts, steps, options.seed)
+        pool = np.sort(shuffle(store.select("train", px=128))[: options.pool])
+        found = outside_judge.judge(sets, Path(options.cache), np.asarray(store.images[pool]) if len(pool) else None)
+    except (Problem, ValueError, OSError) as error:
+        parser.error(str(error))
+    whose = None if options.pictures else model_hash(options.model)
+    print(outside_judge.write(found, vars(options) | {"model_hash": whose}, Path(options.out)))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; see ``python evaluate.py --help``."""
+    """The command line; see ``python evaluate.py --help`` and ``python evaluate.py outside --help``."""
+    keep_quiet()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "outside":
+        return outside(arguments[1:])
     base = Settings()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", help=f"model folder (default {base.model})")
     parser.add_argument("--data", help=f"prepared store, see dataset.py --prepare (default {base.data})")
     parser.add_argument("--judge", help=f"folder of the frozen judge (default {base.judge})")
@@ -841,6 +938,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--inception", help="TorchScript file of the Inception features, for true FID")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help=f"of the UNet (default {base.precision})")
+    parser.add_argument("--replace", action="store_true", default=None, help="a fit may replace what --model has")
     parser.add_argument("--compare", help="an earlier report.json: print what changed")
     parser.add_argument("--record", action="store_true", help="keep the figures in the model folder's index")
     parser.add_argument("--watermark", action="store_true", help="measure the invisible watermark, then stop")
@@ -866,7 +964,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--train-judge", action="store_true", help="train and freeze the judge, then stop")
     parser.add_argument("--epochs", type=float, default=2.5, help="the judge's passes over the training pictures")
     parser.add_argument("--batch-size", type=int, default=128, help="the judge's batch")
+    parser.add_argument("--run", "--run-folder", default="runs/judge",
+                        help="folder of the judge's training; the same command resumes from it")
     options = parser.parse_args(arguments)
+    check_numbers(parser, options)
     given: dict[str, Any] = {
         item.name: getattr(options, item.name) for item in fields(Settings) if getattr(options, item.name) is not None
     }
@@ -885,6 +986,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                            else FOR_EMPHASIS if options.fit_emphasis
                            else FOR_FINISHING if options.draw_latents else FOR_CORRECTION if options.fit_correction
                            else QUICK if options.quick else base, **given)
+        for flag in ("fit_sharpness", "fit_emphasis", "fit_correction", "build_nearest"):
+            if getattr(options, flag) and options.model is None:
+                raise ValueError(f"--{flag.replace('_', '-')} changes a trained model: say which, with --model FOLDER")
         if min(settings.samples, settings.crowd_n, settings.curve_n) < 2:
             raise ValueError("--samples, --crowd-n and --curve-n must be at least 2")
         if options.record and settings.split != base.split:
@@ -930,20 +1034,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from dataset import FaceStore
 
         store = FaceStore.open(settings.data)
-        train_judge(
-            store, store.select("train"), settings.judge, epochs=options.epochs, batch_size=options.batch_size,
-            seed=settings.seed, device=settings.device,
-        )  # fmt: skip
+        with run_lock(options.run):
+            train_judge(
+                store, store.select("train"), settings.judge, epochs=options.epochs, batch_size=options.batch_size,
+                seed=settings.seed, device=settings.device, run=options.run,
+            )  # fmt: skip
         return 0
     report = evaluate(settings)
     if options.record:
         update_index(settings.model, metrics=kept_figures(report, read_index(settings.model).get("metrics", {})))
-    print(reporting.table(report))
-    print(json.dumps({key: report[key] for key in ("checks", "targets", "seconds")}, indent=2))
     if options.compare:
         print("\n".join(reporting.compare(json.loads(Path(options.compare).read_text()), report)))
+    print(reporting.table(report))
+    print(reporting.verdict(report))
+    print(f"everything: {Path(settings.out) / 'report.json'}")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

@@ -119,6 +119,7 @@ class ModelInfo:
     few_steps: Mapping[str, int] = field(default_factory=dict)  # samplers made for few steps -> how many
     step_curve: tuple[Mapping[str, Any], ...] = ()  # what more steps buy, if that was measured
     emphasis: Emphasis = field(default_factory=Emphasis)  # in which words a description is heard
+    read_to: Callable[[str], int] = field(default=len, compare=False, repr=False)  # so many characters of it
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,8 @@ class FaceGenerator:
             sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
             few_steps={} if turbo is None else {TURBO: TURBO_STEPS},
             step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
-            emphasis=load_emphasis(folder),
+            emphasis=load_emphasis(folder).within(tokenizer.read_to),
+            read_to=tokenizer.read_to,
         )
         make_scheduler(info.default_sampler, scheduler_config)  # what it imports is imported now, not in the first job
         preview = load_preview(folder, encoder_hash(vae), chosen)
@@ -421,7 +423,7 @@ class FaceGenerator:
             correction=None if redraw else self.correction and partial(self.correction, scales=plain.scales),
         )
         sliders = moved(request.attributes)
-        steered = replace(plain, pushes=pushes(prompts, sliders, encode)) if sliders else plain
+        steered = replace(plain, pushes=pushes(prompts, sliders, encode, self.info.read_to)) if sliders else plain
         asked = receipts(replace(request, attributes=sliders), prompts, noise.seeds, noise.weights, sampler, scale)
         return Run(noise.seeds, kept, request.balance, asked, plain, steered, int(START * denoising.total), denoising,
                    redraw, sampler == TURBO, request.watermark, [0] * count)

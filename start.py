@@ -22,13 +22,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import webbrowser
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from core import environment, machine
-from core.child import Child
+from core.child import TOGETHER, Child
 from core.environment import Problem, clean_env, venv_python
 
 ROOT = Path(__file__).resolve().parent
@@ -115,6 +117,11 @@ def data_folder(options: argparse.Namespace) -> Path:
     return Path(options.data_dir).expanduser().resolve()
 
 
+def has_jobs(options: argparse.Namespace) -> bool:
+    """Whether a server has kept jobs there before."""
+    return os.path.isfile(str(data_folder(options) / "jobs.sqlite3"))
+
+
 def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     """The command line of api.py. The key is not in it: every user of a machine can read command lines."""
     command = [str(venv_python(root)), str(root / "api.py"), "--host", options.host, "--port", str(options.port)]
@@ -122,6 +129,8 @@ def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     command += ["--data-dir", str(data_folder(options))]
     if options.threads:
         command += ["--threads", str(options.threads)]
+    for flag, values in (("--allow-host", options.allow_host), ("--cors-origin", options.cors_origin)):
+        command += [word for value in values for word in (flag, value)]
     command += ["--no-watermark"] if options.no_watermark else []
     return command + (["--insecure"] if options.insecure else [])
 
@@ -133,10 +142,13 @@ def serve(root: Path, options: argparse.Namespace) -> int:
         exposure_problem(options),
         machine.port_problem(options.host, options.port),
         machine.memory_problem(machine.free_memory()),
-        machine.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir"),
+        machine.folder_problem(data_folder(options), 0 if has_jobs(options) else DATA_NEEDED, "--data-dir"),
     ):
         if problem:
             raise Problem(problem)
+    little = has_jobs(options) and machine.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir")
+    if little:  # no reason to stay away: the gallery is where room is made
+        print(f"Little room for new pictures, old ones can be deleted. {little}", flush=True)
     environment.prepare(root, offline=options.offline, torch_index=options.torch_index)
     device = quick_device_problem(root, options.device)
     if device and options.device != "auto":
@@ -181,10 +193,9 @@ def show_addresses(root: Path, options: argparse.Namespace) -> None:
     door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
     address = machine.address_of(options.host, options.port) + door
     print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
-    outside = None if machine.is_local(options.host) else address
+    outside = machine.outside_address(options.host, options.port)
+    outside = outside and outside + door
     if options.host in machine.ANYWHERE:
-        lan = machine.lan_address()
-        outside = f"http://{lan}:{options.port}/{door}" if lan else None
         print(f"    On a phone or another computer:  {outside or 'this machine is in no network'}", flush=True)
     if outside and sys.stdout.isatty():
         # drawn by the environment's Python, which has the library; not an argument, because it may hold the key
@@ -238,10 +249,15 @@ def diagnose(root: Path, options: argparse.Namespace, server: Child, reason: str
     broken = environment.import_problems(root, environment.probe(root))
     if broken:
         return broken[0]
-    file = data_folder(options) / "failure.log"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(server.said, encoding="utf-8")
-    return f"{reason.rstrip('.')} (all of it is in {file}): see ./start.py doctor."
+    for folder in (data_folder(options), Path(tempfile.gettempdir())):  # the disk may be the very thing that fails
+        file = folder / "failure.log"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(server.said, encoding="utf-8")
+        except OSError:
+            continue
+        return f"{reason.rstrip('.')} (all of it is in {file}): see ./start.py doctor."
+    return f"{reason.rstrip('.')}: see ./start.py doctor."
 
 
 # ---- test ------------------------------------------------------------------------------------------------------------
@@ -255,7 +271,7 @@ def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
     for tool, arguments in (("ruff", ["check", "."]), ("mypy", []), ("pytest", words)):
         print("\n$ " + " ".join(shlex.quote(word) for word in (tool, *arguments)), flush=True)
         command, began = [str(venv_python(root)), "-m", tool, *arguments], time.monotonic()
-        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), stdin=subprocess.DEVNULL))
+        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), **TOGETHER))
         verdict = f"failed with status {status}" if status else "passed"
         told.append(f"{tool} {verdict} in {time.monotonic() - began:.0f} s")
         worst = max(worst, status)
@@ -291,7 +307,7 @@ def doctor(root: Path, options: argparse.Namespace) -> int:
     problems = [
         *doctor_environment(root, options),
         doctor_data(data_folder(options)),
-        model_problem(root, options.model),
+        *doctor_model(root, options.model),
         exposure_problem(options),
         machine.port_problem(options.host, options.port),
         machine.memory_problem(free),
@@ -341,6 +357,14 @@ def engine_text(found: dict, device: str) -> str:
     if device != "cpu" and (device != "auto" or found["cuda"] or found["mps"]):
         return "torch"
     return found.get("openvino") or f"torch; OpenVINO would be faster on a CPU ({found['openvino_error']})"
+
+
+def doctor_model(root: Path, name: str) -> list[str]:
+    """What keeps the model from drawing: an incomplete folder, or parts that do not belong together."""
+    from core.model_check import model_faults
+
+    problem = model_problem(root, name)
+    return model_faults(model_folder(root, name)) if problem is None else [problem]
 
 
 def doctor_data(folder: Path) -> str | None:
@@ -397,6 +421,21 @@ def device_name(text: str) -> str:
     return text
 
 
+class Several(argparse.Action):
+    """A flag that may come more than once, or with commas; the first one takes the place of what its twin said."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        before = getattr(space, self.dest)
+        setattr(space, self.dest, ([] if before is self.default else before) + several(values))
+
+
+def several(text: str) -> list[str]:
+    """The words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     """The flags; the default of each comes from its FACES_ twin in `env`."""
 
@@ -414,13 +453,17 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("command", nargs="?", choices=("run", "test", "doctor"), default="run", help="run when left out")
-    add("--host", default=twin("HOST", "127.0.0.1"), help="address to listen on (%(default)s; 0.0.0.0: the network)")
+    where = "address to listen on (%(default)s; 0.0.0.0: the network, [::]: with IPv6)"
+    add("--host", type=machine.host_of, default=twin("HOST", "127.0.0.1"), help=where)
     add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
     add("--device", type=device_name, default=twin("DEVICE", "auto"), help="auto, cpu, mps, cuda, cuda:N (%(default)s)")
     add("--model", default=twin("MODEL", DEFAULT_MODEL), help="name in models/, or a folder (%(default)s)")
     add("--data-dir", default=twin("DATA_DIR", str(ROOT / "data")), help="keeps jobs and pictures (data/)")
     add("--api-key", default=twin("API_KEY"), help="what clients must show when --host opens the network")
     add("--insecure", action="store_true", default=switch("INSECURE"), help="open the network without a key")
+    names, origins = "other names the server answers to, behind a proxy", "other web pages that may use the server"
+    add("--allow-host", action=Several, metavar="NAME", default=several(twin("ALLOW_HOST")), help=names)
+    add("--cors-origin", action=Several, metavar="ORIGIN", default=several(twin("CORS_ORIGIN")), help=origins)
     add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
     marks = "put no invisible mark into the pictures"
     add("--no-watermark", action="store_true", default=switch("NO_WATERMARK"), help=marks)

@@ -16,18 +16,34 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import build, git_commit, load_component, save_component, write_atomically, write_json
+from core.checkpoint import (
+    build,
+    file_hash,
+    git_commit,
+    load_component,
+    save_component,
+    write_atomically,
+    write_json,
+)
+from core.command import check_numbers, run_command, run_lock
+from core.quiet import keep_quiet
 from vae import PixelNorm, ResBlock
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
+
+EXAMPLES = 32  # of a person's own captions, kept beside the model: prompts that it can read
 
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 
@@ -55,6 +71,11 @@ class Tokenizer:
         """Token ids of each text, with start and end, truncated to ``max_length``."""
         clean = [text.encode("utf-8", "replace").decode() for text in texts]  # JSON can carry half a surrogate pair
         return [encoding.ids for encoding in self.backend.encode_batch(clean)]
+
+    def read_to(self, text: str) -> int:
+        """How many characters of a text are among its tokens; those after them are cut off at ``max_length``."""
+        lost = self.backend.encode(text.encode("utf-8", "replace").decode()).overflowing
+        return int(lost[0].offsets[1][0]) if lost else len(text)  # offsets[0] is that of the start token
 
     def dropout_ids(self, texts: Sequence[str], seeds: Sequence[int], dropout: float, variants: int = 32
                     ) -> list[list[int]]:
@@ -102,6 +123,20 @@ class Tokenizer:
         write_atomically(path, self.backend.to_str(pretty=True).encode())
 
     @staticmethod
+    def readable(path: Path) -> bool:
+        """Whether there is a file that `load` can read; says so where there is one that it cannot."""
+        from tokenizers import Tokenizer as Backend
+
+        if not path.exists():
+            return False
+        try:
+            Backend.from_file(str(path))
+        except Exception as error:  # the library raises nothing more specific
+            print(f"{path} is damaged ({error}); it is learned anew")
+            return False
+        return True
+
+    @staticmethod
     def load(path: Path, max_length: int) -> Tokenizer:
         """Read ``tokenizer.json``."""
         from tokenizers import Tokenizer as Backend
@@ -118,7 +153,8 @@ def train_tokenizer(texts: Sequence[str], max_pieces: int, max_length: int) -> T
     backend.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     trainer = trainers.BpeTrainer(vocab_size=max_pieces, special_tokens=[PAD, START, END], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20)
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  min_frequency=min(20, max(2, len(texts) // 2000)))  # 20 for CelebA
     backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(piece, backend.token_to_id(piece)) for piece in (START, END)])
@@ -146,6 +182,10 @@ PRESETS = {
     "celeba128": CLIPConfig(),
     "tiny": CLIPConfig(pieces=512, text_width=32, text_layers=1, text_heads=2, image_channels=(8, 12, 16),
                        image_blocks=(1, 1, 1), embed_dim=32),
+}
+RUNS = {  # how long a run of each preset is
+    "celeba128": {"steps": 4000, "batch_size": 256, "warmup_steps": 100},
+    "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1},
 }
 
 
@@ -267,6 +307,19 @@ def soft_targets(facts: Tensor, attributes: Tensor, sharpness: float = 2.0) -> T
     return torch.exp(-sharpness * violations)
 
 
+def same_captions(rows: Tensor, own: Tensor, pick: Tensor) -> Tensor:
+    """Targets for captions that state no facts: 1 where an image has this very caption, or is the image it is of.
+
+    Shapes: rows [B] (which image), own [B, K] numbers of the captions of each image (equal: the same words), pick [B]
+    which of those is the text of the row; result [B, B] in {0, 1}, texts down and images across.
+    """
+    texts = own.gather(1, pick[:, None])  # [B, 1]
+    found = rows[:, None] == rows[None]
+    for captions in own.T:
+        found = found | (texts == captions[None])
+    return found.float()
+
+
 def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor, targets: Tensor) -> Tensor:
     """Symmetric cross-entropy between softmax(scale * text @ image^T) and the row- and column-normalised targets.
 
@@ -283,19 +336,20 @@ def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor, targets: Tensor
 
 def train(args: argparse.Namespace) -> None:
     """The training loop of CLIP; the same command resumes. Ends by releasing weights, tokenizer and vocabulary."""
-    from core.caption_bank import cached_bank, draw_texts
+    from core.caption_bank import cached_bank, check_contrast, draw_texts, own_captions
+    from core.release import check_release, releasing
     from core.training import (
         EpochSampler,
         PowerEMA,
         RunFolder,
         StepGuard,
-        agreed,
         attention_kernel,
         average_gradients,
+        circumstances,
         learning_rate,
         make_accelerator,
+        mean_over_processes,
         process_slice,
-        run_steps,
         send,
         step_generator,
     )
@@ -306,10 +360,12 @@ def train(args: argparse.Namespace) -> None:
     device = accelerator.device
     store = FaceStore.open(args.data)
     indices = store.select(split="train", px=None)
+    check_contrast(store, indices)
+    check_release(args.model, "clip", replace=args.replace, run=args.run)
     run_folder, preset = Path(args.run), PRESETS[args.preset]
 
     tokenizer_path = run_folder / "tokenizer.json"
-    if not tokenizer_path.exists() and accelerator.is_main_process:
+    if accelerator.is_main_process and not Tokenizer.readable(tokenizer_path):
         sample = indices[np.random.default_rng(args.seed).permutation(len(indices))[:20000]]
         texts, _ = draw_texts(store, sample, 2, args.seed + 1, 0.0)
         train_tokenizer(texts, preset.pieces, preset.max_length).save(tokenizer_path)
@@ -331,14 +387,16 @@ def train(args: argparse.Namespace) -> None:
     sampler = EpochSampler(len(indices), args.batch_size, args.seed)
     settings = {"component": "clip", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "captions_per_image": args.captions_per_image,
+                "data": store.fingerprint, "tokenizer": file_hash(tokenizer_path),
                 "network": json.loads(json.dumps(asdict(config)))}
     run = RunFolder(run_folder, settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, parts={"model": model, "optimizer": optimizer, "ema": ema})
+                    main=accelerator.is_main_process, how=circumstances(args, accelerator),
+                    parts={"model": model, "optimizer": optimizer, "ema": ema})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
+    held_rows = store.select(split="val", px=128)[: args.batch_size]
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="CLIP", agree=agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "CLIP"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in optimizer.param_groups:
@@ -346,8 +404,10 @@ def train(args: argparse.Namespace) -> None:
         generator = step_generator(args.seed, step)
         rows = send(sampler.batch(step), device)
         images = mirror(to_images(pixels[rows]), generator)
-        ids, mask, facts, _ = bank.draw(rows, generator)
-        targets = soft_targets(facts, attributes[rows])
+        pick = bank.pick(rows, generator)
+        ids, mask, facts, _ = bank.at(rows, pick)
+        targets = (soft_targets(facts, attributes[rows]) if bank.states_facts
+                   else same_captions(rows, bank.same[rows], pick))
         with accelerator.autocast(), attention_kernel(device):
             text = model.embed_text(ids[mine], mask[mine])
             image = model.encode_image(images[mine].contiguous(memory_format=torch.channels_last))
@@ -364,22 +424,32 @@ def train(args: argparse.Namespace) -> None:
             floor = float(contrastive_floor(targets))
             values = {"loss": float(loss.detach()), "excess": float(loss.detach()) - floor, "grad_norm": float(norm),
                       "lr": rate, "scale": float(scale.detach()), "skipped": guard.skipped}
+            values = mean_over_processes(accelerator, values)
             run.log(step + 1, values)
             show(f"loss {values['loss']:.3f}, {values['excess']:.3f} above the targets' own entropy")
+        if run.main and ((step + 1) % args.validate_every == 0 or step + 1 == args.steps):
+            found = held_out_excess(model, tokenizer, store, held_rows, accelerator)
+            run.log(step + 1, {} if found is None else {"val_excess": found})
         if (step + 1) % args.save_every == 0 or show.last:
             run.save(step + 1, {"skipped": guard.skipped})
     run.finish()
     if run.main and run.finished:
-        from core.captions import vocabulary
+        from core.captions import vocabulary, vocabulary_of
 
+        own = own_captions(store, indices)
         final = CLIP(config)
         final.load_state_dict(ema.state, strict=True)
         folder = Path(args.model)
-        save_component(folder, "clip", final.state_dict(),
-                       {"network": asdict(config), "training": settings | {"steps": args.steps}},
-                       extra={"commit": git_commit(Path(__file__).parent)})
+        with releasing(folder, "clip", replace=args.replace, run=args.run):
+            save_component(folder, "clip", final.state_dict(),
+                           {"network": asdict(config), "training": settings | {"steps": args.steps}},
+                           extra={"commit": git_commit(Path(__file__).parent)})
         tokenizer.save(folder / "clip" / "tokenizer.json")
-        write_json(folder / "vocabulary.json", vocabulary())
+        write_json(folder / "vocabulary.json", vocabulary_of(own) if own else vocabulary())
+        (folder / "examples.json").unlink(missing_ok=True)
+        if own:
+            write_json(folder / "examples.json", random.Random(args.seed).sample(sorted(set(own)), k=min(
+                EXAMPLES, len(set(own)))))
         print(f"released to {args.model}/clip")
 
 
@@ -390,6 +460,30 @@ def gather_with_gradient(accelerator: Any, values: Tensor) -> Tensor:
     whole = accelerator.gather(values.detach()).clone()
     whole[accelerator.process_index * len(values) : (accelerator.process_index + 1) * len(values)] = values
     return whole
+
+
+@torch.inference_mode()
+def held_out_excess(model: CLIP, tokenizer: Tokenizer, store: FaceStore, rows: np.ndarray, accelerator: Any
+                    ) -> float | None:
+    """What ``excess`` is in training, on one batch of held-out pictures and one caption each, the same every time; None
+    where the store has fewer than two of them."""
+    from core.caption_bank import draw_texts
+    from vae import load_pixels, to_images
+
+    if len(rows) < 2:
+        return None
+    device = accelerator.device
+    texts, facts = draw_texts(store, rows, 1, 99, 0.0)
+    if store.text_labels:  # a person's own captions: they fit the images that have them
+        targets = torch.tensor([[float(one == other) for other in texts] for one in texts], device=device)
+    else:
+        attributes = torch.from_numpy(store.attributes[rows].astype(np.float32) * 2 - 1).to(device)
+        targets = soft_targets(torch.from_numpy(facts).float().to(device), attributes)
+    with accelerator.autocast():
+        text = model.embed_text(*(each.to(device) for each in tokenizer(texts)))
+        image = model.encode_image(to_images(load_pixels(store, rows, device)))
+    loss = contrastive_loss(text, image, model.log_temperature.clamp(max=4.6).exp(), targets)
+    return float(loss - contrastive_floor(targets))
 
 
 def contrastive_floor(targets: Tensor) -> Tensor:
@@ -406,47 +500,75 @@ def contrastive_floor(targets: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Retrieval and zero-shot attribute accuracy on the sharp test images; writes ``metrics.json`` to the run."""
-    from core.caption_bank import draw_texts
-    from core.captions import ATTRIBUTES
+    """Retrieval and zero-shot attribute accuracy on the sharp test images; writes ``metrics.json`` to the run.
+
+    Every figure stands beside what chance would give. A figure that chance would give too, whatever the model, is
+    refused: it is null, and ``not_measurable`` says why. Captions that a person wrote fit the images that have them;
+    zero-shot accuracy needs attributes. Raises DataError where no figure can be measured.
+    """
+    from core.caption_bank import captions_fit, draw_texts
+    from core.metrics import retrieval
     from core.training import make_accelerator
-    from dataset import FaceStore
+    from dataset import DataError, FaceStore
     from vae import load_pixels, to_images
 
     device = make_accelerator(args.device, "no").device
     model, tokenizer = load_clip(args.model, device)
     store = FaceStore.open(args.data)
     indices = store.select(split="test", px=128)[: args.samples]
+    if len(indices) < 2:
+        raise DataError(f"{args.data} has {len(indices)} test images of 128 px, and at least 2 are needed; "
+                        "a list_eval_partition beside the pictures says which are for the test")
     pixels = load_pixels(store, indices, device)
     image = torch.cat([model.encode_image(to_images(pixels[i : i + 64])) for i in range(0, len(pixels), 64)])
     texts, facts = draw_texts(store, indices, 1, 12345, 0.0)
     text = torch.cat([model.embed_text(*(t.to(device) for t in tokenizer(texts[i : i + 64])))
                       for i in range(0, len(texts), 64)])
     attributes = torch.from_numpy(store.attributes[indices].astype(np.float32) * 2 - 1).to(device)
-    fits = soft_targets(torch.from_numpy(facts).float().to(device), attributes, sharpness=1e9) > 0.5  # every fact true
-    ranked = (text @ image.T).argsort(1, descending=True)
-    result: dict[str, Any] = {"n": len(indices)}
-    for k in (1, 10):
-        hits = fits.gather(1, ranked[:, :k]).float()
-        result[f"text_to_image_precision_at_{k}"] = round(float(hits.mean()), 4)
-        result[f"chance_at_{k}"] = round(float(fits.float().mean()), 4)
-    scores = {}
-    for column, name in enumerate(ATTRIBUTES):
-        pairs = attribute_prompts(name)
-        sides = []
-        for prompts in pairs:
-            embedded = model.embed_text(*(t.to(device) for t in tokenizer(prompts)))
-            sides.append(F.normalize(embedded.mean(0), dim=0))
-        margin = image @ (sides[0] - sides[1])
-        truth = attributes[:, column] > 0
-        if bool(truth.any()) and not bool(truth.all()):
-            scores[name] = round(rank_auc(margin, truth), 4)
-    result["zero_shot_auc"] = scores
-    result["zero_shot_auc_mean"] = round(sum(scores.values()) / max(1, len(scores)), 4)
+    if store.text_labels is None:  # every fact of the caption is true of the image
+        fits = soft_targets(torch.from_numpy(facts).float().to(device), attributes, sharpness=1e9) > 0.5
+    else:
+        fits = captions_fit(store, indices, texts).to(device)
+    similarity = text @ image.T
+    result: dict[str, Any] = {"n": len(indices), "captions": "drawn" if store.text_labels is None else "own"}
+    result |= retrieval("text_to_image", similarity, fits) | retrieval("image_to_text", similarity.T, fits.T)
+    if store.text_labels is None:
+        scores = zero_shot(model, tokenizer, image, attributes)
+        result["zero_shot_auc"] = scores
+        result["zero_shot_auc_mean"] = round(sum(scores.values()) / len(scores), 4) if scores else None
+        result["zero_shot_auc_chance"] = 0.5
+    whys = {"zero_shot_auc_mean": "no attribute differs between the test images"}
+    result["not_measurable"] = {
+        name: whys.get(name, "every answer fits, or all are given: chance would do the same")
+        for name, value in result.items() if value is None}
+    if all(value is None for name, value in result.items() if "precision" in name or name == "zero_shot_auc_mean"):
+        raise DataError(f"the {len(indices)} test images of {args.data} cannot tell a trained model from chance: every "
+                        "caption fits every image")
     Path(args.run).mkdir(parents=True, exist_ok=True)
     (Path(args.run) / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+    measured = result["text_to_image_precision_at_1"]
+    if measured is not None and measured <= result["chance_at_1"] + 2 * (measured * (1 - measured) / len(texts)) ** 0.5:
+        print(f"text to image is no better than chance: {measured} of the first answers fit, and "
+              f"{result['chance_at_1']} of any", file=sys.stderr)
     return result
+
+
+def zero_shot(model: CLIP, tokenizer: Tokenizer, image: Tensor, attributes: Tensor) -> dict[str, float]:
+    """How well the difference between two kinds of captions tells the images [I, E] that have an attribute from those
+    that lack it (area under the ROC curve), for each attribute [I, 40] in {-1, 1} of which both are there."""
+    from core.captions import ATTRIBUTES
+
+    scores = {}
+    for column, name in enumerate(ATTRIBUTES):
+        sides = []
+        for prompts in attribute_prompts(name):
+            embedded = model.embed_text(*(t.to(image.device) for t in tokenizer(prompts)))
+            sides.append(F.normalize(embedded.mean(0), dim=0))
+        truth = attributes[:, column] > 0
+        if bool(truth.any()) and not bool(truth.all()):
+            scores[name] = round(rank_auc(image @ (sides[0] - sides[1]), truth), 4)
+    return scores
 
 
 def rank_auc(scores: Tensor, truth: Tensor) -> float:
@@ -481,20 +603,25 @@ def attribute_prompts(name: str, count: int = 16, seed: int = 0) -> tuple[list[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.")
+    from core.release import add_release_options, of_preset, settle
+
+    keep_quiet()
+    parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.",
+                                     allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder to release to")
-    parser.add_argument("--run", default="runs/clip", help="folder of this run; the same command resumes from it")
+    add_release_options(parser)
+    parser.add_argument("--run", "--run-folder", default="runs/clip",
+                        help="folder of this run; the same command resumes from it (torchrun has a --run of its own)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--warmup-steps", type=int, default=100)
+    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
     parser.add_argument("--decay-share", type=float, default=0.4)
     parser.add_argument("--captions-per-image", type=int, default=8)
     parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")
@@ -503,10 +630,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--validate-every", type=int, default=100, help="steps between two points of the validation "
+                        "curve")
     args = parser.parse_args(argv)
-    train(args) if args.train else evaluate(args)
+    settle(parser, args, RUNS)
+    check_numbers(parser, args)
+    if args.train:
+        with run_lock(args.run):
+            train(args)
+    else:
+        evaluate(args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

@@ -33,9 +33,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.checkpoint import build, git_commit, load_component, load_strictly, save_component
+from core.checkpoint import (
+    ModelFolderError,
+    build,
+    component_hash,
+    file_hash,
+    git_commit,
+    load_component,
+    load_strictly,
+    read_component_config,
+    save_component,
+)
+from core.command import check_numbers, run_command, run_lock
+from core.equivariance import (
+    LatentRegularization,
+    add_noise,
+    drift_penalty,
+    equivariance_error,
+    measure_equivariance,
+    move_both,
+    normalize_batch,
+    principal_components,
+    random_crops,
+)
 from core.finishing import Finish
 from core.preview import fit_preview, load_preview, save_preview
+from core.quiet import keep_quiet
 from core.sharpness import Sharpen, fit_kernel
 
 if TYPE_CHECKING:
@@ -55,13 +78,30 @@ class VAEConfig:
     decoder_blocks: tuple[int, int, int] = (3, 2, 1)
     sharpen_size: int = 0  # of the filter after the decoder; 0: none, as while training
     finish_channels: int = 0  # at full resolution, after the filter; 0: not finished
+    deterministic: bool = False  # no posterior variance: normalised means, regularised as core.equivariance says
+    statistics_size: int = 0  # mean and deviation per channel and place of a grid of this side; 0: per channel
 
 
 PRESETS = {
     "celeba128": VAEConfig(),
+    "smooth8": VAEConfig(8, deterministic=True, statistics_size=16),
+    "smooth16": VAEConfig(16, deterministic=True, statistics_size=16),
+    "smooth8-fast": VAEConfig(8, decoder_blocks=(2, 1, 1), deterministic=True, statistics_size=16),
     "tiny": VAEConfig(4, (16, 24), (1, 1), (24, 16, 12), (1, 1, 1)),
+    "tiny-smooth": VAEConfig(4, (16, 24), (1, 1), (24, 16, 12), (1, 1, 1), deterministic=True,
+                             statistics_size=16),
+}
+RUNS = {  # how long a run of each preset is
+    "celeba128": {"steps": 20000, "batch_size": 16, "warmup_steps": 100},
+    **{name: {"steps": 2000, "batch_size": 8, "warmup_steps": 40} for name in ("smooth8", "smooth16", "smooth8-fast")},
+    **{name: {"steps": 10, "batch_size": 8, "warmup_steps": 1} for name in ("tiny", "tiny-smooth")},
 }
 FACTOR = 8
+
+
+def scale_of(preset: str) -> str:
+    """Which of the adversary's presets belongs to one of ours."""
+    return "tiny" if preset.startswith("tiny") else "celeba128"
 
 
 @dataclass
@@ -134,7 +174,7 @@ class Up(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] -> posterior parameters [B, 2C, H/8, W/8]."""
+    """Images [B, 3, H, W] in [-1, 1] -> posterior parameters [B, 2C, H/8, W/8] ([B, C, ...] without variances)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -144,7 +184,8 @@ class Encoder(nn.Module):
         self.down = nn.Conv2d(first * 4, second, 1)
         self.blocks2 = nn.Sequential(*(ResBlock(second) for _ in range(config.encoder_blocks[1])))
         self.norm = PixelNorm(second)
-        self.head = nn.Conv2d(second, 2 * config.latent_channels, 3, padding=1)
+        outputs = config.latent_channels * (1 if config.deterministic else 2)
+        self.head = nn.Conv2d(second, outputs, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.door(F.pixel_unshuffle(images, 4))  # [B, c1, H/4, W/4]
@@ -191,14 +232,18 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
-        self.register_buffer("latent_std", torch.ones(config.latent_channels))
+        shape = [config.latent_channels] + [config.statistics_size] * 2 * bool(config.statistics_size)
+        self.register_buffer("latent_mean", torch.zeros(shape))
+        self.register_buffer("latent_std", torch.ones(shape))
 
     def encode(self, images: Tensor) -> Posterior:
         """Images [B, 3, H, W] in [-1, 1], H and W multiples of 8 -> posterior [B, C, H/8, W/8]."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % FACTOR or images.shape[3] % FACTOR:
             raise ValueError(f"images must be [B, 3, H, W], sides a multiple of {FACTOR}, got {tuple(images.shape)}")
-        mean, logvar = self.encoder(images).float().chunk(2, dim=1)
+        encoded = self.encoder(images).float()
+        if self.config.deterministic:
+            return Posterior(encoded, torch.full_like(encoded, -20.0))
+        mean, logvar = encoded.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-20.0, 5.0))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -206,12 +251,21 @@ class VAE(nn.Module):
         return self.decoder(z).float()
 
     def whiten(self, z: Tensor) -> Tensor:
-        """Raw latents -> zero mean and unit variance per channel (as measured on the training images)."""
-        return (z - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+        """Raw latents -> zero mean and unit variance (as measured on the training images) per channel, or per channel
+        and place: faces are aligned, so that the mean latent of a place is known before anything is drawn."""
+        mean, std = self.statistics
+        return (z - mean) / std
 
     def unwhiten(self, x: Tensor) -> Tensor:
         """Inverse of ``whiten``."""
-        return x * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
+        mean, std = self.statistics
+        return x * std + mean
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of raw latents, as they broadcast: [C, 1, 1], or [C, h, w] per place."""
+        mean, std = self.latent_mean, self.latent_std
+        return (mean, std) if mean.ndim == 3 else (mean[:, None, None], std[:, None, None])
 
 
 def load_vae(folder: str | Path, device: torch.device | str = "cpu") -> VAE:
@@ -249,7 +303,12 @@ class LossWeights:
 
 
 def perceptual_loss(features: Any, prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean L1 distance of channel-normalised feature maps of the CLIP image tower (frozen, gradients to prediction)."""
+    """Mean L1 distance of channel-normalised feature maps of the CLIP image tower (frozen, gradients to prediction).
+
+    The tower wants sides that are multiples of 16; what is over, at the right and at the bottom, is not compared.
+    """
+    height, width = (side // 16 * 16 for side in target.shape[2:])
+    prediction, target = prediction[..., :height, :width], target[..., :height, :width]
     with torch.no_grad():
         wanted = features(target)
     got = features(prediction)
@@ -295,19 +354,39 @@ def measure_latents(model: VAE, pixels: Tensor, seed: int = 0, batch_size: int =
     return mean.float(), (square / count - mean.square()).clamp_min(1e-8).sqrt().float()
 
 
+def check_parents(args: argparse.Namespace) -> None:
+    """Are the parts that a VAE is trained with there, and as wide as it is? Before anything is loaded.
+
+    Raises ModelFolderError naming what is missing or has another width.
+    """
+    if args.perceptual_weight > 0:
+        read_component_config(args.model, "clip")
+    if args.init or args.decoder_only:
+        found, wanted = read_component_config(args.init or args.model, "vae")["network"], asdict(PRESETS[args.preset])
+        components = wanted["deterministic"] and not found.get("deterministic", False)  # starts from some of them
+        for name in ("latent_channels", "encoder_channels", "encoder_blocks", "decoder_channels", "decoder_blocks"):
+            asked = wanted[name] if isinstance(wanted[name], int) else list(wanted[name])
+            fewer = name == "latent_channels" and components and asked <= found[name]
+            fewer |= name == "decoder_blocks" and all(a <= b for a, b in zip(asked, found[name], strict=True))
+            if found[name] != asked and not fewer:
+                raise ModelFolderError(f"the VAE in {args.init or args.model} has {name} {found[name]}, and --preset "
+                                       f"{args.preset} {asked}: name the --preset that it was trained with")
+
+
 def train(args: argparse.Namespace) -> None:
     """The training loop of the VAE; the same command resumes. Ends by measuring latents and releasing the weights."""
+    from core.release import check_release, releasing
     from core.training import (
         EpochSampler,
         PowerEMA,
         RunFolder,
         StepGuard,
-        agreed,
         average_gradients,
+        circumstances,
         learning_rate,
         make_accelerator,
+        mean_over_processes,
         process_slice,
-        run_steps,
         send,
         step_generator,
     )
@@ -323,6 +402,8 @@ def train(args: argparse.Namespace) -> None:
         generator_loss,
     )
 
+    check_parents(args)
+    check_release(args.model, "vae", replace=args.replace, run=args.run)
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = LossWeights(perceptual=args.perceptual_weight, adversarial=args.adversarial_weight,
@@ -332,12 +413,10 @@ def train(args: argparse.Namespace) -> None:
     held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
 
     torch.manual_seed(args.seed)  # initial weights
-    model = VAE(PRESETS[args.preset])
-    if args.init or args.decoder_only:  # a decoder learns what an encoder already says
-        _, state = load_component(args.init or args.model, "vae")
-        load_strictly(model, without_filter(state), "the VAE to start from")
+    model = initial_model(args, pixels)
+    smooth = LatentRegularization(args.latent_noise, args.equivariance) if model.config.deterministic else None
     model = model.to(device, memory_format=torch.channels_last)
-    critic = PatchDiscriminator(ADVERSARIES[args.preset]).to(device, memory_format=torch.channels_last)
+    critic = PatchDiscriminator(ADVERSARIES[scale_of(args.preset)]).to(device, memory_format=torch.channels_last)
     perceptual = None
     if weights.perceptual > 0:
         from train_clip import load_clip
@@ -352,10 +431,14 @@ def train(args: argparse.Namespace) -> None:
     sampler = EpochSampler(len(pixels), args.batch_size, args.seed)
     settings = {"component": "vae", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "decoder_only": args.decoder_only, "gan_start": args.gan_start,
-                "balance": args.balance, "weights": asdict(weights),
+                "balance": args.balance, "weights": asdict(weights), "data": store.fingerprint,
+                "clip": None if perceptual is None else component_hash(args.model, "clip"),
                 "network": json.loads(json.dumps(asdict(model.config)))}
+    if smooth is not None:
+        settings["latent_noise"] = smooth.noise  # the weight of the explicit term may change when a run is resumed
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
                     main=accelerator.is_main_process,
+                    how=circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     critic_guard = StepGuard()
@@ -364,8 +447,7 @@ def train(args: argparse.Namespace) -> None:
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
     mine = process_slice(accelerator, args.batch_size)
 
-    for step, show in run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after, enabled=run.main,
-                                label="VAE", agree=agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "VAE"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
                              decay_share=args.decay_share)
         for group in (optimizer, critic_optimizer):
@@ -379,12 +461,18 @@ def train(args: argparse.Namespace) -> None:
         adversarial_on = gan_start <= step and args.gan_start < 1
 
         with accelerator.autocast():
-            posterior = model.encode(images)
-            z = posterior.mean + posterior.std * noise
+            terms = {}
+            if smooth is None:
+                posterior = model.encode(images)
+                z = posterior.mean + posterior.std * noise
+            else:
+                images, z, terms = smooth_latents(model, images, smooth, generator, args.decoder_only)
             recon = model.decoder.soft(z).float()
-            terms = {"charbonnier": charbonnier(recon, images), "gradient": gradient_loss(recon, images)}
-            loss = terms["charbonnier"] + weights.gradient * terms["gradient"]
-            if not args.decoder_only:  # both terms shape the latents, which a frozen encoder does not change
+            loss = sum(((smooth.equivariance if smooth and name == "equivariance" else 1e-3) * value
+                        for name, value in terms.items()), torch.zeros((), device=device))
+            terms |= {"charbonnier": charbonnier(recon, images), "gradient": gradient_loss(recon, images)}
+            loss = loss + terms["charbonnier"] + weights.gradient * terms["gradient"]
+            if smooth is None and not args.decoder_only:  # both terms shape latents; a frozen encoder does not change
                 terms["kl"] = posterior.kl()
                 # equivariance: the latent scaled is the picture scaled
                 small = model.decoder.soft(F.avg_pool2d(z, 2)).float()
@@ -422,33 +510,180 @@ def train(args: argparse.Namespace) -> None:
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             values = {name: float(value.detach()) for name, value in terms.items()}
-            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
+            values = mean_over_processes(accelerator, values | {"loss": float(loss.detach())})
+            values |= {"grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"loss {values['loss']:.4f} charb {values['charbonnier']:.4f}")
         if (step + 1) % args.save_every == 0 or show.last:
             run.save(step + 1, {"skipped": guard.skipped})
         if run.main and len(held_out) and ((step + 1) % args.picture_every == 0 or step + 1 == args.steps):
             snapshot = averaged(model, ema, device)
+            if smooth is not None and not args.decoder_only:
+                snapshot = normalized(snapshot, pixels[:256])
             with torch.inference_mode(), accelerator.autocast():
                 pairs = torch.cat([to_images(held_out), snapshot.decode(snapshot.encode(to_images(held_out)).mean)])
             run.picture(f"step-{step + 1:07d}", pairs, columns=8)
             real, copies = pairs.clamp(-1, 1).chunk(2)
             psnr = -10 * torch.log10(((real - copies) / 2).square().mean())
-            run.log(step + 1, {"val_psnr_16": float(psnr)})
+            quality = {"val_psnr_16": float(psnr)}
+            if smooth is not None:
+                quality |= {f"val_{name}": value for name, value in latent_quality(snapshot, held_out).items()}
+            run.log(step + 1, quality)
     run.finish()
     if run.main and run.finished:
         final = averaged(model, ema, device)
         if args.decoder_only:  # bit for bit: averaging turned -0 into 0, and cached latents go by the weights' hash
             final.load_state_dict({name: value for name, value in model.state_dict().items()
                                    if not name.startswith("decoder.")}, strict=False)
+        elif smooth is not None:
+            final = normalized(final, pixels[: args.measure])
         else:
             mean, std = measure_latents(final, pixels[: args.measure])
             final.latent_mean.copy_(mean)
             final.latent_std.copy_(std)
         final = sharpened(final, pixels[: min(args.measure, 512)])
-        release(final, Path(args.model), settings | {"steps": args.steps})
+        with releasing(args.model, "vae", replace=args.replace, run=args.run):
+            release(final, Path(args.model), settings | {"steps": args.steps})
         release_preview(final, pixels[: min(args.measure, 2048)], Path(args.model))
         print(f"released to {args.model}/vae")
+
+
+def initial_model(args: argparse.Namespace, pixels: Tensor) -> VAE:
+    """The VAE before the first step: new, that of a model folder, or one of fewer channels made of its components."""
+    model = VAE(PRESETS[args.preset])
+    if not (args.init or args.decoder_only):
+        return model
+    folder = args.init or args.model  # a decoder learns what an encoder already says
+    config, state = load_component(folder, "vae")
+    if model.config.deterministic and not config["network"].get("deterministic", False):
+        return from_components(model, load_vae(folder, pixels.device), pixels[:512]).cpu()
+    start = fewer_blocks(without_filter(state), config["network"], model.config)
+    if not args.decoder_only:  # the encoder learns, so its statistics are measured again at the end
+        start |= {name: value for name, value in model.state_dict().items() if name.startswith("latent_")}
+    load_strictly(model, start, "the VAE to start from")
+    return model
+
+
+def fewer_blocks(state: Mapping[str, Tensor], network: Mapping[str, Any], config: VAEConfig) -> dict[str, Tensor]:
+    """Weights for a decoder with fewer residual blocks: the first ones of each level stay."""
+    places, own, found = 1, 1, {0: 0}  # of a stage there -> here
+    for had, has in zip(network["decoder_blocks"], config.decoder_blocks, strict=True):
+        found |= {places + i: own + i for i in range(min(had, has))}
+        places, own = places + had, own + has
+        found[places] = own  # the step up, or the last normalisation
+        places, own = places + 1, own + 1
+    result = {}
+    for name, value in state.items():
+        if name.startswith("decoder.stages."):
+            place, rest = name.removeprefix("decoder.stages.").split(".", 1)
+            if int(place) not in found:
+                continue
+            name = f"decoder.stages.{found[int(place)]}.{rest}"
+        result[name] = value
+    return result
+
+
+@torch.inference_mode()
+def from_components(model: VAE, other: VAE, pixels: Tensor) -> VAE:
+    """``model`` with the weights of ``other`` whose latents are its first principal components, normalised.
+
+    The projection is folded into the encoder's last and the decoder's first layer, so that nothing is lost but the
+    components left out. Other layers must have the same shapes. pixels: uint8 [N, H, W, 3] to measure them on.
+    """
+    z = torch.cat([other.encode(to_images(part)).mean.cpu() for part in pixels.split(64)])
+    projection, inverse, mean = principal_components(z, model.config.latent_channels)
+    source, own = other.cpu().state_dict(), model.state_dict()
+    for name, value in without_filter(source).items():
+        if name in own and own[name].shape == value.shape and not name.startswith("latent_"):
+            own[name].copy_(value)
+    channels = len(mean)
+    weight, bias = source["encoder.head.weight"][:channels], source["encoder.head.bias"][:channels]
+    own["encoder.head.weight"].copy_(torch.einsum("ck,kihw->cihw", projection, weight))
+    own["encoder.head.bias"].copy_(projection @ (bias - mean))
+    weight, bias = source["decoder.stages.0.weight"], source["decoder.stages.0.bias"]
+    own["decoder.stages.0.weight"].copy_(torch.einsum("okhw,kc->ochw", weight, inverse))
+    own["decoder.stages.0.bias"].copy_(bias + torch.einsum("okhw,k->o", weight, mean))
+    return model
+
+
+def smooth_latents(model: VAE, images: Tensor, how: LatentRegularization, generator: torch.Generator,
+                   frozen: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What one step of a deterministic VAE decodes: target images, noised latents, and terms that shape the latents.
+
+    Half of the steps decode latents that were moved (shifted by less than a cell, scaled) and want the moved images
+    (https://arxiv.org/abs/2502.09509), with |E(moved image) - moved E(image)|^2 as the term "equivariance". ``frozen``:
+    the encoder does not learn, so its latents are taken as they are and have no terms.
+    Shapes: images [B, 3, H, W] -> [B, 3, h, w] with h, w <= H, W.
+    """
+    terms: dict[str, Tensor] = {}
+    moved = float(torch.rand(1, generator=generator)) < how.moved_share
+    crop = float(torch.rand(1, generator=generator)) < how.crop_share and how.crop < images.shape[2]
+    if not moved and crop:
+        images = random_crops(images, how.crop, generator).contiguous(memory_format=torch.channels_last)
+    raw = model.encode(images).mean
+    z = raw if frozen else normalize_batch(raw)
+    if not frozen:
+        terms["drift"] = drift_penalty(raw)
+    if moved:
+        images, z = move_both(images, z, generator)
+        if not frozen and how.equivariance > 0:
+            again = model.encode(images).mean
+            mean, std = raw.mean((0, 2, 3), keepdim=True), raw.std((0, 2, 3), keepdim=True)
+            terms["equivariance"] = equivariance_error((again - mean) / std.clamp_min(1e-4), z)
+    return images, add_noise(z, how.noise, generator).contiguous(memory_format=torch.channels_last), terms
+
+
+@torch.inference_mode()
+def normalized(model: VAE, pixels: Tensor) -> VAE:
+    """The same deterministic VAE with mean 0 and deviation 1 per channel over these uint8 images [N, H, W, 3]: measured
+    and folded into the encoder's last layer, since the decoder was trained on normalised latents. What then is left of
+    mean and deviation in each place, mirrored images counted too, becomes ``statistics``."""
+    mean, std = latent_moments(model, pixels)
+    centre = mean.mean((1, 2))
+    spread = (std.square() + mean.square()).mean((1, 2)).sub(centre.square()).sqrt()
+    head = model.encoder.head
+    head.weight.copy_(head.weight / spread.to(head.weight.device)[:, None, None, None])
+    head.bias.copy_((head.bias - centre.to(head.bias.device)) / spread.to(head.bias.device))
+    if model.config.statistics_size:
+        model.latent_mean.copy_((mean - centre[:, None, None]) / spread[:, None, None])
+        model.latent_std.copy_(std / spread[:, None, None])
+    return model
+
+
+@torch.inference_mode()
+def latent_moments(model: VAE, pixels: Tensor, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [C, h, w] of the encoder's means over uint8 images [N, H, W, 3] and their mirror images."""
+    total: Tensor = torch.zeros(1)
+    square: Tensor = torch.zeros(1)
+    for part in pixels.split(batch_size):
+        images = to_images(part)
+        for view in (images, images.flip(-1)):
+            z = model.encode(view.contiguous(memory_format=torch.channels_last)).mean.cpu().double()
+            total, square = total + z.sum(0), square + z.square().sum(0)
+    mean = total / (2 * len(pixels))
+    return mean.float(), (square / (2 * len(pixels)) - mean.square()).clamp_min(1e-8).sqrt().float()
+
+
+@torch.inference_mode()
+def latent_quality(model: VAE, pixels: Tensor, seed: int = 0) -> dict[str, float]:
+    """The figures by which latents are accepted: `measure_equivariance`, and PSNR (dB) of copies with noise on their
+    latents, 0.125 and U(0, 0.25) of their deviation, before the last filter. pixels: uint8 [N, H, W, 3]."""
+    images = to_images(pixels).contiguous(memory_format=torch.channels_last)
+    mean, std = (one.mean((1, 2), keepdim=True) for one in model.statistics)  # of no place: pictures of other sizes too
+
+    def encode(part: Tensor) -> Tensor:
+        return (model.encode(part).mean - mean) / std
+
+    result = measure_equivariance(encode, images)
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.cat([encode(part) for part in images.split(32)])
+    eps = torch.randn(z.shape, generator=generator).to(z.device)
+    uniform = (0.25 * torch.rand(len(z), 1, 1, 1, generator=generator)).to(z.device)
+    for name, sigma in (("psnr_clean", 0.0), ("psnr_noise_0.125", 0.125), ("psnr_noise_uniform", uniform)):
+        noised = (z + sigma * eps) * std + mean
+        copies = torch.cat([model.decoder.soft(part).float() for part in noised.split(32)]).clamp(-1, 1)
+        result[name] = float(-10 * torch.log10(((copies - images) / 2).square().mean()))
+    return result
 
 
 @dataclass(frozen=True)
@@ -472,9 +707,11 @@ def finish(args: argparse.Namespace) -> None:
     are latents that the UNet drew (``--drawn``), against photographs: pictures that are drawn have no original.
     """
     from core import training
+    from core.release import check_release, releasing
     from dataset import FaceStore
     from discriminator import TEXTURE_CHANNELS, TextureCritic, gradient_penalty, relativistic_loss
 
+    check_release(args.model, "vae", replace=args.replace, run=args.run)
     accelerator = training.make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = FinishWeights()
@@ -488,7 +725,7 @@ def finish(args: argparse.Namespace) -> None:
     model = VAE(replace(before.config, finish_channels=args.finish_channels))
     load_strictly(model, model.state_dict() | before.state_dict(), "the VAE to finish")
     model = model.to(device, memory_format=torch.channels_last)
-    critic = TextureCritic(TEXTURE_CHANNELS[args.preset]).to(device, memory_format=torch.channels_last)
+    critic = TextureCritic(TEXTURE_CHANNELS[scale_of(args.preset)]).to(device, memory_format=torch.channels_last)
     drawn = torch.from_numpy(np.concatenate([np.load(path) for path in args.drawn])).to(device) if args.drawn else None
     if drawn is not None and drawn.shape[1] != model.config.latent_channels:
         raise SystemExit(f"--drawn holds latents of {drawn.shape[1]} channels, this VAE's have "
@@ -511,17 +748,18 @@ def finish(args: argparse.Namespace) -> None:
     sampler = training.EpochSampler(len(pixels), halves, args.seed)
     settings = {"component": "vae-finish", "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
                 "learning_rate": args.learning_rate, "drawn": 0 if drawn is None else len(drawn),
+                "drawn_sha256": [file_hash(Path(path)) for path in args.drawn or ()],
+                "data": store.fingerprint, "vae": component_hash(args.init or args.model, "vae"),
                 "weights": asdict(weights), "network": json.loads(json.dumps(asdict(model.config)))}
     run = training.RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process,
+                    main=accelerator.is_main_process, how=training.circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
     first = run.resume()
     guard, critic_guard = training.StepGuard(skipped=run.extra.get("skipped", 0)), training.StepGuard()
     mine = training.process_slice(accelerator, halves)
 
-    for step, show in training.run_steps(first, args.steps, stop_at=args.stop_at, stop_after=args.stop_after,
-                                         enabled=run.main, label="finish", agree=training.agreed(accelerator)):
+    for step, show in run.steps(first, args, accelerator, "finish"):
         rate = training.learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
                                       warmup_steps=args.warmup_steps, decay_share=args.decay_share)
         for parameters, share in zip((*optimizer.param_groups, *critic_optimizer.param_groups), (1, 0.25, 1),
@@ -573,8 +811,10 @@ def finish(args: argparse.Namespace) -> None:
 
         if (step + 1) % args.log_every == 0 or step + 1 == args.steps:
             values = {name: float(value.detach()) for name, value in terms.items()}
-            values |= {"loss": float(loss.detach()), "grad_norm": float(norm), "lr": rate, "skipped": guard.skipped,
+            values |= {"loss": float(loss.detach()),
                        "psnr": float(-10 * torch.log10(((copies - images).detach() / 2).square().mean()))}
+            values = training.mean_over_processes(accelerator, values)
+            values |= {"grad_norm": float(norm), "lr": rate, "skipped": guard.skipped}
             run.log(step + 1, values)
             show(f"critic {values['critic']:.3f} psnr {values['psnr']:.2f}")
         if (step + 1) % args.save_every == 0 or show.last:
@@ -584,13 +824,16 @@ def finish(args: argparse.Namespace) -> None:
             with torch.inference_mode(), accelerator.autocast():
                 copies = snapshot.decode(snapshot.encode(to_images(held_out)).mean)
             run.picture(f"step-{step + 1:07d}", torch.cat([to_images(held_out), copies]), columns=8)
+            error = ((to_images(held_out) - copies.clamp(-1, 1)) / 2).square().mean()
+            run.log(step + 1, {"val_psnr": float(-10 * torch.log10(error))})
     run.finish()
     if run.main and run.finished:
         final = averaged(model, ema, device)
         kept = {name: value for name, value in before.state_dict().items() if not name.startswith("decoder.")}
         final.load_state_dict(kept, strict=False)  # bit for bit, as in `train`
         config, _ = load_component(args.init or args.model, "vae")
-        release(final, Path(args.model), config.get("training", {}) | {"finish": settings | {"steps": args.steps}})
+        with releasing(args.model, "vae", replace=args.replace, run=args.run):
+            release(final, Path(args.model), config.get("training", {}) | {"finish": settings | {"steps": args.steps}})
         print(f"released to {args.model}/vae")
 
 
@@ -649,9 +892,11 @@ def release_preview(model: VAE, pixels: Tensor, folder: Path) -> None:
 
 def refit(args: argparse.Namespace) -> None:
     """Give a model folder a preview decoder without touching its VAE."""
+    from core.release import check_release
     from core.training import make_accelerator
     from dataset import FaceStore
 
+    check_release(args.model, "preview", replace=args.replace)
     device = make_accelerator(args.device, "no").device
     store = FaceStore.open(args.data)
     chosen = store.select(split="train", px=128)[: min(args.measure, 2048)]
@@ -715,6 +960,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     if preview is not None:
         copies = reconstruction_metrics(model, pixels, decode=lambda z: preview(model.whiten(z)))
         result["preview_psnr_db"] = copies["psnr_db"]
+    result |= latent_quality(model, pixels[:256])
     with torch.inference_mode():
         images = to_images(pixels[:16])
         pairs = torch.cat([images, model.decode(model.encode(images).mean)])
@@ -726,24 +972,28 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.")
+    from core.release import add_release_options, of_preset, settle
+
+    keep_quiet()
+    parser = argparse.ArgumentParser(description="Train or measure the image autoencoder.", allow_abbrev=False)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--train", action="store_true")
     mode.add_argument("--finish", action="store_true", help="teach the end of a trained decoder by an adversary")
     mode.add_argument("--fit-preview", action="store_true", help="fit the preview decoder of --model again")
     mode.add_argument("--eval", action="store_true")
     parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    parser.add_argument("--model", default="models/celeba128", help="model folder to release to and read CLIP from")
-    parser.add_argument("--run", help="folder of this run; the same command resumes from it (runs/vae, runs/finish)")
+    add_release_options(parser, " and to read CLIP from")
+    parser.add_argument("--run", "--run-folder", help="folder of this run; the same command resumes from it (runs/vae, "
+                        "runs/finish; torchrun has a --run of its own)")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
     parser.add_argument("--init", help="model folder whose VAE to start from (--decoder-only: --model)")
     parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder and its latents")
-    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
     parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
     parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
     parser.add_argument("--learning-rate", type=float, default=6e-4)
-    parser.add_argument("--warmup-steps", type=int, default=100)
+    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
     parser.add_argument("--decay-share", type=float, default=0.3)
     parser.add_argument("--gan-start", type=float, default=0.35, help="share without the adversary; 1: never")
     parser.add_argument("--perceptual-weight", type=float, default=LossWeights().perceptual, help="0 needs no CLIP")
@@ -754,6 +1004,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "converged; fixed: the weight itself")
     parser.add_argument("--matching-weight", type=float, default=LossWeights().feature_matching,
                         help="strength of the distance between the discriminator's features")
+    parser.add_argument("--latent-noise", type=float, default=LatentRegularization().noise,
+                        help="deterministic presets: the decoder learns to bear noise of up to this deviation")
+    parser.add_argument("--equivariance", type=float, default=LatentRegularization().equivariance,
+                        help="deterministic presets: weight of |E(moved image) - moved E(image)|^2")
     parser.add_argument("--drawn", nargs="+", metavar="FILE", help="--finish: latents that the UNet drew "
                         "(evaluate.py --draw-latents FILE), half of every batch")
     parser.add_argument("--finish-channels", type=int, default=32, help="--finish: width of the new stage")
@@ -767,10 +1021,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--picture-every", type=int, default=500)
     args = parser.parse_args(argv)
+    check_numbers(parser, args)
     args.run = args.run or ("runs/finish" if args.finish else "runs/vae")
-    (train if args.train else finish if args.finish else refit if args.fit_preview else evaluate)(args)
+    settle(parser, args, RUNS, "--finish" if args.finish else "--fit-preview" if args.fit_preview else "")
+    if args.train or args.finish:
+        with run_lock(args.run):
+            (train if args.train else finish)(args)
+    else:
+        (refit if args.fit_preview else evaluate)(args)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

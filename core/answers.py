@@ -85,6 +85,7 @@ class Parameters(TypedDict):
     attributes: NotRequired[Annotated[dict[str, Slid], Field(description="sliders")]]
     candidates: NotRequired[Annotated[int, Field(ge=1, le=32)]]
     balance: NotRequired[Literal[True]]
+    preview_every_s: NotRequired[Annotated[float, Field(ge=0.1, le=60)]]
 
 
 class JobAccepted(TypedDict):
@@ -148,6 +149,7 @@ class Update(Findings):
     index: Annotated[int, Field(ge=0, le=7)]
     seed: Seed
     url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+    favourite: NotRequired[Literal[True]]
 
 
 class JobFacts(TypedDict):
@@ -181,6 +183,7 @@ class JobImage(TypedDict):
     seed: Seed
     url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
     thumbnail: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+    favourite: NotRequired[Literal[True]]
 
 
 class JobSummary(JobFacts):
@@ -227,7 +230,7 @@ class PreviewNews(TypedDict):
     seed: Seed
     t: Count
     total_t: Count
-    img: Picture64
+    img: NotRequired[Annotated[Picture64, Field(description="missing with `previews=none`")]]
 
 
 class ImageNews(Findings):
@@ -293,6 +296,21 @@ class DoneEvent(TypedDict):
 StreamEvent = StatusEvent | ProgressEvent | PreviewEvent | ImageEvent | DoneEvent
 
 
+class StepImage(TypedDict):
+    """An image as it was predicted at one step, or finished."""
+
+    index: Annotated[int, Field(ge=0, le=7)]
+    t: Count
+    total_t: Count
+    thumbnail: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
+
+
+class StepsAnswer(TypedDict):
+    """All images of a job that are kept, in the order in which they were predicted."""
+
+    steps: list[StepImage]
+
+
 # ---- latents and pictures --------------------------------------------------------------------------------------------
 
 
@@ -301,6 +319,7 @@ class Encoded(TypedDict):
 
     latent: Latent64
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    warnings: NotRequired[Annotated[list[str], Field(description="what of a prompt was not read, where there is any")]]
 
 
 class WatermarkFinding(TypedDict):
@@ -349,12 +368,13 @@ class Verdict(TypedDict):
 
 
 class PromptWord(TypedDict):
-    """A word of the prompt, where it stands (in code points), and whether the model was trained on it."""
+    """A word of the prompt, where it stands (in code points), and whether the model was trained on it; `unread` is one
+    behind the end of what the text encoder reads."""
 
     text: str
     start: Count
     end: Count
-    status: Literal["known", "rare", "unknown"]
+    status: Literal["known", "rare", "unknown", "unread"]
     suggestion: Annotated[str | None, Field(description="the nearest word that the model knows")]
 
 
@@ -376,7 +396,7 @@ class OpenFacet(TypedDict):
 
 
 class AnalysisAnswer(TypedDict):
-    """What was understood of a prompt."""
+    """What was understood of a prompt, as far as the text encoder reads it."""
 
     attributes: dict[str, bool]
     heard: Annotated[str, Field(description="the words that are encoded: denials that the model does not follow are "
@@ -445,6 +465,10 @@ class QualityOptions(TypedDict):
 
     name: str
     steps: Annotated[int, Field(ge=1, le=1000)]
+    within: Annotated[float | None, Field(
+        description="the fewest steps whose measured distance to real faces is within this share of the best; null "
+                    "where that was not measured")]
+    default: Annotated[bool, Field(description="what the page begins with")]
 
 
 class StepQuality(TypedDict):
@@ -502,6 +526,29 @@ class OptionsAnswer(TypedDict):
     attributes: Annotated[list[SliderOptions], Field(description="all sliders, neighbours together")]
     limits: LimitOptions
     seconds_per_image_step: Annotated[float | None, Field(description="measured here: median of the latest steps")]
+
+
+class StepCost(TypedDict):
+    """What one step of the network was measured to take here."""
+
+    rows: Annotated[int, Field(ge=1, description="that the step computed, for all jobs together: an image has one, two "
+                                                 "where guidance takes two passes, and two more a slider")]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class WorkAhead(TypedDict):
+    """A job that runs or waits."""
+
+    rows: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=0, description="that are left to do")]
+
+
+class SpeedAnswer(TypedDict):
+    """From this a client estimates how long a job will take: jobs step together, so their rows add up."""
+
+    step_costs: Annotated[list[StepCost], Field(description="medians, fewest rows first; empty before the first step")]
+    seconds_per_picture: Annotated[float, Field(ge=0, description="to finish an image after its last step")]
+    ahead: list[WorkAhead]
 
 
 class Health(TypedDict):

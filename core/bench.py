@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from core.child import tied
 from core.compiled import installed_version
 from core.devices import pick_dtype
 from core.diffusion import GuidedBatch
@@ -214,7 +215,7 @@ class Client:
 
     def __init__(self, serve: Sequence[str], folder: Path) -> None:
         command = [*serve, "--port", "0", "--data-dir", str(folder)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **tied(os.environ))
         try:
             assert self._process.stdout is not None
             line = next((line for line in self._process.stdout if line.startswith("Open ")), "")

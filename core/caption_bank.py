@@ -10,7 +10,11 @@ from __future__ import annotations
 import io
 import json
 import random
-from dataclasses import dataclass, replace
+import zipfile
+import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from core.captions import ATTRIBUTES, draw_caption
 from core.checkpoint import write_atomically
+from core.command import FolderLock, SettingError
 from core.training import mix_seed, send
 
 if TYPE_CHECKING:
@@ -32,11 +37,18 @@ class CaptionBank:
     """Several tokenized captions an image, so that no training step runs Python over strings.
 
     Shapes: ids [N, K, L] int16-sized, lengths [N, K], facts [N, K, A] int8 in {-1, 0, 1}; empty captions have length 2.
+    Of captions that state no facts ``same`` [N, K] has numbers: equal numbers, equal words (empty: they state facts).
     """
 
     ids: Tensor
     lengths: Tensor
     facts: Tensor
+    same: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+
+    @property
+    def states_facts(self) -> bool:
+        """Whether captions say what is true of which images; a person's own are told apart by their words alone."""
+        return not self.same.numel()
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For image rows [B]: ids [B, L], mask [B, L], facts [B, A] float, empty [B] bool.
@@ -44,7 +56,10 @@ class CaptionBank:
         L is the batch's longest on a CPU, where padding costs time, and the bank's longest on an accelerator, which
         would wait for the host to learn another number (and be compiled for each).
         """
-        pick = self.pick(rows, generator)
+        return self.at(rows, self.pick(rows, generator))
+
+    def at(self, rows: Tensor, pick: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `draw` gives, for one chosen caption of each image: rows [B], pick [B]."""
         lengths = self.lengths[rows, pick].long()
         longest = int(lengths.max()) if rows.device.type == "cpu" else self.ids.shape[2]
         mask = torch.arange(longest, device=rows.device)[None] < lengths[:, None]
@@ -56,7 +71,7 @@ class CaptionBank:
 
     def to(self, device: torch.device) -> CaptionBank:
         """The same on a device."""
-        return CaptionBank(self.ids.to(device), self.lengths.to(device), self.facts.to(device))
+        return CaptionBank(self.ids.to(device), self.lengths.to(device), self.facts.to(device), self.same.to(device))
 
 
 @dataclass
@@ -109,34 +124,46 @@ def cached_bank(path: Path, store: FaceStore, indices: np.ndarray, tokenizer: To
     The same: of these images and attributes or labels, by this tokenizer, and as captions are drawn now.
     """
     key = _bank_key(store, indices, tokenizer, how)
-    if accelerator.is_main_process and not _has_key(path, key):
-        _keep_bank(path, key, build_caption_bank(store, indices, tokenizer, **how))
-    accelerator.wait_for_everyone()
-    with np.load(path, allow_pickle=False) as kept:
-        return CaptionBank(*(torch.from_numpy(kept[name]) for name in ("ids", "lengths", "facts")))
+    with FolderLock(path.parent, "writing captions", wait=True) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process and _read_bank(path, key) is None:
+            _keep_bank(path, key, build_caption_bank(store, indices, tokenizer, **how))
+        accelerator.wait_for_everyone()
+        bank = _read_bank(path, key)
+        accelerator.wait_for_everyone()  # another run may write its own captions only when all have read these
+    if bank is None:
+        raise SettingError(f"{path} changed while it was read; give each run a --cache or --run of its own")
+    return bank
 
 
 def _bank_key(store: FaceStore, indices: np.ndarray, tokenizer: Tokenizer, how: dict[str, Any]) -> str:
     import hashlib
 
     drawn_now = draw_texts(store, indices[:64], 4, 0, 0.0)[0]  # other when the grammar changed
-    digest = hashlib.sha256(indices.tobytes() + store.attributes[indices].tobytes())
+    digest = hashlib.sha256(b"2" + indices.tobytes() + store.attributes[indices].tobytes())
     for part in (how, tokenizer.backend.to_str(), store.image_id[indices].tolist(), store.text_labels, drawn_now):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _has_key(path: Path, key: str) -> bool:
+def _read_bank(path: Path, key: str) -> CaptionBank | None:
+    """The bank in ``path`` where it has this key; None where it has another, is absent or damaged."""
     if not path.exists():
-        return False
-    with np.load(path, allow_pickle=False) as kept:
-        return str(kept["key"]) == key
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["key"]) != key:
+                return None
+            return CaptionBank(*(torch.from_numpy(kept[name]) for name in ("ids", "lengths", "facts", "same")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        print(f"{path} is damaged; its captions are drawn anew", flush=True)
+        return None
 
 
 def _keep_bank(path: Path, key: str, bank: CaptionBank) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = io.BytesIO()
-    np.savez(packed, key=key, ids=bank.ids.numpy(), lengths=bank.lengths.numpy(), facts=bank.facts.numpy())
+    np.savez(packed, key=key, ids=bank.ids.numpy(), lengths=bank.lengths.numpy(), facts=bank.facts.numpy(),
+             same=bank.same.numpy())
     write_atomically(path, packed.getvalue())
 
 
@@ -158,8 +185,44 @@ def build_caption_bank(store: FaceStore, indices: np.ndarray, tokenizer: Tokeniz
         ids[i, : len(row)] = row
     shape = (len(indices), captions_per_image)
     lengths = np.array([len(row) for row in rows], np.int16)
+    same = (torch.empty(len(indices), 0, dtype=torch.int32) if store.text_labels is None
+            else torch.from_numpy(caption_numbers(texts)).view(*shape))
     return CaptionBank(torch.from_numpy(ids).view(*shape, -1), torch.from_numpy(lengths).view(*shape),
-                       torch.from_numpy(facts).view(*shape, -1))
+                       torch.from_numpy(facts).view(*shape, -1), same)
+
+
+def caption_numbers(texts: Sequence[str]) -> np.ndarray:
+    """A number for each text, [len] int32: the same for texts of the same words, whatever their case and spaces."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts], np.int32)
+
+
+def own_captions(store: FaceStore, indices: np.ndarray) -> list[str]:
+    """All captions of these images that a person wrote; none where captions are drawn from attributes."""
+    own = store.text_labels
+    return [] if own is None else [text for row in indices for text in own[str(store.image_id[row])]]
+
+
+def captions_fit(store: FaceStore, indices: np.ndarray, texts: Sequence[str]) -> Tensor:
+    """Which of a person's own captions [T] are captions of which images: bool [T, I]."""
+    each = [own_captions(store, indices[i : i + 1]) for i in range(len(indices))]
+    numbers = caption_numbers([*texts, *(one for captions in each for one in captions)])
+    ends = len(texts) + np.cumsum([0, *map(len, each)])
+    columns = [np.isin(numbers[: len(texts)], numbers[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def check_contrast(store: FaceStore, indices: np.ndarray) -> None:
+    """Can anything be learned from these captions? Raises DataError where every caption is true of every image."""
+    from core.sources import DataError
+
+    own = own_captions(store, indices)
+    if own and caption_numbers(own).max() == 0:
+        raise DataError(f"all {len(indices)} training images of {store.folder} have the same caption {own[0]!r}; "
+                        "captions must tell images apart")
+    if not own and len(indices) and not (store.attributes[indices] != store.attributes[indices[0]]).any():
+        raise DataError(f"all {len(indices)} training images of {store.folder} have the same attributes; captions "
+                        "drawn from them tell no image from another")
 
 
 def draw_texts(store: FaceStore, indices: np.ndarray, count: int, seed: int, empty_share: float
@@ -170,10 +233,11 @@ def draw_texts(store: FaceStore, indices: np.ndarray, count: int, seed: int, emp
     texts, facts = [], np.zeros((len(indices) * count, len(ATTRIBUTES)), np.int8)
     for row in indices:
         rng = random.Random(mix_seed(seed, int(row)))
-        attributes = store.attributes[row].tolist()
+        attributes, written = store.attributes[row].tolist(), list[str]()
         for _ in range(count):
-            if own is not None:
-                texts.append("" if rng.random() < empty_share else rng.choice(own[str(store.image_id[row])]))
+            if own is not None:  # every one of them before any comes again
+                written = written or rng.sample(own[str(store.image_id[row])], len(own[str(store.image_id[row])]))
+                texts.append("" if rng.random() < empty_share else written.pop())
                 continue
             caption = draw_caption(attributes, rng, empty_share=empty_share)
             for name, value in caption.facts.items():

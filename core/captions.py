@@ -9,7 +9,7 @@ exactly which attributes the sentence claims (`Caption.facts`); a claim never co
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -35,7 +35,7 @@ from core.sentences import GLUE, Parts, phrase, sentences, spread, tags
 
 __all__ = [
     "ATTRIBUTES", "Analysis", "Caption", "Claim", "Phrase", "Word", "analyze", "draw_caption", "likely_face", "phrases",
-    "surprise", "vocabulary",
+    "surprise", "vocabulary", "vocabulary_of",
 ]
 
 Fact = tuple[str, bool]
@@ -150,6 +150,17 @@ def analyze(prompt: str) -> Analysis:
 def vocabulary() -> dict[str, str]:
     """Every word captions can use, "known" or "rare": in fewer than one caption in 400."""
     return dict(_vocabulary())
+
+
+def vocabulary_of(texts: Iterable[str]) -> dict[str, str]:
+    """Every word of these captions, "known" or "rare": in fewer than one caption in 400."""
+    counts: dict[str, int] = {}
+    number = 0
+    for text in texts:
+        number += 1
+        for word in set(words_of(text)):
+            counts[word] = counts.get(word, 0) + 1
+    return {word: "known" if counts[word] * 400 >= number else "rare" for word in sorted(counts)}
 
 
 def likely_face(rng: random.Random) -> dict[str, bool]:

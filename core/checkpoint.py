@@ -24,12 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from core.command import UserError, patience
+
 INDEX = "model_index.json"
 FORMAT = 1
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-class ModelFolderError(RuntimeError):
+class ModelFolderError(UserError, RuntimeError):
     """A model folder is missing, damaged or does not fit; the message says what to do."""
 
 
@@ -119,13 +121,18 @@ def save_component(
     save_file(tensors, aside, metadata={"component": component})
     with open(aside, "rb+") as handle:
         os.fsync(handle.fileno())
-    os.replace(aside, weights)
-    write_json(target / "config.json", dict(config))
-    digest = file_hash(weights)
-    components = dict(read_index(folder)["components"]) if (Path(folder) / INDEX).exists() else {}
-    components[component] = {"sha256": digest, "bytes": weights.stat().st_size, **dict(extra or {})}
-    update_index(folder, components=components)
+    digest = file_hash(aside)
+    with patience(then_stop=True):  # weights and index belong together: Ctrl-C waits for both
+        os.replace(aside, weights)
+        write_json(target / "config.json", dict(config))
+        components = _components(folder)
+        components[component] = {"sha256": digest, "bytes": weights.stat().st_size, **dict(extra or {})}
+        update_index(folder, components=components)
     return digest
+
+
+def _components(folder: str | Path) -> dict[str, Any]:
+    return dict(read_index(folder)["components"]) if (Path(folder) / INDEX).exists() else {}
 
 
 def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,6 +152,17 @@ def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], 
     except (SafetensorError, ValueError) as error:
         raise ModelFolderError(f"{folder / component} cannot be read ({error}); restore the folder") from error
     return settings, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def read_component_config(folder: str | Path, component: str) -> dict[str, Any]:
+    """Only the ``config.json`` of one component. Raises ModelFolderError when it is not there or not readable."""
+    path = Path(folder) / component / "config.json"
+    if component not in read_index(folder)["components"] or not path.exists():
+        raise ModelFolderError(f"{folder} has no component {component!r}; train it or restore the folder")
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ModelFolderError(f"{path} is damaged ({error}); restore the folder") from error
 
 
 def save_difference(folder: str | Path, component: str, state: Mapping[str, Tensor], base: Mapping[str, Tensor],

@@ -4,6 +4,10 @@ Ctrl+C in a terminal goes to every process of the group, and a server may take t
 and macOS the child has a session of its own, and each request to stop reaches it exactly once, by this process: the
 first two as SIGTERM, the third as SIGKILL. On Windows the console tells the child by itself; only the third is ours.
 
+A parent that is killed can ask for nothing. So the child's standard input is a pipe whose other end this process holds,
+and which every system closes with it; a child that calls `end_with_parent` notices, and ends. On Linux the kernel also
+kills it by itself. `die_with_parent` is for programs that do not know of this, such as pip.
+
 What the child says on stderr is held back until `release`, because what went wrong in a start is better told in one
 sentence than in a traceback. It does not know what the child serves.
 
@@ -18,6 +22,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -27,6 +32,48 @@ PATIENCE_S = 10  # for a child that is ended because its parent fails
 # Without end a wait would not notice Ctrl+C on Windows, and elsewhere could miss one that comes just before it begins:
 # the interpreter looks for signals before it blocks, not while
 WAKE_S = 0.5
+ENDS_WITH_STDIN = "ENDS_WITH_STDIN"  # environment of a child whose standard input ends with its parent
+PR_SET_PDEATHSIG = 1  # https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
+
+
+def tied(env: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of Popen for a child that calls `end_with_parent`. The process object must be kept: it has the pipe."""
+    return {"stdin": subprocess.PIPE, "env": {**env, ENDS_WITH_STDIN: "1"}}
+
+
+def end_with_parent() -> None:
+    """In the child: from now on end at once when the parent has ended, in whatever way. Nothing, unless `tied`."""
+    if os.environ.pop(ENDS_WITH_STDIN, None) is None:  # popped: a child of this one has another parent
+        return
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os._exit(1)
+
+    _ask_kernel(getattr(signal, "SIGKILL", signal.SIGTERM))
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """The `preexec_fn` of a program that does not know of its parent: on Linux it is asked to end with it."""
+    _ask_kernel(signal.SIGTERM)
+
+
+# arguments of Popen for such a program; elsewhere than on Linux it goes on
+TOGETHER: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL, "preexec_fn": die_with_parent if sys.platform == "linux" else None
+}
+
+
+def _ask_kernel(number: int) -> None:
+    """A signal to this process when the thread that started it ends: in a `Child`, its parent's main thread."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError, ImportError):
+            import ctypes  # which a Python built from source may lack
+
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 class Child:
@@ -44,8 +91,8 @@ class Child:
             if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` and `&` mean it
                 self._before[number] = signal.signal(number, self._ask)
         self._process = subprocess.Popen(
-            command, cwd=str(cwd), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, start_new_session=True,  # that one is ignored on Windows
+            command, cwd=str(cwd), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True, **tied(env),  # the session is ignored on Windows
         )
         self._reader = threading.Thread(target=self._read, name="stderr of the child", daemon=True)
         self._reader.start()
@@ -66,6 +113,8 @@ class Child:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=PATIENCE_S)
         self._reader.join(timeout=1)
+        if process.stdin is not None:
+            process.stdin.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

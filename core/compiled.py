@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from core.diffusion import Condition
+from core.quiet import no_reports
 
 MAGIC = b"faces-compiled-1"
 KEPT = 16  # files in the folder: a few models, precisions and thread counts
@@ -54,6 +55,7 @@ def installed_version() -> str | None:
     """The version of OpenVINO; None where it is not installed or does not load. Costs an import."""
     if importlib.util.find_spec("openvino") is None:
         return None
+    no_reports()
     try:
         import openvino
     except (ImportError, OSError) as error:  # a wheel for another machine
@@ -317,7 +319,7 @@ def read_checked(path: Path) -> bytes | None:
         log.warning("%s is damaged: it is made anew", path)
         return None
     with suppress(OSError):
-        os.utime(path)  # the longest unused goes first
+        move_to_front(path)
     return blob
 
 
@@ -331,11 +333,23 @@ def keep(path: Path, model: Any) -> None:
             out.write(MAGIC + hashlib.sha256(blob).digest())
             out.write(blob)
         os.replace(out.name, path)
-        found = sorted(path.parent.glob("*.compiled"), key=lambda one: one.stat().st_mtime)
-        for old in found[:-KEPT]:
+        move_to_front(path)
+        for old in by_use(path.parent)[:-KEPT]:
             old.unlink(missing_ok=True)
     except OSError as error:
         log.warning("the compiled network cannot be kept in %s (%s): the next start compiles again", path.parent, error)
+
+
+def by_use(folder: Path) -> list[Path]:
+    """The compiled networks in a folder, the longest unused first."""
+    return sorted(folder.glob("*.compiled"), key=lambda one: one.stat().st_mtime_ns)
+
+
+def move_to_front(path: Path) -> None:
+    """Give a file that was just used a later time than all others have: theirs may be of a clock that was ahead."""
+    newest = max((one.stat().st_mtime_ns for one in by_use(path.parent) if one != path), default=0)
+    now = max(time.time_ns(), newest + 10**9)  # some disks know whole seconds alone
+    os.utime(path, ns=(now, now))
 
 
 def first_line(error: Exception) -> str:

@@ -3,8 +3,9 @@
 A model obeys some facts less than others: it overlooks glasses, and because it hears "bangs" in "no bangs", it may draw
 them there. What it follows better is measured on people it never
 saw (`python evaluate.py --fit-emphasis`) and kept as a table: denials that are best left out, and facts that are best
-said again at the end. It costs nothing where a picture is drawn, and the network stays as it is. It knows neither
-networks nor which facts those are.
+said again at the end. It costs nothing where a picture is drawn, and the network stays as it is. A text encoder reads
+only so much of a text: words are appended where there is room, and `unread_from` says which words are not read. It
+knows neither networks nor which facts those are.
 
 Negation is what contrastive text encoders are known to miss: https://arxiv.org/abs/2501.09425.
 """
@@ -13,11 +14,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, Protocol
 
 from core.captions import phrases
 from core.lexicon import ATTRIBUTES
@@ -37,11 +39,17 @@ class Emphasis:
     """What to do with a description before it is encoded.
 
     ``left_out`` are attributes whose denials are not said; ``said_again`` has, for attributes, words that are added
-    where the description says that they are there.
+    where the description says that they are there. ``read_to`` tells how many characters of a text the text encoder
+    reads; it belongs to a tokenizer and not to the table.
     """
 
     left_out: tuple[str, ...] = ()
     said_again: Mapping[str, str] = field(default_factory=dict)
+    read_to: Callable[[str], int] = field(default=len, compare=False, repr=False)
+
+    def within(self, read_to: Callable[[str], int]) -> Emphasis:
+        """The same table for a text encoder that reads no further than this."""
+        return replace(self, read_to=read_to)
 
     def __call__(self, prompt: str) -> str:
         """The text to encode. A description with nothing of the kind stays as it is, to the letter."""
@@ -49,15 +57,70 @@ class Emphasis:
         unsaid = [name for name in self.left_out if stated.get(name) is False]
         heard = (without_denials(prompt, unsaid) if unsaid else prompt) or prompt  # "no glasses" is a description, too
         again = [words for name, words in self.said_again.items() if stated.get(name)]
+        longer = heard
+        while again:
+            longer = ", ".join([heard.rstrip(" .,;"), *again])
+            if self.read_to(longer) >= len(longer):
+                break
+            again.pop()  # the encoder would not read it, or half of it
         if not again:
             return heard
-        longer = ", ".join([heard.rstrip(" .,;"), *again])
         understood, wanted = read(longer, {}).attributes, read(heard, {}).attributes
         return longer if all(understood.get(name) == value for name, value in wanted.items()) else heard
 
     def to_json(self) -> str:
         """The same for equal tables, for hashes."""
         return json.dumps({"left_out": list(self.left_out), "said_again": dict(self.said_again)}, sort_keys=True)
+
+
+# ---- what is not read
+
+WORD = re.compile(r"[\w'’-]+")
+SHOWN = 80  # characters of a description that a message repeats
+
+
+def unread_from(prompt: str, encoded: str, read_to: Callable[[str], int]) -> int:
+    """The character of a description from which on nothing is read; its length where all of it is.
+
+    ``encoded`` are the words in which it is encoded (see `Emphasis`), and of those the encoder reads ``read_to``
+    characters. A word that is read in part counts as unread.
+    """
+    cut = read_to(encoded)
+    while 0 < cut < len(encoded) and WORD.fullmatch(encoded[cut - 1 : cut + 1]):
+        cut -= 1
+    lost = [word[0].lower() for word in WORD.finditer(encoded, cut)]
+    if not lost:
+        return len(prompt)
+    if encoded == prompt:
+        return cut
+    places = [(word[0].lower(), word.start()) for word in WORD.finditer(prompt)]
+    at = len(places)
+    for word in reversed(lost):  # what was left out stands between the words that stayed
+        at = next((i for i in range(at - 1, -1, -1) if places[i][0] == word), at)
+    return places[at][1] if at < len(places) else cut
+
+
+class Reader(Protocol):
+    """What a loaded model says of how it reads."""
+
+    @property
+    def emphasis(self) -> Callable[[str], str]: ...
+    @property
+    def read_to(self) -> Callable[[str], int]: ...
+
+
+def unread_in(prompt: str, reader: Reader) -> int:
+    """The character of a description from which on this model does not read it."""
+    return unread_from(prompt, reader.emphasis(prompt), reader.read_to)
+
+
+def unread_warning(what: str, text: str, cut: int) -> list[str]:
+    """What to tell about a text that is read up to character ``cut``: nothing, or one sentence."""
+    lost = text[cut:].strip(" \t\r\n.,;")
+    if not lost:
+        return []
+    lost = lost if len(lost) <= SHOWN else f"{lost[: SHOWN - 1].rstrip()}…"
+    return [f'{what} is longer than the text encoder reads: "{lost}" is not read. Shorten it, or say this earlier.']
 
 
 # ---- what the table is measured by

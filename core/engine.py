@@ -13,12 +13,14 @@ from __future__ import annotations
 import base64
 import logging
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -72,6 +74,8 @@ class EngineInfo(Protocol):
     def step_curve(self) -> Sequence[Mapping[str, Any]]: ...  # what steps buy (core.answers.StepQuality), by steps
     @property
     def emphasis(self) -> Callable[[str], str]: ...  # a description -> the words in which the model hears it
+    @property
+    def read_to(self) -> Callable[[str], int]: ...  # a text -> how many of its characters the text encoder reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,6 +266,22 @@ def num_drawn(request: Mapping[str, Any]) -> int:
     return request.get("candidates") or request["n_images"]
 
 
+def rows_of(request: Mapping[str, Any], info: EngineInfo) -> int:
+    """Rows that the network computes a step for a request: of every image one or two, by its guidance, and two more a
+    slider."""
+    scale, (low, high) = request["guidance_scale"], (1.0, 1.0)
+    if info.one_pass is not None and not request["negative_prompt"]:
+        low, high = info.one_pass
+    passes = 1 if scale == 0 or low <= scale <= high else 2
+    return num_drawn(request) * (passes + 2 * len(request.get("attributes") or {}))
+
+
+def steps_of(request: Mapping[str, Any]) -> int:
+    """Steps that are done for a request: those that a picture or a latent to begin with makes needless are not."""
+    share = request.get("strength", 1.0) if request.get("init_image") else 1 - request["start_timestep"]
+    return round(request["n_inf_steps"] * share)
+
+
 def as_job_error(raised: Exception, job: Job) -> JobError:
     """What a client is told about an exception; one that does not explain itself goes into the log as well."""
     if isinstance(raised, JobError):
@@ -279,6 +299,41 @@ class Watcher(Protocol):
     def ended(self, succeeded: bool) -> None: ...
 
 
+class StepCosts:
+    """What a step of the network was measured to take here, by the rows that it computed for all jobs together.
+
+    So a job beside others is no longer taken for a slow one. Any thread may read while the engine's thread adds.
+    """
+
+    KEPT = 32  # of the latest steps with the same number of rows
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._steps: dict[int, deque[float]] = {}
+        self._pictures: deque[float] = deque(maxlen=self.KEPT)
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        with self._lock:
+            self._steps.setdefault(rows, deque(maxlen=self.KEPT)).append(seconds)
+
+    def drew(self, num_images: int, seconds: float) -> None:
+        """Finished images were decoded, assessed and written."""
+        with self._lock:
+            self._pictures.append(seconds / num_images)
+
+    @property
+    def steps(self) -> list[tuple[int, float]]:
+        """Rows and the median of the seconds, fewest rows first. Of two the lower: a first one prepares."""
+        with self._lock:
+            return [(rows, statistics.median_low(found)) for rows, found in sorted(self._steps.items())]
+
+    @property
+    def seconds_per_picture(self) -> float:
+        """What finishing takes, an image; 0 before the first."""
+        with self._lock:
+            return statistics.median_low(self._pictures) if self._pictures else 0.0
+
+
 class EngineBatch:
     """The running jobs of one engine (`core.jobs.Batch`).
 
@@ -291,6 +346,8 @@ class EngineBatch:
         self._engine, self._watcher, self._max_batch, self._max_images = engine, watcher, max_batch, max_images
         self._running: deque[tuple[Job, Any]] = deque()  # those that are to step next come first
         self._speeds: deque[float] = deque(maxlen=32)  # seconds an image of the latest steps
+        self.costs = StepCosts()
+        self._previewed: WeakKeyDictionary[Job, float] = WeakKeyDictionary()  # when each had its last preview
 
     @property
     def num_images(self) -> int:
@@ -302,6 +359,11 @@ class EngineBatch:
         """The median of the latest steps; None before the first. May be read by any thread."""
         speeds = tuple(self._speeds)
         return statistics.median(speeds) if speeds else None
+
+    @property
+    def ahead(self) -> list[tuple[int, int]]:
+        """Rows a step and the steps that are left of each running job. May be read by any thread."""
+        return [(rows_of(job.request, self._engine.info), run.total - run.done) for job, run in tuple(self._running)]
 
     def has_room(self, job: Job) -> bool:
         wanted = num_drawn(job.request)
@@ -330,6 +392,7 @@ class EngineBatch:
         """Take as many jobs as fit one step further; yields those that ended, with what they failed of if they did."""
         chosen = self._choose()
         moving = [run for _, run in chosen if not run.finished]  # start_timestep = 1 leaves no step to do
+        rows = sum(rows_of(job.request, self._engine.info) for job, run in chosen if not run.finished)
         broken: JobError | None = None
         try:
             if moving:
@@ -337,6 +400,7 @@ class EngineBatch:
                 self._engine.step(moving)
                 seconds = time.perf_counter() - began
                 self._speeds.append(seconds / sum(run.num_images for run in moving))
+                self.costs.stepped(rows, seconds)
                 self._watcher.stepped(seconds)
         except Exception as raised:  # a fault of the engine ends the jobs of this step, and no others
             broken = as_job_error(raised, chosen[0][0])
@@ -361,6 +425,11 @@ class EngineBatch:
         self._running.extend(chosen)
         return chosen
 
+    def _is_time(self, job: Job) -> bool:
+        """Whether somebody watches this job and has seen nothing (new) for as long as was asked."""
+        every, last = job.request.get("preview_every_s"), self._previewed.get(job)
+        return every is not None and (last is None or time.perf_counter() - last >= every)
+
     def _report(self, job: Job, run: Run) -> bool:
         """Tell the job how far it is; True when its pictures are there. Raises JobError."""
         if run.error is not None:
@@ -369,12 +438,14 @@ class EngineBatch:
         if job.cancel_requested:  # the queue drops it before the next step; what nobody wants is not decoded
             return False
         if not run.finished:
-            if run.done % job.request["stream_freq"] == 0:
+            if run.done % job.request["stream_freq"] == 0 or self._is_time(job):
+                self._previewed[job] = time.perf_counter()
                 previews = self._engine.previews(run)
                 files = {picture_name(picture.index, run.done): picture.png for picture in previews}
                 files |= {latent_name(picture.index, run.done): picture.latent for picture in previews}
                 job.keep(files, [("preview", update(run, picture)) for picture in previews])
             return False
+        began = time.perf_counter()
         pictures = self._engine.pictures(run)
         files = {picture_name(picture.index): picture.png for picture in pictures}
         files |= {latent_name(picture.index): picture.latent for picture in pictures}
@@ -382,6 +453,7 @@ class EngineBatch:
             about = {**update(run, picture), **picture.about, "url": image_url(job.id, picture.index)}
             job.emit("image", about, files)
             files = {}  # all were written with the first: one wait for the disk instead of eight
+        self.costs.drew(run.num_images, time.perf_counter() - began)
         self._watcher.drew(len(pictures))
         log.info("job %s drawn", job.id, extra={"job_id": job.id})
         return True
@@ -418,6 +490,14 @@ class EngineService:
     def info(self) -> EngineInfo | None:
         """What the model says of itself, once it is loaded."""
         return None if self._engine is None else self._engine.info
+
+    def ahead(self) -> list[tuple[int, int]]:
+        """Rows a step and steps to do of all jobs that run or wait; none before the model is loaded."""
+        if self.batch is None or self.info is None:
+            return []
+        info = self.info
+        waiting = [(rows_of(request, info), steps_of(request)) for request in self.queue.waiting_requests()]
+        return self.batch.ahead + waiting
 
     def start(self) -> None:
         """Load and work in the engine's thread."""

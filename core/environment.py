@@ -25,6 +25,8 @@ import sys
 import time
 from pathlib import Path
 
+from core.child import TOGETHER
+
 OLDEST, NEWEST = (3, 10), (3, 13)  # the pinned packages have wheels for these, and only these
 RANGE = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
 REQUIREMENTS, TEST_REQUIREMENTS = "requirements.txt", "tests/requirements.txt"
@@ -214,7 +216,7 @@ def run_showing(command: list[str], env: dict[str, str]) -> tuple[int, str]:
     """Run a command with its progress in plain sight; returns the exit status and the end of what it said on stderr."""
     last: collections.deque[str] = collections.deque(maxlen=400)
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env, text=True, errors="replace"
+        command, stderr=subprocess.PIPE, env=env, text=True, errors="replace", **TOGETHER
     ) as process:
         for line in process.stderr or ():
             last.append(line)
@@ -316,6 +318,9 @@ def print_probe(names: list[str]) -> None:
     """
     import importlib.metadata
 
+    from core.quiet import keep_quiet
+
+    keep_quiet()
     for name in names:
         answer: dict[str, object] = {"package": name, "version": None, "error": None}
         try:

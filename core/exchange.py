@@ -24,6 +24,7 @@ from flask import Flask, Response, request
 
 from core.answers import Encoded, Inspection
 from core.containers import MAX_PICTURE_BYTES, PictureError, is_png
+from core.emphasis import unread_in, unread_warning
 from core.engine import Engine, EngineInfo, EngineService
 from core.jobs import QueueClosed, QueueFull
 from core.ledger import JobError
@@ -95,7 +96,7 @@ def inverted(service: EngineService, pixels: np.ndarray, prompt: str) -> np.ndar
     return latent
 
 
-_PICTURE = re.compile(rb'"(?:init_image|mask)"\s*:\s*"([A-Za-z0-9+/=\\]*)"')
+_PICTURE = re.compile(rb'"(?:init_image|mask)"\s*:\s*"([A-Za-z0-9+/=\\ ]*)"')
 
 
 def read_drawing() -> Any:
@@ -205,9 +206,11 @@ def add_exchange(
             file = io.BytesIO()
             np.save(file, latent, allow_pickle=False)
             return Response(file.getvalue(), mimetype=NPY, headers={"Cache-Control": "no-store"})
-        return json_response(
-            Encoded(latent=base64.b64encode(latent.tobytes()).decode(), shape=list(latent.shape))
-        )
+        body = Encoded(latent=base64.b64encode(latent.tobytes()).decode(), shape=list(latent.shape))
+        prompt = "" if asked is None else asked.prompt
+        if warnings := unread_warning("The prompt", prompt, unread_in(prompt, info)):
+            body["warnings"] = warnings
+        return json_response(body)
 
     @app.post("/decode")
     @operation(

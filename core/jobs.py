@@ -10,7 +10,8 @@ next; the queue is bounded, so that a flood is refused at the door. Many jobs ru
 tick in the caller's thread, in which cancelled jobs leave, waiting ones join while there is room, and all advance by
 one step. The background worker is a loop around it, and a test needs neither a thread nor a sleep.
 
-It does not know what a job computes: a `Batch` does. It knows nothing of HTTP, and nothing of SQL (`core/store.py`).
+Long because its two sides, the client's and the worker's, share one lock. It does not know what a job computes: a
+`Batch` does. It knows nothing of HTTP, and nothing of SQL (`core/store.py`).
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from concurrent.futures import Future
 from itertools import zip_longest
 from typing import Any, Protocol, TypeVar
 
-from core.ledger import TRANSITIONS, Job, JobError, Ledger, News, Snapshot, State, Summary, facts
+from core.clock import Ended, seconds
+from core.ledger import TRANSITIONS, Job, JobError, Ledger, News, Snapshot, State, Summary, disk_refused, facts
 from core.store import Change, Event, Record, Retention, Store, StoreError
 
 __all__ = [
-    "TRANSITIONS", "Batch", "DeletedJob", "Event", "IdempotencyConflict", "Job", "JobError", "JobQueue", "QueueClosed",
-    "QueueFull", "Retention", "Snapshot", "State", "Store", "StoreError", "Summary", "UnknownJob", "make_id",
+    "TRANSITIONS", "Batch", "DeletedJob", "Event", "IdempotencyConflict", "Job", "JobError",
+    "JobQueue", "NotFinished", "PictureDeleted", "QueueClosed", "QueueFull", "Retention", "Snapshot", "State", "Store",
+    "StoreError", "Summary", "UnknownJob", "UnknownPicture", "make_id",
 ]
 
 MAX_CALLS = 16  # waiting functions; each holds one thread of the web server
@@ -43,6 +46,8 @@ REMEMBERED_TURNS = 4096  # clients whose last turn is remembered
 PRUNE_EVERY_S = 60.0  # jobs also expire while nothing else happens
 REST_AFTER_S = 1.0  # without work; before, whoever waited for the server to start may be about to ask
 WAIT_AFTER_FAULT_S = 1.0
+RESTORABLE_S = 3600.0  # after that the files of a deleted picture are removed
+MAX_PICTURES = 64  # of one job, more than any may have
 LAST_EVENTS = 16  # of a job, those of its results among them: they come last
 DEFAULT_RETENTION = Retention()
 T = TypeVar("T")
@@ -72,6 +77,18 @@ class UnknownJob(LookupError):
 
 class DeletedJob(LookupError):
     """A job had this id, but it was deleted, by its client or to make room."""
+
+
+class UnknownPicture(LookupError):
+    """The job has no such picture (any more)."""
+
+
+class PictureDeleted(LookupError):
+    """The picture was deleted."""
+
+
+class NotFinished(Exception):
+    """It can be decided about pictures when the job is finished."""
 
 
 class Batch(Protocol):
@@ -106,8 +123,9 @@ class JobQueue:
     """The waiting jobs, the running ones, the finished ones in the store, and the one thread that works on them.
 
     `max_waiting` bounds the queue and `max_waiting_per_client` (half of it unless told) the part of one client; `keep`
-    bounds what finished jobs occupy. Unfinished jobs of `store` are put back into the queue at once, beyond any bound.
-    The store stays its maker's to close, after `close` and `join`. Any method may raise StoreError when the disk fails.
+    bounds what finished jobs occupy. `clock` gives the times that people see, `elapsed`, which never jumps, measures.
+    Unfinished jobs of `store` are put back into the queue at once, beyond any bound. The store stays its maker's to
+    close, after `close` and `join`. Any method may raise StoreError when the disk fails.
     """
 
     def __init__(
@@ -118,8 +136,9 @@ class JobQueue:
         max_waiting_per_client: int | None = None,
         keep: Retention = DEFAULT_RETENTION,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = seconds,
     ) -> None:
-        self._store, self._keep, self._clock = store, keep, clock
+        self._store, self._keep, self._clock, self._elapsed = store, keep, clock, elapsed
         self._max_waiting = max_waiting
         self._max_per_client = max_waiting_per_client or max(1, max_waiting // 2)
         self._ledger = Ledger(store, clock)
@@ -131,7 +150,9 @@ class JobQueue:
         self._turn = 0
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._last_duration_s = 10.0
-        self._next_prune = 0.0
+        self._began: dict[str, float] = {}  # when the running ones did, by `elapsed`
+        self._ended = Ended(elapsed)
+        self._prune_at: float | None = None  # at once
         self._closed = False
         self._drain_until = 0.0
         self._thread: threading.Thread | None = None
@@ -232,6 +253,50 @@ class JobQueue:
         with self._changed:
             self._live.pop(job.id, None)
 
+    def delete_but_favourites(self, job_id: str) -> None:
+        """Delete the pictures of a job that are no favourites, or all of it where none is. Raises: as `delete`."""
+        job = self.get(job_id)
+        kept = job.marks.favourites - job.marks.deleted
+        if not kept:
+            self.delete(job_id)
+            return
+        for index in self._pictures(job) - kept - job.marks.deleted:
+            self._store.mark_deleted(job.number, index, self._clock())
+
+    def mark_favourite(self, job_id: str, index: int, is_favourite: bool) -> None:
+        """Make a picture a favourite or none; idempotent. Raises UnknownJob, DeletedJob, NotFinished, UnknownPicture,
+        PictureDeleted."""
+        job = self._with_picture(job_id, index)
+        if index in job.marks.deleted:
+            raise PictureDeleted(index)
+        self._store.mark_favourite(job.number, index, is_favourite)
+
+    def delete_picture(self, job_id: str, index: int) -> None:
+        """Delete one picture, which can be restored for `RESTORABLE_S` seconds. Raises: as `mark_favourite`."""
+        job = self._with_picture(job_id, index)
+        if index in job.marks.deleted:
+            raise PictureDeleted(index)
+        self._store.mark_deleted(job.number, index, self._clock())
+
+    def restore_picture(self, job_id: str, index: int) -> None:
+        """Bring a deleted picture back; one that is there stays. Raises as `mark_favourite`; PictureDeleted when it is
+        too late."""
+        job = self._with_picture(job_id, index)
+        self._store.mark_deleted(job.number, index, None)
+
+    def _with_picture(self, job_id: str, index: int) -> Job:
+        job = self.get(job_id)
+        if not job.finished:
+            raise NotFinished(job.state)
+        if index not in self._pictures(job):
+            raise PictureDeleted(index) if index in job.marks.deleted else UnknownPicture(index)
+        return job
+
+    def _pictures(self, job: Job) -> frozenset[int]:
+        """The finished pictures whose files are there."""
+        names = {f"{index}.png": index for index in range(MAX_PICTURES)}
+        return frozenset(names[name] for name in job.file_names() if name in names)
+
     def list(
         self,
         *,
@@ -239,15 +304,19 @@ class JobQueue:
         cursor: str | None = None,
         status: str | Sequence[str] | None = None,
         query: str | None = None,
+        favourites: bool = False,
     ) -> tuple[Sequence[Summary], str | None]:
         """Up to `limit` jobs, newest first, and the cursor of the next page (None on the last).
 
-        `status` is one state or several; `query` is looked for in the names, whatever their case. Jobs that come or go
-        do not shift the pages. Raises ValueError for a cursor that this method did not give.
+        `status` is one state or several; `query` is looked for in the names, whatever their case, and among the seeds;
+        `favourites` leaves only jobs that have some. Jobs that come or go do not shift the pages. Raises ValueError for
+        a cursor that this method did not give.
         """
         below = None if cursor is None else _from_cursor(cursor)
         states = (status,) if isinstance(status, str) else status
-        records = self._store.page(limit + 1, below=below, states=states, text=query or "")
+        records = self._store.page(limit + 1, below=below, states=states, text=query or "",
+                                   favourites=favourites)
+        marks = self._store.marks([record.number for record in records[:limit]])
         names = self._store.lasting_names([record.number for record in records[:limit]])
         finals = {
             number: tuple(self._store.last_data(number, "image", LAST_EVENTS)) if kept else ()
@@ -259,7 +328,7 @@ class JobQueue:
                 now = self._live.get(record.id, record)  # the store does not follow every step
                 position = now.queue_position if isinstance(now, Job) else None
                 page.append(Summary(**facts(now), queue_position=position, files=names[record.number],
-                                    finals=finals[record.number]))
+                                    finals=finals[record.number], marks=marks[record.number]))
         return page, _to_cursor(records[limit - 1].number) if len(records) > limit else None
 
     def wait_events(self, job: Job, last: int, timeout_s: float) -> Sequence[Event]:
@@ -281,6 +350,10 @@ class JobQueue:
         with self._changed:
             waiting, running = len(self._waiting), len(self._running)
         return {"waiting": waiting, "running": running, **ends, "finished": sum(ends.values())}
+
+    def waiting_requests(self) -> Sequence[Mapping[str, Any]]:
+        """What the waiting jobs were asked to do."""
+        return [job.request for job in self._waiting]  # the list is replaced as a whole, never changed
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Have `function` run in the worker's thread between two steps. Raises QueueFull, QueueClosed."""
@@ -332,15 +405,20 @@ class JobQueue:
             raise RuntimeError("the worker was started already")
 
         def loop() -> None:
-            batch, resting = None, True
+            batch, resting, told = None, True, ""
             try:
                 batch = setup()
                 while batch is not None and not self._stopped():
                     try:
                         if not self.run_next(batch, timeout_s=REST_AFTER_S if resting else PRUNE_EVERY_S):
                             resting = resting and batch.rest()
-                    except Exception:  # the disk is full, say: jobs wait until it is not
-                        log.exception("the worker goes on in %.1f s", WAIT_AFTER_FAULT_S)
+                        told = ""
+                    except Exception as error:  # the disk is full, say: jobs wait until it is not
+                        if not isinstance(error, StoreError):
+                            log.exception("the worker goes on in %.1f s", WAIT_AFTER_FAULT_S)
+                        elif str(error) != told:  # once, or the log would fill what is left of the disk
+                            log.error("%s (the worker goes on as soon as it can)", error)
+                        told = str(error)
                         with self._changed:
                             self._changed.wait_for(self._stopped, WAIT_AFTER_FAULT_S)
             finally:
@@ -410,7 +488,7 @@ class JobQueue:
                 status = ("status", {"status": "running", "error": None})
                 self._ledger.write([News(job, columns, {"queue_position": None}, [status])])
                 self._waiting = [other for other in self._waiting if other is not job]
-                self._running[job.id] = job
+                self._running[job.id], self._began[job.id] = job, self._elapsed()
                 self._take_turn(job.client)
                 admitted = True
             try:
@@ -445,11 +523,12 @@ class JobQueue:
                 del self._live[job.id]
             except StoreError as refused:  # stays in the memory: in the store it is unfinished and will run again
                 log.error("job %s ended, which cannot be written down: %s", job.id, refused)
-                lost = JobError("storage", str(refused), "Free some space on the server's disk.")
+                lost = disk_refused(refused)
                 self._ledger.show([self._ending(job, error or lost)])
             del self._running[job.id]
-            self._last_duration_s = self._clock() - (job.started_at or 0.0)
-        self._next_prune = 0.0
+            self._last_duration_s = self._elapsed() - self._began.pop(job.id)
+            self._ended.add(job.number)
+        self._prune_at = None
 
     def _ending(self, job: Job, error: JobError | None) -> News:
         state: State = "succeeded" if error is None else "cancelled" if error.code == "cancelled" else "failed"
@@ -473,6 +552,7 @@ class JobQueue:
                 except StoreError as refused:
                     log.error("running jobs cannot be put back (the next start will do it): %s", refused)
                 self._running.clear()
+                self._began.clear()
 
     def _stop(self, batch: Batch | None) -> None:
         self._put_back(batch)
@@ -483,10 +563,11 @@ class JobQueue:
                 future.set_exception(QueueClosed("the server stopped"))
 
     def _prune_sometimes(self) -> None:
-        now = self._clock()
-        if now >= self._next_prune:
-            self._next_prune = now + PRUNE_EVERY_S
-            self._store.prune(self._keep, now)
+        if self._prune_at is None or self._elapsed() >= self._prune_at:
+            self._prune_at = self._elapsed() + PRUNE_EVERY_S
+            self._store.purge(self._clock() - RESTORABLE_S)
+            young = self._ended.within(self._keep.max_age_s)
+            self._store.prune(self._keep, self._clock(), order=self._ended.order, young=young)
 
     # ---- order
 
@@ -562,7 +643,7 @@ class JobQueue:
         if request is None:  # read last: what a deleted job had may be half gone
             return None
         return Job(**facts(record), request=request, ledger=self._ledger, events=events,
-                   stored={file.name: file for file in files})
+                   stored={file.name: file for file in files}, marks=self._store.marks([record.number])[record.number])
 
 
 def make_id(text: str) -> str:

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from torch.nn import functional
 from core import metrics
 from core.captions import ATTRIBUTES
 from core.checkpoint import ModelFolderError, build, component_hash, load_component, save_component
+from core.command import SettingError
 from core.metrics import Pictures
 
 log = logging.getLogger(__name__)
@@ -157,19 +161,22 @@ def train_judge(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    run: str | Path | None = None,
+    save_every: int = 200,
 ) -> str:
     """Train the judge on these rows of the store and freeze it into ``folder``; returns the hash of its weights.
 
-    One short run without checkpoints (AdamW, one-cycle learning rate), the same for the same seed and machine.
+    One short run (AdamW, one-cycle learning rate), the same for the same seed and machine. Ctrl-C and SIGTERM save it
+    in the folder ``run``, and the same call continues. Where that is None, it lies in ``folder`` until it has ended.
     """
-    from tqdm import tqdm
+    from types import SimpleNamespace
 
-    from core.training import EpochSampler, make_accelerator, step_generator
+    from core.training import EpochSampler, RunFolder, make_accelerator, step_generator
 
     if has_judge(folder):
         raise ModelFolderError(f"{folder} already holds a judge, and it is frozen; remove that folder to train another")
     if not store.attributes[rows].any():
-        raise ValueError("the store has no attribute labels (own captions only), and the judge learns from attributes")
+        raise SettingError("the store has no attribute labels (own captions only); the judge learns from attributes")
     config = JudgeConfig()
     labels = torch.from_numpy(np.ascontiguousarray(store.attributes[rows])).float()
     px = torch.from_numpy(np.abs(store.px[rows].astype(int)[:, None] - np.array(config.px_classes)).argmin(1))
@@ -185,9 +192,19 @@ def train_judge(
     optimizer = torch.optim.AdamW(judge.parameters(), lr=peak, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=0.2)
     sampler = EpochSampler(len(rows), batch_size, seed)
-    smooth: dict[str, float] = {}
-    progress = tqdm(range(steps), desc=f"judge, {len(rows)} pictures", unit_scale=batch_size, unit=" pictures")
-    for step in progress:
+    digest = hashlib.sha256("\n".join(store.image_id[rows].tolist()).encode() + store.attributes[rows].tobytes())
+    settings = {"component": "judge", "seed": seed, "batch_size": batch_size, "peak": peak, "steps": steps,
+                "data": digest.hexdigest(), "network": {**asdict(config), "blocks": list(config.blocks),
+                                                        "px_classes": list(config.px_classes)}}
+    kept = RunFolder(Path(run or Path(folder) / "training"), settings, {"judge": judge, "optimizer": optimizer}, steps,
+                     decay_share=0.0)
+    first = kept.resume()
+    if first:  # the rate is a function of the step alone
+        schedule.load_state_dict(schedule.state_dict() | {"last_epoch": first - 1, "_step_count": first + 1})
+        schedule.step()
+    smooth: dict[str, float] = dict(kept.extra.get("loss", {}))
+    whole = SimpleNamespace(stop_at=None, stop_after=None)
+    for step, show in kept.steps(first, whole, accelerator, f"judge, {len(rows)} pictures"):
         chosen = sampler.batch(step)
         pictures = store.images[rows[chosen.numpy()]]  # memory-mapped: the page cache holds the uint8 pictures
         images = augment(pictures, step_generator(seed, step)).to(target, memory_format=torch.channels_last)
@@ -204,7 +221,12 @@ def train_judge(
         schedule.step()
         for name, value in (("attributes", attribute_loss), ("px", px_loss)):
             smooth[name] = 0.95 * smooth.get(name, value.item()) + 0.05 * value.item()
-        progress.set_postfix({name: f"{value:.3f}" for name, value in smooth.items()}, refresh=False)
+        show(", ".join(f"{name} {value:.3f}" for name, value in smooth.items()))
+        if show.last or (step + 1) % save_every == 0:
+            kept.save(step + 1, {"loss": smooth})
+    kept.finish()
+    # the judge is frozen, so nothing is to continue
+    shutil.rmtree(kept.folder / "checkpoints" if run else kept.folder, ignore_errors=True)
     extra = {"epochs": epochs, "seed": seed, "num_train": len(rows), "batch_size": batch_size, "loss": smooth}
     return save_component(folder, "judge", judge.state_dict(), asdict(config), extra=extra)
 
@@ -319,9 +341,13 @@ def look_at_store(judge: Judge, digest: str, store: Pool, rows: np.ndarray, cach
     key = hashlib.sha256(f"{digest} {store.images.shape}".encode())
     key.update("\n".join(store.image_id[rows].tolist()).encode() + store.images[rows[0]].tobytes())
     path = cache / f"{digest[:12]}-{key.hexdigest()[:16]}.npz"
-    if path.exists():
+    try:
         with np.load(path, allow_pickle=False) as kept:
             return Seen(kept["features"], kept["logits"], kept["verdicts"], kept["px"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        log.warning("%s is damaged; the pictures are looked at again", path)
     # Chunks: the rows may be more pictures than fit in memory.
     parts = [look(judge, store.images[chunk]) for chunk in np.array_split(rows, -(-len(rows) // 1024))]
     names = ("features", "logits", "verdicts", "px")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.diffusion import Condition, NoiseSchedule
+from core.arrays import new_array
+from core.checkpoint import write_json
+from core.command import FolderLock
+from core.diffusion import NUM_TRAIN_TIMESTEPS, Condition, NoiseSchedule
 from core.distillation import draw_scales
 from core.training import EpochSampler, attention_kernel, send, step_generator
 
@@ -53,23 +57,39 @@ def cached_latents(
     """
     from tqdm import tqdm
 
-    facts = folder / "cache.json"
-    if not (facts.exists() and json.loads(facts.read_text()) == dict(key)) and accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        facts.unlink(missing_ok=True)
-        arrays = [np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float16, shape=(2, *shape))
-                  for name in ("mean", "std")]
-        for start in tqdm(range(0, shape[0], batch_size), desc="latents", mininterval=2.0):
-            rows = slice(start, min(start + batch_size, shape[0]))
-            for mirrored, view in enumerate(encode(rows)):
-                for array, value in zip(arrays, view, strict=True):
-                    array[mirrored, rows] = value.half().cpu().numpy()
-        for array in arrays:
-            array.flush()
-        facts.write_text(json.dumps(dict(key)))
-    accelerator.wait_for_everyone()
-    mean, std = (torch.from_numpy(np.load(folder / f"{name}.npy")).to(accelerator.device) for name in ("mean", "std"))
+    with FolderLock(folder, "writing latents", wait=True) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process and not _is_whole(folder, key, shape):
+            (folder / "cache.json").unlink(missing_ok=True)
+            arrays = [new_array(folder / f"{name}.npy", np.float16, (2, *shape)) for name in ("mean", "std")]
+            for start in tqdm(range(0, shape[0], batch_size), desc="latents", mininterval=2.0):
+                rows = slice(start, min(start + batch_size, shape[0]))
+                for mirrored, view in enumerate(encode(rows)):
+                    for array, value in zip(arrays, view, strict=True):
+                        array[mirrored, rows] = value.half().cpu().numpy()
+            for array in arrays:
+                array.flush()
+            write_json(folder / "cache.json", dict(key))
+        accelerator.wait_for_everyone()
+        mean, std = (torch.from_numpy(np.load(folder / f"{name}.npy")).to(accelerator.device)
+                     for name in ("mean", "std"))
+        accelerator.wait_for_everyone()  # another run may write its own latents only when all have read these
     return LatentCache(mean, std)
+
+
+def _is_whole(folder: Path, key: Mapping[str, str], shape: tuple[int, ...]) -> bool:
+    """Whether the cache in ``folder`` has this key and files of the length they should have."""
+    try:
+        if json.loads((folder / "cache.json").read_text()) != dict(key):
+            return False
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("mean", "std")]
+        if all(array.shape == (2, *shape) and array.dtype == np.float16 for array in arrays):
+            return True
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, EOFError):
+        pass
+    print(f"the latents in {folder} are damaged; they are made anew", flush=True)
+    return False
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,8 @@ class Lessons:
     batch_size: int
     caption_dropout: float
     pieces: int
-    share_off: float | None
+    lowest: Tensor | None = None  # timestep [N] from which on each picture is learned from; None: from 0
+    share_off: float | None = None
 
     @cached_property
     def _order(self) -> EpochSampler:
@@ -119,6 +140,10 @@ class Lessons:
         rows = send(self.seen[self._order.batch(step)], device)
         mirrored = send(torch.randint(2, (size,), generator=generator), device)
         timestep = send(self.schedule.sample_timesteps(size, generator), device)
+        if self.lowest is not None:  # the same share of the levels that are left to a picture
+            lowest = self.lowest[rows]
+            timestep = (lowest + timestep * (1.0 - lowest / NUM_TRAIN_TIMESTEPS)).floor()
+            timestep = timestep.clamp(max=NUM_TRAIN_TIMESTEPS - 1)
         null = send(torch.rand(size, generator=generator) < self.caption_dropout, device)
         ids, mask, _, empty = self.captions.draw(rows, generator)
         eps = torch.randn(2, size, *self.cache.mean.shape[2:], generator=noise_generator, device=device)

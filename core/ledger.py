@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any, Literal
 
-from core.store import Change, Event, Record, Store, StoredFile, StoreError
+from core.disk import FULL, PERMISSION, READ_ONLY, UNREACHABLE
+from core.store import Change, Event, Marks, Record, Store, StoredFile, StoreError
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TRANSITIONS: dict[str, frozenset[str]] = {
@@ -27,6 +28,12 @@ TRANSITIONS: dict[str, frozenset[str]] = {
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
+}
+HINTS = {  # what helps against a disk that refuses, by its cause
+    FULL: "Free some space on the server's disk.",
+    READ_ONLY: "Make the server's disk writable again, then send the request again.",
+    PERMISSION: "Give the server its data folder back, then send the request again.",
+    UNREACHABLE: "Connect the server's disk again, then send the request again.",
 }
 PREVIEW_BUDGET = 8 * 2**20  # bytes of files that may be dropped, a job
 
@@ -44,11 +51,13 @@ class JobError(Exception):
 
 @dataclass(kw_only=True, eq=False)
 class Summary(Record):
-    """A job as a list shows it. `files` names its lasting files; `finals` is what the events of the last ones say."""
+    """A job as a list shows it. `files` names its lasting files; `finals` is what the events of the last ones say;
+    `marks` is what was decided about its pictures."""
 
     queue_position: int | None = None
     files: tuple[str, ...] = ()
     finals: tuple[Mapping[str, Any], ...] = ()
+    marks: Marks = Marks()
 
     @property
     def finished(self) -> bool:
@@ -63,9 +72,13 @@ class Snapshot(Summary):
 
     @property
     def events_of_this_run(self) -> tuple[Event, ...]:
-        """The events since the server last started: earlier ones tell of work that was lost and is done again."""
+        """The events since the server last started, but those of deleted pictures: earlier ones tell of work that was
+        lost and is done again."""
         starts = [i for i, event in enumerate(self.events) if event.data.get("restarted")]
-        return self.events[starts[-1] :] if starts else self.events
+        events = self.events[starts[-1] :] if starts else self.events
+        if not self.marks.deleted:
+            return events
+        return tuple(event for event in events if event.data.get("index") not in self.marks.deleted)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,6 +90,7 @@ class Job(Record):
     queue_position: int | None = None
     events: list[Event] = field(default_factory=list, repr=False)
     stored: dict[str, StoredFile] = field(default_factory=dict, repr=False)  # by name
+    marks: Marks = Marks()  # of a finished job, when it was read
 
     @property
     def finished(self) -> bool:
@@ -120,7 +134,8 @@ class Job(Record):
         """Everything about the job but the contents of its files."""
         with self.ledger.changed:
             lasting = tuple(file.name for file in self.stored.values() if file.moment is None)
-            return Snapshot(**facts(self), queue_position=self.queue_position, files=lasting, events=tuple(self.events))
+            return Snapshot(**facts(self), queue_position=self.queue_position, files=lasting, events=tuple(self.events),
+                            marks=self.marks)
 
     def events_after(self, last: int) -> Sequence[Event]:
         """The events whose id is above `last`."""
@@ -241,4 +256,9 @@ def _disk_troubles() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        raise JobError("storage", str(error), "Free some space on the server's disk.") from error
+        raise disk_refused(error) from error
+
+
+def disk_refused(error: StoreError) -> JobError:
+    """What a client is told of a job that the disk ended."""
+    return JobError("storage", str(error), HINTS.get(error.cause, HINTS[FULL]))

@@ -15,10 +15,11 @@ import re
 import shutil
 import socket
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from core import disk
 
 GIB = 1024**3
 MEMORY_NEEDED = 1.5 * GIB  # measured: 0.9 GiB after all imports; the rest is the model and eight pictures
@@ -79,20 +80,18 @@ def memory_problem(free: int | None) -> str | None:
 
 def nearest_folder(path: Path) -> Path:
     """`path`, or the closest of its parents that exists."""
-    return next((folder for folder in (path, *path.parents) if folder.exists()), path)
+    return next((folder for folder in (path, *path.parents) if os.path.exists(str(folder))), path)
 
 
 def folder_problem(path: Path, needed: int, flag: str) -> str | None:
     """The sentence for a folder, made yet or not, that cannot take `needed` bytes; `flag` chooses another one."""
     there = nearest_folder(path)
-    if not there.is_dir():
+    if os.path.isfile(str(there)):
         return f"{there} is no folder, so nothing can be kept in {path}: choose another one with {flag}."
-    try:
-        with tempfile.TemporaryFile(dir=str(there)):  # permissions alone do not tell: read-only disks, quotas
-            free = shutil.disk_usage(str(there)).free
-    except OSError as error:
-        reason = error.strerror or error
-        return f"{path} cannot be written to ({reason}): choose another folder with {flag}, or make it yours."
+    refused = disk.probe(there)
+    if refused:
+        return disk.sentence(*refused, path, flag)
+    free = shutil.disk_usage(str(there)).free
     if free < needed:
         short = f"Only {free / 1e6:.0f} MB are free on the disk of {path} and {needed / 1e6:.0f} MB are needed"
         return f"{short}: free some space, or choose a folder on another disk with {flag}."
@@ -112,18 +111,40 @@ def folder_size(path: Path) -> int:
 # ---- address ---------------------------------------------------------------------------------------------------------
 
 
+def host_of(text: str) -> str:
+    """A host as a person writes it, in the one spelling that the rest compares: [::1] and 0:0:0:0:0:0:0:1 are ::1."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        return bare
+
+
 def address_of(host: str, port: int) -> str:
     """The URL that reaches, from this machine, a server bound to `host`."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{name}:{port}/"
 
 
-def lan_address() -> str | None:
+def lan_address(family: int = socket.AF_INET) -> str | None:
     """This machine's own address as its network sees it, for a phone; no packet is sent."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-        route.connect(("192.0.2.1", 9))  # an address of no machine (RFC 5737): only the route is looked up
-        return str(route.getsockname()[0])
+    # addresses of no machine (RFC 5737, RFC 3849): only the route is looked up
+    nobody = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as route:
+        route.connect((nobody, 9))
+        found = str(route.getsockname()[0])
+        return None if found.startswith("fe80:") else found  # that one means something on its own link alone
     return None
+
+
+def outside_address(host: str, port: int) -> str | None:
+    """The URL that reaches, from another machine, a server bound to `host` that is running; None: there is none."""
+    if host not in ANYWHERE:
+        return None if is_local(host) else address_of(host, port)
+    lan = lan_address()
+    if host == "::" and not (lan and answers(lan, port)):  # it takes IPv4 only where the system can do that
+        lan = lan_address(socket.AF_INET6)
+    return address_of(lan, port) if lan else None
 
 
 def is_local(host: str) -> bool:
@@ -155,14 +176,19 @@ def answers(host: str, port: int) -> bool:
     return answer is not None and answer[0] == 200
 
 
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that listens there; one for `::` takes IPv4 too, where the system can do that. Raises OSError."""
+    if host == "::":
+        both = socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=both)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family = min(found, key=lambda one: one[0] != socket.AF_INET)[0]  # a name of both: IPv4, which all clients try
+    return socket.create_server((host, port), family=family)
+
+
 def listen_once(host: str, port: int) -> None:
     """Take the address and let it go again; raises OSError as the server would."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as listener:
-        if os.name != "nt":  # there it means something else: two servers on one port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that just ended is no obstacle
-        listener.bind(address)
-        listener.listen()
+    listener(host, port).close()
 
 
 def free_port(host: str, start: int) -> int | None:
@@ -188,8 +214,9 @@ def port_problem(host: str, port: int) -> str | None:
             return f"Port {port} is already taken by another program: end that one, or {other}."
         if error.errno in (errno.EACCES, 10013):
             return f"Port {port} is not allowed for this user: {other}."
-        reason = error.strerror or error
-        return f"--host {host} is no address of this machine ({reason}): start with --host 127.0.0.1."
+        reason = str(error.strerror or error).partition(" (while")[0]  # then comes what the sentence says already
+        usual = "0.0.0.0" if host == "::" else "127.0.0.1"
+        return f"--host {host} is no address of this machine ({reason}): start with --host {usual}."
 
 
 # ---- browser ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ Digital source type: https://cv.iptc.org/newscodes/digitalsourcetype/
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -256,6 +257,9 @@ def _text_of(name: str, body: bytes) -> str:
             raise ValueError("its compressed data end too soon")
     if len(body) > MAX_TEXT_BYTES:
         raise ValueError(f"it is longer than {MAX_TEXT_BYTES:,} bytes")
+    if encoding == "latin-1":  # what the standard says; many tools write UTF-8 all the same, which is hardly ever both
+        with contextlib.suppress(UnicodeDecodeError):
+            return body.decode("utf-8")
     return body.decode(encoding)
 
 
@@ -305,21 +309,31 @@ def _finite(text: str) -> float:
     return value
 
 
-def _parse_parameters(text: str) -> Restored:
-    """A1111's wording: prompt, negative prompt, and a last line `Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1`.
+STEPS = re.compile("^Steps: ", re.MULTILINE)
+NEGATIVE = re.compile("^Negative prompt: ?", re.MULTILINE)
+SETTING = re.compile(r'([\w /-]{1,60}): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')  # a value in quotes may hold commas
+MAX_SETTINGS = 50_000  # characters of that line that are looked at
 
-    A prompt that itself holds a line `Negative prompt:` cannot be told apart. Settings that are not numbers are left
-    out, as are those that have no counterpart here.
+
+def _parse_parameters(text: str) -> Restored:
+    """A1111's wording: prompt, negative prompt, and a line `Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1`.
+
+    That line is the last one that begins with `Steps: `; what extensions write behind it (templates, hashes of what
+    they loaded) belongs to no prompt. A prompt that itself holds a line `Negative prompt:` cannot be told apart.
+    Settings that are not numbers are left out, as are those that have no counterpart here.
     """
-    head, _, last = text.rstrip().rpartition("\n")
-    if not last.startswith("Steps: "):
-        raise NoRequestError(f"the last line of parameters in the PNG must begin with 'Steps: '; got {shown(last)}")
-    prompt, _, negative = f"\n{head}".partition("\nNegative prompt: ")
+    *_, line = [None, *STEPS.finditer(text)]
+    if line is None:
+        shown_last = shown(text.rstrip().rpartition("\n")[2])
+        raise NoRequestError(f"a line of parameters in the PNG must begin with 'Steps: '; the last is {shown_last}")
+    head = text[: line.start()].removesuffix("\n")
+    prompt, *negatives = NEGATIVE.split(head, maxsplit=1)
+    if negatives:
+        prompt = prompt.removesuffix("\n")
     settings: dict[str, str] = {}
-    for part in last.split(", "):
-        name, _, value = part.partition(": ")
-        settings.setdefault(name, value)
-    request: dict[str, Any] = {"prompt": prompt[1:], "negative_prompt": negative, "n_images": 1}
+    for name, value in SETTING.findall(text[line.start() :].partition("\n")[0][:MAX_SETTINGS]):
+        settings.setdefault(name.strip(), value.strip())
+    request: dict[str, Any] = {"prompt": prompt, "negative_prompt": "".join(negatives), "n_images": 1}
     for field, name in (("n_inf_steps", "Steps"), ("seed", "Seed")):
         value = settings.get(name, "")
         if re.fullmatch("[0-9]{1,16}", value) and int(value) <= MAX_INTEGER:

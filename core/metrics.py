@@ -351,3 +351,19 @@ def reconstruction_figures(originals: Pictures, copies: Pictures, batch: int = 6
         for name, value in zip(found, (psnr, ssim, ms_ssim, mse), strict=True):
             found[name].append(torch.as_tensor(value))
     return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+
+
+def retrieval(name: str, similarity: Tensor, fits: Tensor) -> dict[str, float | None]:
+    """Which share of the first k answers fits, and which share of all answers does; similarity and fits [Q, A].
+
+    None where the first k are all answers or all answers fit, so that any ranking would score the same.
+    """
+    ranked = similarity.argsort(1, descending=True)
+    chance = round(float(fits.float().mean()), 4)
+    found: dict[str, float | None] = {}
+    for k in (1, 10):
+        told = k < fits.shape[1] and bool((fits.any(1) & ~fits.all(1)).any())
+        value = round(float(fits.gather(1, ranked[:, :k]).float().mean()), 4) if told else None
+        prefix = "" if name == "text_to_image" else f"{name}_"
+        found |= {f"{name}_precision_at_{k}": value, f"{prefix}chance_at_{k}": chance}
+    return found

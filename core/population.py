@@ -9,11 +9,11 @@ It does not know how anything is drawn. The bias of such data: https://arxiv.org
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from core.lexicon import RATES
+from core.lexicon import ATTRIBUTES, RATES
 from core.prompts import read
 
 MAX_PROMPT = 500  # characters of a prompt, those put before it included
@@ -53,10 +53,11 @@ HAIR = Facet("hair_colour", (
 ))
 
 
-def open_facets(claimed: Mapping[str, bool]) -> tuple[Facet, ...]:
+def open_facets(claimed: Mapping[str, bool], spoken: Collection[str] = ATTRIBUTES) -> tuple[Facet, ...]:
     """What the claims (attribute -> value) do not decide: some of sex, age, hair colour.
 
-    A claim that hardly ever holds of one sex decides it: nobody who asks for a beard wants women among the pictures.
+    Only what the model has words for: `spoken`. A claim that hardly ever holds of one sex decides it: nobody who asks
+    for a beard wants women among the pictures.
     """
     found = []
     if "Male" not in claimed and not any(_tells_sex(*fact) for fact in claimed.items()):
@@ -67,7 +68,7 @@ def open_facets(claimed: Mapping[str, bool]) -> tuple[Facet, ...]:
         left = tuple(choice for choice in HAIR.choices if choice.fact[0] not in claimed)
         if len(left) > 1:
             found.append(Facet(HAIR.name, left))
-    return tuple(found)
+    return tuple(facet for facet in found if set(facet.attributes) <= set(spoken))
 
 
 def balanced(prompt: str, number: int) -> str:

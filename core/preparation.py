@@ -33,10 +33,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from core.arrays import amount, new_array
 from core.captions import ATTRIBUTES
+from core.command import FolderLock
 from core.sources import (
     ALIGNED,
     COLUMNS,
+    HOW_TO_GET_DATA,
     SIZE,
     SPLITS,
     WINDOW,
@@ -152,7 +155,8 @@ def decode_rows(task: Task) -> list[Result]:
                 with Image.open(io.BytesIO(entry.read())) as image:
                     pixels, px = cut(to_rgb(image), task.kind, px)
             except UNREADABLE as error:
-                results.append((row, BROKEN, f"{entry.name}: {error}"))
+                said = str(error)
+                results.append((row, BROKEN, said if entry.path in said else f"{entry.name}: {said}"))
                 continue
             file.seek(task.offset + row * ROW_BYTES)
             file.write(np.ascontiguousarray(pixels).data)
@@ -216,9 +220,9 @@ class Progress:
         self.array.unlink(missing_ok=True)
         need, free = len(self.px) * ROW_BYTES, shutil.disk_usage(folder).free
         if free < need * 1.02:
-            sizes = f"needs {need / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free"
+            sizes = f"needs {amount(need * 1.02)}, its disk has {amount(free)} free"
             raise DataError(f"{folder} {sizes}; choose another --out")
-        self.offset = np.lib.format.open_memmap(self.array, mode="w+", dtype=np.uint8, shape=shape).offset
+        self.offset = new_array(self.array, np.uint8, shape).offset
 
     @property
     def done(self) -> int:
@@ -300,12 +304,17 @@ def prepare(
         raise DataError(
             f"no pictures with labels in {', '.join(map(str, paths)) or archive}; --source needs a folder or zip with "
             "img_align_celeba/ and list_attr_celeba.csv or .txt, or tar shards with metadata.csv, or pictures with "
-            "text_labels.json"
+            f"text_labels.json; {HOW_TO_GET_DATA}"
         )
     manifest = read_manifest(out)
     if manifest is not None and manifest.get("fingerprint") == plan.fingerprint and is_intact(out, manifest):
         return Report(out, manifest, manifest["count"], False)
-    out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(out, "preparing pictures"):
+        return decode_all(plan, out, workers, on_progress)
+
+
+def decode_all(plan: Plan, out: Path, workers: int | None, on_progress: Callable[[int, int], None] | None) -> Report:
+    """Decode what a plan names and earlier runs have not, and put the store in place."""
     progress = Progress(out, plan)
     resumed = progress.done
     todo = np.flatnonzero(progress.px == 0).tolist()
@@ -341,7 +350,7 @@ def finish(out: Path, plan: Plan, progress: Progress, resumed: int) -> Report:
     if reasons:
         pixels = out / "images.compact.npy"
         array = np.load(progress.array, mmap_mode="r", allow_pickle=False)
-        compact = np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(len(good), SIZE, SIZE, 3))
+        compact = new_array(pixels, np.uint8, (len(good), SIZE, SIZE, 3))
         for start in range(0, len(good), CHUNK):
             compact[start : start + CHUNK] = array[good[start : start + CHUNK]]
         compact.flush()

@@ -15,10 +15,10 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
-from core.lexicon import EXCLUSIVE, FRAME_MODIFIERS, SAYINGS
+from core.lexicon import ATTRIBUTES, EXCLUSIVE, FRAME_MODIFIERS, SAYINGS, Saying
 from core.phrases import (
     GRAMMAR,
     PLAIN_DENIALS,
@@ -35,7 +35,7 @@ from core.phrases import (
     words_of,
 )
 
-Status = Literal["known", "rare", "unknown"]
+Status = Literal["known", "rare", "unknown", "unread"]  # the last one says the text encoder, not `read`
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ _SMALL_WORDS = frozenset(
     .replace("-", " ")
     .split()
 )
+# Other things that people ask for, whose names are one letter away from a part of a face.
+_NO_MISSPELLINGS = frozenset("bear bears beer goat goats bread cheese beads lion eagle moss heat mouse noise".split())
 _HE, _SHE = frozenset("he him his himself".split()), frozenset("she her hers herself".split())
 # "beautiful hair", "an old photo", "a happy smile": directly before a thing these describe the thing, not the person.
 _THING_QUALITIES = frozenset(
@@ -390,8 +392,43 @@ def _denied_items(units: list[Unit], denied: list[bool], first: int) -> list[lis
 # -- the answer ------------------------------------------------------------------------------------------------------
 
 
+def spoken_attributes(vocabulary: Collection[str]) -> frozenset[str]:
+    """The attributes about which something can be said in the words of this vocabulary; all where it is empty.
+
+    A model that was trained on a person's own captions learned nothing of the others.
+    """
+    return _spoken(frozenset(vocabulary))
+
+
+@lru_cache(maxsize=8)
+def _spoken(vocabulary: frozenset[str]) -> frozenset[str]:
+    if not vocabulary:
+        return frozenset(ATTRIBUTES)
+    return frozenset(
+        name
+        for saying in SAYINGS
+        if saying.weight and _said(saying) and vocabulary.issuperset(_said(saying))
+        for name, _ in saying.facts
+    )
+
+
+def can_say(text: str, vocabulary: Collection[str]) -> bool:
+    """Whether a model that read captions of these words can read this text; yes where the vocabulary is empty."""
+    return not vocabulary or all(word in vocabulary for word in words_of(text))
+
+
+@cache
+def _said(saying: Saying) -> tuple[str, ...]:
+    return tuple(words_of(saying.text.replace("{poss}", "").replace(":", " ")))
+
+
 def read(prompt: str, vocabulary: Mapping[str, str]) -> Analysis:
-    """Understand a description; `vocabulary` maps the words that captions use to "known" or "rare"."""
+    """Understand a description; `vocabulary` maps the words that captions use to "known" or "rare".
+
+    Where the captions were a person's own, nothing is claimed of attributes for which they have no words.
+    """
+    spoken = spoken_attributes(vocabulary)
+    labelled = len(spoken) == len(ATTRIBUTES)
     tokens = tokenize(prompt)
     units = find_units(tokens)
     denied = _denied(units)
@@ -404,10 +441,17 @@ def read(prompt: str, vocabulary: Mapping[str, str]) -> Analysis:
                 quote = prompt[token.start : token.end]
                 claims.append(_Claim(("Male", token.text in _HE), quote, at, token.start, token.end))
                 useful.setdefault(at, "")
+    claims = [claim for claim in claims if claim.fact[0] in spoken]
+    if not labelled:
+        useful = {at: part for at, part in useful.items() if at in {claim.unit for claim in claims}}
     claims.sort(key=lambda claim: claim.unit)
     attributes = {claim.fact[0]: claim.fact[1] for claim in claims}
     words, warnings = _judge_words(prompt, tokens, units, useful, vocabulary)
-    if tokens and not attributes:
+    if not labelled:
+        warnings = _without_labels(words)
+        if words and all(word.status == "unknown" for word in words):
+            warnings.append("The model read none of these words in training; the picture will be left to chance.")
+    elif tokens and not attributes:
         warnings.append("Nothing here describes an attribute that the model learned; the face will be left to chance.")
     said = tuple(Claim(*claim.fact, claim.start, claim.end) for claim in claims)
     return Analysis(attributes, tuple(words), tuple(_contradictions(claims, hair)), tuple(warnings), said)
@@ -464,6 +508,13 @@ def _judge_words(
     return words, list(warnings)
 
 
+def _without_labels(words: list[Word]) -> list[str]:
+    """The warnings where the model learned from a person's own captions: only of words that those do not have."""
+    hints = {word.text: f'; the nearest word it knows is "{word.suggestion}"' if word.suggestion else ""
+             for word in words if word.status == "unknown" and word.text.lower() not in _SMALL_WORDS}
+    return [f'"{text}" will be ignored: the model never read this word{hint}.' for text, hint in hints.items()]
+
+
 @lru_cache(maxsize=1024)
 def _nearest(sense: Sense, part: str, text: str, vocabulary: tuple[str, ...]) -> str | None:
     """The commonest saying with the same claims if the word is understood, else the most similar word."""
@@ -486,8 +537,12 @@ def _nearest(sense: Sense, part: str, text: str, vocabulary: tuple[str, ...]) ->
                 else saying.slot in ("noun", "adj", "post", "thing", "worn", "clothes")
             )
         ]
+        same = [one for one in same if not vocabulary or set(vocabulary).issuperset(_said(one))]
         if same:
             best = min(same, key=lambda saying: (saying.slot not in slots, -saying.weight))
             return " ".join(without_article(best.text.rpartition(":")[2].split()))
-    close = difflib.get_close_matches(text, vocabulary, 1, 0.78) if 2 < len(text) < 30 else []
-    return close[0] if close else None
+    if not 2 < len(text) < 30 or text in _NO_MISSPELLINGS:
+        return None
+    # Who misspells a word gets its first letter right: "chair" does not mean hair, nor "dog" do.
+    alike = [word for word in vocabulary if word[0] == text[0] and len(word) > 2 and word not in _SMALL_WORDS]
+    return next(iter(difflib.get_close_matches(text, alike, 1, 0.78)), None)

@@ -213,6 +213,23 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verdict(report: Mapping[str, Any]) -> str:
+    """Which checks and targets of a report are met, and how long it took, in a line each."""
+    checks, targets = report.get("checks", {}), report.get("targets", [])
+    lines = []
+    for what, all_, missed in (
+        ("checks", checks, [name for name, held in checks.items() if not held]),
+        ("targets", targets, [f"{one['figure']} is {one['value']:.4g}, "
+                              + " and ".join(f"{side} {one[side]:g}" for side in ("min", "max") if side in one)
+                              for one in targets if not one["met"]]),
+    ):
+        if all_:
+            lines.append(f"{what}: {len(all_) - len(missed)} of {len(all_)} met"
+                         + (f"; not met: {'; '.join(missed)}" if missed else ""))
+    lines.append(f"measured in {sum(report.get('seconds', {}).values()):.0f} s")
+    return "\n".join(lines)
+
+
 def write(report: dict[str, Any], curves: Mapping[str, tuple[Array, Array]], folder: Path) -> dict[str, Any]:
     """Write report.json, table.md and the plots; returns the report as the JSON holds it, targets added."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,13 @@ from typing import Any
 from flask import Flask, Response
 
 from core.animation import animation
-from core.answers import StepLatent
-from core.engine import picture_name
-from core.jobs import DeletedJob, JobQueue, UnknownJob
+from core.answers import StepLatent, StepsAnswer
+from core.engine import image_url, picture_name
+from core.jobs import DeletedJob, JobQueue, NotFinished, PictureDeleted, UnknownJob, UnknownPicture
 from core.ledger import Job, Snapshot
 from core.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.pictures import archive, collage, thumbnail_webp
-from core.schemas import AnimationQuery, LatentQuery
+from core.schemas import AnimationQuery, ImageQuery, LatentQuery
 from core.serializers import files_of, latest_updates
 from core.store import Event
 from core.web import Problem, json_response, read_query, shown, tagged
@@ -55,6 +55,11 @@ def pictures_of(now: Snapshot) -> list[Event]:
     return finals if finals and chosen else events
 
 
+def without(job: Job) -> str:
+    """What the tag of something made of all pictures says of those that were deleted."""
+    return "".join(f"-no{index}" for index in sorted(job.marks.deleted))
+
+
 def file_response(content: bytes, kind: str, name: str, tag: str, *, final: bool = True) -> Response:
     """A file to look at or to keep; one that is not final is the newest of several."""
     cache = FOREVER if final else "no-cache"
@@ -70,13 +75,21 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         return job, job.snapshot()
 
     def picture(job_id: str, index: int) -> tuple[bytes, dict[str, Any]]:
+        """The picture as the query asks for it; what is of one step, or finished, never changes."""
+        wanted = read_query(ImageQuery).t
         job, now = updates_of(job_id)
-        event = latest_updates(now).get(index)
+        if index in now.marks.deleted:
+            raise Problem(410, f"Image {index} of this job was deleted.")
+        event = latest_updates(now).get(index) if wanted is None else next(
+            (event for event in reversed(pictures_of(now)) if event.data["index"] == index
+             and event.data["t"] == wanted), None)
         content = job.file(files_of(event)[0]) if event else None
         if event is None or content is None:
-            raise Problem(404, f"Job {shown(job_id)} has no image {index} (yet).")
+            at = "" if wanted is None else f" at step {wanted}"
+            raise Problem(404, f"Job {shown(job_id)} has no image {index}{at} (yet).")
         seed, step = event.data["seed"], event.data["t"]
-        return content, {"name": f"face-{seed}", "tag": f"{job.id}-{index}-{step}", "final": event.kind == "image"}
+        return content, {"name": f"face-{seed}", "tag": f"{job.id}-{index}-{step}",
+                         "final": event.kind == "image" or wanted is not None}
 
     def finished(job_id: str) -> tuple[Job, Snapshot]:
         job, now = updates_of(job_id)
@@ -84,12 +97,28 @@ def add_results(app: Flask, queue: JobQueue) -> None:
             raise Problem(409, f"The job is {now.state}; wait until it is finished.")
         return job, now
 
+    def decide(act: Callable[[], object]) -> Response:
+        """Do what was decided about one picture. Raises a 404, 409 or 410 problem."""
+        try:
+            act()
+        except NotFinished as error:
+            raise Problem(409, f"The job is {error}; wait until it is finished.") from error
+        except UnknownPicture as error:
+            raise Problem(404, f"This job has no image {error}.") from error
+        except PictureDeleted as error:
+            raise Problem(410, f"Image {error} of this job was deleted.") from error
+        except UnknownJob as error:
+            raise Problem(404, f"There is no job {error}.") from error
+        except DeletedJob as error:
+            raise Problem(410, "This job was deleted.") from error
+        return Response(status=204)
+
     no_image = {**NO_JOB, 404: "No job ever had this id, or it has no such image (yet)."}
     too_early = {**NO_JOB, 409: "The job is not finished, or ended before there was a picture."}
 
     @app.get("/jobs/<job_id>/images/<int:index>.png")
     @operation("One picture", "results", {200: Answer("The picture.", {PNG: BINARY}, (ETAG,)), 304: UNCHANGED},
-               headers=(IF_NONE_MATCH,), problems=no_image)
+               query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def image(job_id: str, index: int) -> Response:
         """The final picture with everything that is needed to draw it again; before that, the newest preview."""
         content, about = picture(job_id, index)
@@ -98,12 +127,52 @@ def add_results(app: Flask, queue: JobQueue) -> None:
     @app.get("/jobs/<job_id>/images/<int:index>.webp")
     @operation("One picture, small", "results",
                {200: Answer("The thumbnail.", {WEBP: BINARY}, (ETAG,)), 304: UNCHANGED},
-               headers=(IF_NONE_MATCH,), problems=no_image)
+               query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def thumbnail(job_id: str, index: int) -> Response:
         """For lists; without the text that the PNG carries."""
         content, about = picture(job_id, index)
         small = thumbnail_webp(content, THUMBNAIL_SIZE)
         return file_response(small, WEBP, f"{about['name']}.webp", f"{about['tag']}-small", final=about["final"])
+
+    undecided = {**no_image, 409: "The job is not finished."}
+
+    @app.put("/images/<job_id>/<int:index>/favourite")
+    @operation("Make a picture a favourite", "results", {204: Answer("It is one.")}, problems=undecided)
+    def make_favourite(job_id: str, index: int) -> Response:
+        """For all who use this server. Jobs with a favourite are not removed to make room."""
+        return decide(lambda: queue.mark_favourite(job_id, index, True))
+
+    @app.delete("/images/<job_id>/<int:index>/favourite")
+    @operation("Make a picture no favourite any more", "results", {204: Answer("It is none.")}, problems=undecided)
+    def make_no_favourite(job_id: str, index: int) -> Response:
+        """The picture stays."""
+        return decide(lambda: queue.mark_favourite(job_id, index, False))
+
+    @app.delete("/jobs/<job_id>/images/<int:index>")
+    @operation("Delete one picture", "results", {204: Answer("It is gone.")}, problems=undecided)
+    def delete_picture(job_id: str, index: int) -> Response:
+        """The other pictures of the job stay. For an hour it can be restored."""
+        return decide(lambda: queue.delete_picture(job_id, index))
+
+    @app.post("/jobs/<job_id>/images/<int:index>/restore")
+    @operation("Bring a deleted picture back", "results", {204: Answer("It is there.")}, problems=undecided)
+    def restore_picture(job_id: str, index: int) -> Response:
+        """Later than an hour after it was deleted answers 410."""
+        return decide(lambda: queue.restore_picture(job_id, index))
+
+    @app.get("/jobs/<job_id>/steps")
+    @operation("Which steps of the pictures are kept", "results",
+               {200: Answer("Their steps and where they are.", {JSON: StepsAnswer}, (ETAG,)), 304: UNCHANGED},
+               headers=(IF_NONE_MATCH,), problems=NO_JOB)
+    def steps_of(job_id: str) -> Response:
+        """For a film: each is fetched when it is shown."""
+        job, now = updates_of(job_id)
+        kept = set(job.file_names())
+        return tagged(json_response({"steps": [
+            {"index": event.data["index"], "t": event.data["t"], "total_t": event.data["total_t"],
+             "thumbnail": f"{image_url(job.id, event.data['index'], 'webp')}?t={event.data['t']}"}
+            for event in pictures_of(now) if files_of(event)[0] in kept
+        ]}))
 
     @app.get("/jobs/<job_id>/collage.png")
     @operation("How the pictures came about", "results",
@@ -119,7 +188,8 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         if not any(rows.values()):
             raise Problem(409, f"The job {now.state} before there was a picture.")
         content = collage([rows[index] for index in sorted(rows)])
-        return file_response(content, PNG, "collage.png", f"{job.id}-collage")
+        tag = f"{job.id}-collage{without(job)}"
+        return file_response(content, PNG, "collage.png", tag, final=not job.marks.deleted)
 
     def film(job_id: str, kind: str) -> Response:
         wanted = read_query(AnimationQuery)
@@ -129,8 +199,9 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         if not pictures:
             raise Problem(409, f"The job {now.state} before there was a picture.")
         content = animation(pictures, kind, frame_ms=wanted.ms, between=wanted.between)
-        tag = f"{job.id}-animation-{kind}-{wanted.ms}-{wanted.between}"
-        return file_response(content, f"image/{kind.lower()}", f"faces.{kind.lower()}", tag)
+        tag = f"{job.id}-animation-{kind}-{wanted.ms}-{wanted.between}{without(job)}"
+        return file_response(content, f"image/{kind.lower()}", f"faces.{kind.lower()}", tag,
+                             final=not job.marks.deleted)
 
     @app.get("/jobs/<job_id>/animation.webp")
     @operation("The pictures as a film", "results",
@@ -184,4 +255,5 @@ def add_results(app: Flask, queue: JobQueue) -> None:
             raise Problem(409, f"The job {now.state} before there was a picture.")
         about = json.dumps(dict(job.parameters), indent=2).encode()
         content = archive({name: data for name, data in files.items() if data is not None} | {"job.json": about})
-        return file_response(content, "application/zip", "faces.zip", f"{job.id}-archive")
+        return file_response(content, "application/zip", "faces.zip", f"{job.id}-archive{without(job)}",
+                             final=not job.marks.deleted)

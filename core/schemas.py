@@ -2,7 +2,8 @@
 
 The bodies and queries of the requests as pydantic schemas: names, types, defaults and ranges stand here and nowhere
 else. The messages of a refused request, `GET /options` and through it the web page, and the OpenAPI document are read
-from them. This file does not know what happens to a valid request, and never imports torch.
+from them. This file does not know what happens to a valid request, and never imports torch. Long because each field
+stands here once, with all that is said of it.
 
 Schemas: https://docs.pydantic.dev/latest/concepts/models/. Latents as files: https://numpy.org/neps/nep-0001-npy-format.html
 """
@@ -15,24 +16,26 @@ import difflib
 import io
 import re
 import secrets
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from core.containers import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from core.engine import MANY_STEPS, EngineInfo, usual_sampler, usual_strength
 from core.ledger import TRANSITIONS
+from core.prompts import spoken_attributes
 from core.sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
 from core.web import bad_field, bounds, shown
 
 MAX_BODY_BYTES = 2**20  # eight latents are 175 kB as base64
 MAX_IMAGE_TEXT = 4 * -(-MAX_PICTURE_BYTES // 3)  # characters of the largest picture in base64
-MAX_IMAGE_BODY_BYTES = MAX_IMAGE_TEXT + 1024  # with the JSON around it
+MAX_IMAGE_BODY_BYTES = MAX_IMAGE_TEXT * 17 // 16 + 1024  # lines of 64 end in \r\n, as JSON writes it; and the rest
 MAX_MASK_BYTES = 2**20  # two colours need little
 MAX_MASK_TEXT = 4 * -(-MAX_MASK_BYTES // 3)
-MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + MAX_IMAGE_TEXT + MAX_MASK_TEXT  # all but the pictures keeps the usual bound
+MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + (MAX_IMAGE_TEXT + MAX_MASK_TEXT) * 17 // 16  # the usual bound for the rest
 MAX_ANY_BODY_BYTES = max(MAX_DRAW_BODY_BYTES, MAX_IMAGE_BODY_BYTES)
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript holds exactly
 MAX_LATENT_VALUE = 1e3
@@ -48,7 +51,10 @@ ALIASES = {
     "denoising_strength": "strength",
     "keep": "n_images",
 }
-QUALITY = (("Draft", 25), ("Fast", 50), ("Balanced", 150), ("Best", 500))
+QUALITY = (("Draft", 0.20), ("Fast", 0.05), ("Fine", 0.02))  # a name, and how far from the best of the measured curve
+START_QUALITY = "Fast"  # what the page begins with
+UNMEASURED_QUALITY = {"Draft": 25, "Fast": 50, "Fine": 150}  # where the model brings no curve
+PROMISED_STEPS = 500  # the default of n_inf_steps, whatever was measured
 EXAMPLES = (  # only words that the captions use, so that a first try shows what the model can do
     "a smiling young woman with wavy blond hair",
     "old bald man with a beard and glasses, no smile",
@@ -69,12 +75,34 @@ def no_control_characters(value: str | None, info: ValidationInfo) -> str | None
     return value
 
 
+def unwrapped(value: Any) -> Any:
+    """Base64 in one piece: what `base64` prints has lines of 76 characters and ends with one (RFC 2045)."""
+    return re.sub(r"[ \t\r\n]+", "", value) if isinstance(value, str) else value
+
+
 def decode_base64(text: str, field: str, wanted: str = "must be base64") -> bytes:
-    """Strict base64, without line breaks. Raises a validation error that begins with `wanted`."""
+    """Strict base64, in lines or not. Raises a validation error that begins with `wanted` and ends with the cause."""
+    text = unwrapped(text)
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad_field(field, f"{wanted}; got {shown(text)}") from error
+        raise bad_field(field, f"{wanted}; got {shown(text)}: {why_no_base64(text)}") from error
+
+
+def why_no_base64(text: str) -> str:
+    """What is wrong with text that cannot be decoded."""
+    if re.match("data:[^,]{0,100},", text):
+        return "leave out everything up to the comma"
+    if re.match("[a-z]{2,10}:", text):
+        return "addresses are not followed"
+    strange = re.search("[^A-Za-z0-9+/=]", text)
+    if strange is None:
+        inner = "=" in text.rstrip("=")
+        return "something follows its end" if inner else f"its end is missing, or one character of its {len(text)}"
+    if strange[0] in "-_":
+        plain = "+" if strange[0] == "-" else "/"
+        return f"that is the URL-safe alphabet, write {plain} for {strange[0]}"
+    return f"character {strange.start() + 1} is {shown(strange[0])}"
 
 
 def check_latent(latent: np.ndarray, field: str) -> np.ndarray:
@@ -118,13 +146,14 @@ def read_npy(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return latent
 
 
-Base64Latent = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "format": "latent"})]
+Unwrapped = BeforeValidator(unwrapped)  # outermost: lengths count without line breaks
+Base64Latent = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "format": "latent"}), Unwrapped]
 Latents = Annotated[list[Base64Latent], Field(json_schema_extra={"minItems": 1, "maxItems": 8})]
 Base64Image = Annotated[
-    str, Field(max_length=MAX_IMAGE_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "image"})
+    str, Field(max_length=MAX_IMAGE_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "image"}), Unwrapped
 ]
 Base64Mask = Annotated[
-    str, Field(max_length=MAX_MASK_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "mask"})
+    str, Field(max_length=MAX_MASK_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "mask"}), Unwrapped
 ]
 Prompt = Annotated[str, Field(max_length=500, json_schema_extra={"pattern": PRINTABLE})]
 Sliders = Annotated[dict[str, float], Field(json_schema_extra={
@@ -222,8 +251,11 @@ class TextToImage(Body):
     model_config = ConfigDict(json_schema_extra=describe_text_to_image)
     prompt: Prompt = Field(description="what to draw; empty draws without a condition")
     n_images: int = Field(4, ge=1, le=8, description="images in this job")
-    n_inf_steps: int = Field(500, ge=1, le=1000, description="denoising steps")
+    n_inf_steps: int = Field(PROMISED_STEPS, ge=1, le=1000, description="denoising steps")
     stream_freq: int = Field(50, ge=1, le=1000, description="an update every this many steps")
+    preview_every_s: float | None = Field(
+        None, ge=0.1, le=60, description="beside stream_freq: an update after the first step, and then whenever "
+        "so many seconds have passed without one")
     latent: Base64Latent | Latents | None = Field(
         None, description="start from these latents instead of noise: one, or a list of n_images")
     start_timestep: float = Field(0.0, ge=0, le=1, description="share of the schedule to skip; above 0 needs a latent")
@@ -334,7 +366,7 @@ class TextToImage(Body):
     def parameters(self, info: EngineInfo) -> dict[str, Any]:
         """What clients are told: every default filled in, what is random drawn; edits only where there are some."""
         edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to",
-                 "attributes", "candidates", "balance"}
+                 "attributes", "candidates", "balance", "preview_every_s"}
         usual_steps = {} if "n_inf_steps" in self.model_fields_set else info.few_steps
         found = self.model_dump(exclude=edits) | {
             "n_inf_steps": usual_steps.get(self.sampler or "", self.n_inf_steps),
@@ -354,7 +386,8 @@ class TextToImage(Body):
         if (target := self.interpolate_to) is not None:
             found["interpolate_to"] = {"prompt": target.prompt, "seed": target.seed, "weight": target.weight,
                                        "has_latent": target.latent is not None}
-        others = {"attributes": self.attributes, "candidates": self.candidates, "balance": self.balance}
+        others = {"attributes": self.attributes, "candidates": self.candidates, "balance": self.balance,
+                  "preview_every_s": self.preview_every_s}
         return found | {name: value for name, value in others.items() if value}
 
     def _leads_on(self, target: InterpolateTo) -> None:
@@ -444,6 +477,12 @@ class JobQuery(Query):
         "full", description="heavy fields of `response`: none, `img` alone, or `img` and `latent`")
 
 
+class ImageQuery(Query):
+    """Query of GET /jobs/{job_id}/images/{index}.png and .webp."""
+
+    t: int | None = Field(None, ge=0, le=1000, description="as it was predicted at this step; the newest when left out")
+
+
 class LatentQuery(Query):
     """Query of GET /jobs/{job_id}/latents/{index}."""
 
@@ -461,6 +500,17 @@ class EventsQuery(Query):
     """Query of GET /jobs/{job_id}/events."""
 
     after: int = Field(0, ge=0, le=999_999_999, description="as the header Last-Event-ID, which counts more")
+    previews: Literal["png", "none"] = Field(
+        "png", description="`img` of preview events: none leaves it out, for slow lines; /jobs/{job_id}/images/"
+        "{index}.webp has the newest, small")
+
+
+class DeleteQuery(Query):
+    """Query of DELETE /jobs/{job_id}/."""
+
+    favourites: Literal["refuse", "keep", "delete"] = Field(
+        "refuse", description="what becomes of a job with favourites: the request is refused, the other pictures are "
+        "deleted, or all of it is")
 
 
 class SurpriseQuery(Query):
@@ -483,8 +533,10 @@ class JobsQuery(Query):
                                json_schema_extra={"pattern": "^A[A-H][A-Za-z0-9_-]{10}$"})
     status: str | None = Field(None, description="only jobs in this state, or in one of several, with commas between",
                                json_schema_extra={"pattern": f"^({STATE_NAMES})(,({STATE_NAMES}))*$"})
-    q: str | None = Field(None, min_length=1, max_length=200, description="only jobs whose prompt contains this",
-                          json_schema_extra={"pattern": PRINTABLE})
+    q: str | None = Field(None, min_length=1, max_length=200, json_schema_extra={"pattern": PRINTABLE},
+                          description="only jobs whose prompt contains this, or that drew from this seed")
+
+    favourites: Literal["any", "only"] = Field("any", description="only: jobs with a favourite picture")
 
     _printable = field_validator("q")(no_control_characters)
 
@@ -516,8 +568,36 @@ def name_choices(schemas: dict[str, Any], info: EngineInfo) -> None:
         latent |= {"minLength": length, "maxLength": length}
 
 
-def options(info: EngineInfo | None) -> dict[str, Any]:
-    """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat."""
+def fewest_steps(curve: Sequence[Mapping[str, Any]], share: float) -> int | None:
+    """The fewest measured steps whose distance to real faces is within `share` of the best; None without a curve."""
+    if not curve:
+        return None
+    best = min(point["frechet_over_floor"] for point in curve)
+    return min(point["steps"] for point in curve if point["frechet_over_floor"] <= best * (1 + share))
+
+
+def quality(curve: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Names for numbers of steps, fewest first: from the measured curve, and the steps that the interface promises.
+
+    Two names with the same number become one, which keeps the name that the page begins with.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for name, share in QUALITY:
+        steps = fewest_steps(curve, share) or UNMEASURED_QUALITY[name]
+        kept = found.get(steps)
+        name = START_QUALITY if kept and START_QUALITY in (kept["name"], name) else name
+        found[steps] = {"name": name, "steps": steps, "within": share if curve else None,
+                        "default": name == START_QUALITY}
+    found.setdefault(PROMISED_STEPS, {"name": "Full", "steps": PROMISED_STEPS, "within": None, "default": False})
+    return [found[steps] for steps in sorted(found)]
+
+
+def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequence[str] = ()) -> dict[str, Any]:
+    """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat.
+
+    Sliders are those that a model can follow which read captions of these `words` (none: all). `examples` are captions
+    that a person wrote, where the model learned from those.
+    """
     fields = {
         name: {**bounds(TextToImage, name), "default": None if field.is_required() else field.default,
                "description": field.description}
@@ -538,12 +618,12 @@ def options(info: EngineInfo | None) -> dict[str, Any]:
         "samplers": list(info.samplers) if info else [],
         "few_steps": dict(info.few_steps) if info else {},
         "models": models,
-        "quality": [{"name": name, "steps": steps} for name, steps in QUALITY],
+        "quality": quality(info.step_curve if info else ()),
         "step_curve": [dict(point) for point in info.step_curve] if info else [],
-        "examples": list(EXAMPLES),
+        "examples": list(examples[: len(EXAMPLES)] or EXAMPLES),
         "attributes": [
             {**asdict(slider), "response": info.sliders.get(name) if info else None}
-            for name, slider in sliders().items()
+            for name, slider in sliders().items() if name in spoken_attributes(words)
         ],
         "limits": {
             "body_bytes": MAX_BODY_BYTES,

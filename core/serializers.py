@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import Any, cast
 
 from core.answers import FINDINGS, Failure, Findings, JobAnswer, JobFacts, JobImage, JobSummary, Parameters, Update
+from core.clock import seconds_each
 from core.engine import image_url, latent_name, picture_name
 from core.ledger import Job, Snapshot, State, Summary
 from core.store import Event
@@ -48,7 +49,7 @@ def seconds_left(job: Snapshot) -> float | None:
     steps = [event for event in job.events_of_this_run if event.kind == "progress"]
     if len(steps) < 2:
         return None
-    seconds_per_step = (steps[-1].at - steps[0].at) / (steps[-1].data["t"] - steps[0].data["t"])
+    seconds_per_step = seconds_each([event.at for event in steps], [event.data["t"] for event in steps])
     return max(0.0, round(seconds_per_step * (job.total - job.done), 1))
 
 
@@ -72,11 +73,13 @@ def job_facts(job: Summary, updates: Iterable[Mapping[str, Any]]) -> JobFacts:
 def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
     """The answer of GET /jobs/{id}/. `include` none, preview or full says which heavy fields are in it."""
     response: list[Update] = []
-    for index, event in sorted(latest_updates(snapshot).items()):
+    for index, event in sorted(latest_updates(snapshot).items()):  # those of deleted pictures are none
         update: Update = {
             "t": event.data["t"], "total_t": event.data["total_t"], "index": index, "seed": event.data["seed"],
             "url": image_url(job.id, index),
         }
+        if index in snapshot.marks.favourites:
+            update["favourite"] = True
         update |= cast(Findings, {name: event.data[name] for name in FINDINGS if name in event.data})
         wanted = {"none": 0, "preview": 1, "full": 2}[include]
         contents = [job.file(name) for name in files_of(event)[:wanted]]
@@ -94,12 +97,16 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
 
 def job_summary(job: Summary) -> JobSummary:
     """One job of GET /jobs/, with the addresses of its final pictures."""
-    finals = {event["index"]: event for event in job.finals if picture_name(event["index"]) in job.files}
+    finals = {event["index"]: event for event in job.finals
+              if picture_name(event["index"]) in job.files and event["index"] not in job.marks.deleted}
     images: list[JobImage] = [
         {"index": index, "seed": event["seed"], "url": image_url(job.id, index),
          "thumbnail": image_url(job.id, index, "webp")}
         for index, event in sorted(finals.items())
     ]
+    for image in images:
+        if image["index"] in job.marks.favourites:
+            image["favourite"] = True
     return {**job_facts(job, job.finals), "images": images}
 
 
@@ -112,10 +119,12 @@ def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[s
     return [*warnings, f"{which} unusually close to a training picture: do not pass it off as a new face."]
 
 
-def event_text(job: Job, event: Event) -> str:
-    """One event in the stream's format; empty when its picture has been dropped since (a newer one follows)."""
+def event_text(job: Job, event: Event, *, with_previews: bool = True) -> str:
+    """One event in the stream's format; empty when its picture has been dropped or deleted since."""
     data = dict(event.data)
-    if event.kind == "preview":
+    if data.get("index") in job.marks.deleted:
+        return ""
+    if event.kind == "preview" and with_previews:
         picture = job.file(files_of(event)[0])
         if picture is None:
             return ""

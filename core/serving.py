@@ -162,3 +162,21 @@ def at_least(least: float, kind: type) -> Callable[[str], Any]:
         return value
 
     return number
+
+
+def allowed_host(text: str) -> str:
+    """A name that a Host header may say, in small letters; an address or a port around it is taken off."""
+    found = re.fullmatch(r"(?:https?://)?([\w.-]+)(?::\d+)?/?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no host, give a name such as faces.example")
+    return found[1]
+
+
+def allowed_origin(text: str) -> str:
+    """The origin of a web page, as browsers send it. https://www.rfc-editor.org/rfc/rfc6454#section-6.2"""
+    found = re.fullmatch(r"(https?)://(\[[0-9a-f:.]+\]|[\w.-]+)(:\d+)?/?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin, give one such as https://faces.example")
+    usual = {"http": ":80", "https": ":443"}[found[1]]
+    port = found[3] or ""
+    return f"{found[1]}://{found[2]}{'' if port == usual else port}"

@@ -13,7 +13,9 @@ import functools
 import hashlib
 import io
 import json
+import lzma
 import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -27,6 +29,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from core.captions import ATTRIBUTES
+from core.command import UserError
 
 SIZE = 128  # side of every prepared picture
 ALIGNED = (178, 218)  # width and height of CelebA's aligned pictures
@@ -39,9 +42,31 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 LIST_SUFFIXES = (".csv", ".txt", ".json")
 LISTS = ("metadata", "list_attr_celeba", "list_eval_partition", "identity_celeba", "text_labels")
 
+HOW_TO_GET_DATA = (
+    "get CelebA from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as a zip from Kaggle, "
+    "jessicali9530/celeba-dataset) and run `python dataset.py --prepare --source FOLDER_OR_ZIP`, or try everything on "
+    "drawn faces: `python dataset.py --synthetic 64 --out archive/tiny`, then --data archive/tiny"
+)
 
-class DataError(RuntimeError):
+
+class DataError(UserError, RuntimeError):
     """Something is wrong with the data on disk; the message says what, and what to do about it."""
+
+
+# What zipfile raises for a member or a directory of one: a password (RuntimeError), an unknown method or version
+# (NotImplementedError, a RuntimeError), a wrong checksum or header, a name that is not there, and data cut short.
+UNREADABLE_MEMBER = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
+                     lzma.LZMAError, struct.error)  # fmt: skip
+
+
+def why(error: Exception) -> str:
+    """The reason that zipfile gives, with the remedy."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "password" in text or "encrypted" in text:
+        return "it is encrypted; unpack the zip with its password and give the folder"
+    if isinstance(error, NotImplementedError):
+        return f"{text}; unpack the zip with the program that made it and give the folder"
+    return f"{text}; download the zip again"
 
 
 # Finding files
@@ -56,6 +81,7 @@ class Entry:
     path: str  # inside the container, with forward slashes
     size: int
     offset: int = 0
+    member: str = ""  # its name as the zip has it, where that is not `path`
 
     @property
     def name(self) -> str:
@@ -66,8 +92,12 @@ class Entry:
         return os.path.splitext(self.name)[0]
 
     def read(self) -> bytes:
+        """All of its bytes. Raises DataError for a member of a zip that cannot be read, OSError for any other file."""
         if self.kind == "zip":
-            return open_zip(self.container).read(self.path)
+            try:
+                return open_zip(self.container).read(self.member or self.path)
+            except UNREADABLE_MEMBER as error:
+                raise DataError(f"{self.container}: the member {self.path} cannot be read: {why(error)}") from error
         with open(Path(self.container, self.path) if self.kind == "file" else self.container, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size if self.kind == "tar" else -1)
@@ -97,13 +127,15 @@ def scan_archive(path: Path) -> Iterator[Entry]:
     """List a zip or tar; raises zipfile.BadZipFile or tarfile.TarError where it is cut short."""
     if path.suffix.lower() == ".zip":
         for info in open_zip(str(path)).infolist():
-            if not info.is_dir() and is_wanted(info.filename):
-                yield Entry("zip", str(path), info.filename, info.file_size)
+            inside = info.filename.replace("\\", "/")  # as some programs for Windows write paths
+            if not info.is_dir() and is_wanted(inside):
+                yield Entry("zip", str(path), inside, info.file_size, member=info.filename)
         return
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            if member.isfile() and is_wanted(member.name):
-                yield Entry("tar", str(path), member.name, member.size, member.offset_data)
+            inside = member.name.replace("\\", "/")
+            if member.isfile() and is_wanted(inside):
+                yield Entry("tar", str(path), inside, member.size, member.offset_data)
 
 
 def scan(source: Path, skip: Path) -> tuple[list[Entry], list[str]]:
@@ -123,7 +155,7 @@ def scan(source: Path, skip: Path) -> tuple[list[Entry], list[str]]:
             if path.suffix.lower() in {".zip", ".tar"}:
                 try:
                     entries.extend(scan_archive(path))
-                except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+                except (*UNREADABLE_MEMBER, tarfile.TarError) as error:
                     unreadable.append(f"{path.name}: {error}")
             elif is_wanted(name):
                 entries.append(Entry("file", str(root), path.relative_to(root).as_posix(), path.stat().st_size))
@@ -140,8 +172,11 @@ def find(entries: Sequence[Entry], stem: str) -> Entry | None:
 
 
 def decode_text(entry: Entry) -> str:
+    """A list as text. Raises DataError naming the list that cannot be read."""
     try:
         return entry.read().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{entry.container}/{entry.path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{entry.path} is not UTF-8 text: {error}") from error
 
@@ -361,7 +396,8 @@ def match(plan: Plan) -> Plan:
         for entry in pictures:
             lookup.setdefault(key(entry), entry)
     ids = plan.table["image_id"]
-    found = [lookup.get(image_id) or lookup.get(os.path.splitext(image_id)[0]) for image_id in ids]
+    paths = [image_id.replace("\\", "/") for image_id in ids]
+    found = [lookup.get(path) or lookup.get(os.path.splitext(path)[0]) for path in paths]
     here = np.array([entry is not None for entry in found], bool)
     entries = [entry for entry in found if entry is not None]
     # In CelebA a second picture of the same name is a copy; among a person's own pictures only the path tells.

@@ -20,15 +20,25 @@ STRENGTH = 3.0  # of a push at slider 1, as guidance scales count
 START = 0.2  # share of the steps before the first push
 
 
-def captions_of(prompt: str, attribute: str) -> tuple[str, str]:
-    """What to push away from and what to push towards, when the slider is moved to the right."""
+def captions_of(prompt: str, attribute: str, read_to: Callable[[str], int] = len) -> tuple[str, str]:
+    """What to push away from and what to push towards, when the slider is moved to the right.
+
+    Words at the end of a long prompt go where the text encoder, which reads ``read_to`` characters of a text, would not
+    read the slider's: both captions would be the same, and the slider would do nothing.
+    """
     slider = sliders()[attribute]
-    start = f"{prompt.rstrip(' .,;')}, " if prompt.strip() else ""
-    return start + slider.less, start + slider.more
+    while True:
+        start = f"{prompt.rstrip(' .,;')}, " if prompt.strip() else ""
+        found = start + slider.less, start + slider.more
+        if not start or all(read_to(text) >= len(text) for text in found):
+            return found
+        prompt = prompt.rstrip()
+        prompt = prompt[: max(prompt.rfind(" "), 0)]
 
 
 def pushes(
-    prompts: Sequence[str], attributes: Mapping[str, float], encode: Callable[[Sequence[str]], Condition]
+    prompts: Sequence[str], attributes: Mapping[str, float], encode: Callable[[Sequence[str]], Condition],
+    read_to: Callable[[str], int] = len,
 ) -> tuple[tuple[float, Condition], ...]:
     """The pushes of `core.diffusion.Guidance` for pictures of these prompts; none for sliders at 0.
 
@@ -36,6 +46,6 @@ def pushes(
     """
     found: list[tuple[float, Condition]] = []
     for name, value in moved(attributes).items():
-        less, more = zip(*(captions_of(prompt, name) for prompt in prompts), strict=True)
+        less, more = zip(*(captions_of(prompt, name, read_to) for prompt in prompts), strict=True)
         found += [(STRENGTH * value, encode(more)), (-STRENGTH * value, encode(less))]
     return tuple(found)

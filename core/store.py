@@ -10,11 +10,14 @@ What holds after a power cut too: everything saved as `durable` (accepted jobs, 
 written as `durable`; the last few progress events may be missing. SQLite does this with a write-ahead log: a commit is
 one write, and one `fsync` more when it is durable (https://sqlite.org/wal.html, https://sqlite.org/pragma.html).
 
+What holds on a full disk: jobs can be removed and cancelled and their ends are written down, because `reserve` gives
+its room back for that. Nothing is ordered by the clock, which may jump: the number of a job is its place.
+
 One process owns a folder: the database stays locked while it is open. All threads share one connection behind one
 lock, which is held for single statements and short transactions, never while a file is read or written.
 
-This file does not know what a state or an event means, when a job may be removed, or who waits for what: that is
-`core/jobs.py`.
+Long because every statement of SQL stands here. This file does not know what a state or an event means, when a job may
+be removed, or who waits for what: that is `core/jobs.py`.
 """
 
 from __future__ import annotations
@@ -25,16 +28,19 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from core.disk import DAMAGED, FULL, LOCKED, OTHER, UNREACHABLE, Reserve, cause_of, probe, reason_of, sentence
 
 DATABASE = "jobs.sqlite3"
 FILES = "jobs"
+RESERVE = "reserve"
 APPLICATION_ID = 0x66616365  # "face", in the file's header: tells our database from anybody else's
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY,  -- in the order of submission
@@ -72,18 +78,39 @@ CREATE TABLE files (
 ) WITHOUT ROWID;
 CREATE TABLE deleted (number INTEGER PRIMARY KEY AUTOINCREMENT, digits TEXT NOT NULL UNIQUE);
 """
+MARKS = """
+CREATE TABLE marks (  -- what people decided about single pictures
+    job INTEGER NOT NULL, picture INTEGER NOT NULL,
+    favourite INTEGER,  -- rises with every one that is made a favourite; NULL: it is none
+    deleted_at REAL,  -- NULL: it is not
+    PRIMARY KEY (job, picture)
+) WITHOUT ROWID;
+"""
+MIGRATIONS = {1: MARKS}  # what leads from the schema of this version to the next
+NO_FAVOURITE = "number NOT IN (SELECT job FROM marks WHERE favourite IS NOT NULL AND deleted_at IS NULL)"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PICTURE_NAME = re.compile(r"\d+\.png")  # of a finished one
 FOLDER_NAME = re.compile(r"[0-9a-f]{32}")
 EVENTS_AT_ONCE = 500  # so that a reader of a long history lets the engine's commits through in between
 
 
+T = TypeVar("T")
+
+
 class StoreError(Exception):
-    """The store cannot be opened, read or written; the message says why and what helps."""
+    """The store cannot be opened, read or written; the message says why and what helps, `cause` is one of core.disk."""
+
+    def __init__(self, message: str, cause: str = OTHER) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 @dataclass(frozen=True)
 class Retention:
-    """What finished jobs may occupy before the oldest are removed: their number, their bytes, their age in seconds."""
+    """What finished jobs may occupy before the oldest are removed: their number, their bytes, their age in seconds.
+
+    Jobs with a favourite are neither counted nor removed.
+    """
 
     max_jobs: int = 1000
     max_bytes: int = 2 * 2**30
@@ -114,6 +141,13 @@ class StoredFile:
     name: str
     size: int
     moment: int | None = None
+
+
+class Marks(NamedTuple):
+    """Which pictures of a job, by index, are favourites and which are deleted."""
+
+    favourites: frozenset[int] = frozenset()
+    deleted: frozenset[int] = frozenset()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -149,6 +183,9 @@ class Change:
 
 
 COLUMNS = tuple(field.name for field in fields(Record))
+# A number that was searched for is a seed too: image i of a job was drawn from `seed` + i.
+SEED_AMONG = """? - json_extract(parameters, '$.seed') BETWEEN 0
+    AND coalesce(json_extract(parameters, '$.candidates'), json_extract(parameters, '$.n_images'), 1) - 1"""
 AS_JSON = frozenset(("parameters", "warnings", "error"))
 
 
@@ -173,10 +210,13 @@ class Store:
             (folder / FILES).mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self._path, timeout=patience_s, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"The folder {folder} cannot be used for jobs: {error}.") from error
+            cause, reason = self._why(error)
+            told = f"The folder {folder} cannot be used for jobs: {error}."
+            raise StoreError(told if cause == OTHER else self._sentence(cause, reason), cause) from error
         try:
             if not self._open():  # beside a new database, whatever is there is not ours to remove
                 self._sweep()
+            self._reserve = Reserve(folder / RESERVE)
         except BaseException:
             self._db.close()
             raise
@@ -213,43 +253,122 @@ class Store:
                 _write(db, change)
 
     def save(self, changes: Iterable[Change], *, durable: bool = False) -> None:
-        """Write all of `changes` or nothing."""
-        with self._transaction(durable=durable) as db:
+        """Write all of `changes` or nothing. What is durable, such as a client's decision, may use up the reserve."""
+        changes = list(changes)
+
+        def write(db: sqlite3.Connection) -> None:
             for change in changes:
                 _write(db, change)
 
+        self._commit(write, durable=durable, reserved=durable)
+
     def delete(self, record: Record) -> None:
         """Remove a job for good, durably; its id is remembered."""
-        with self._transaction(durable=True) as db:
+        def forget(db: sqlite3.Connection) -> None:
             self._forget(db, [(record.number, record.id)])
-        self._remove_folder(record.id)
 
-    def prune(self, keep: Retention, now: float) -> list[str]:
+        try:
+            self._commit(forget, durable=True, reserved=True)
+        except StoreError as error:
+            if error.cause != FULL:
+                raise
+            self._remove_folder(record.id)  # no reserve is left: the files, which are what takes the room, go first
+            self._commit(forget, durable=True)
+        self._remove_folder(record.id)
+        self._reserve.refill()
+
+    def prune(
+        self, keep: Retention, now: float, *, order: Sequence[int] = (), young: Collection[int] = ()
+    ) -> list[str]:
         """Remove finished jobs, oldest first, until `keep` holds; returns their ids.
 
-        The newest finished job is removed for its age alone, however large it is: somebody is about to look at it.
+        Oldest are those with the lowest numbers; the jobs in `order`, which gives the numbers of those that are known
+        to have ended one after the other, are the newest. The newest finished job is removed for its age alone,
+        however large it is: somebody is about to look at it. Only ages are told by the clock, and where it contradicts
+        the order a job stays: one that comes after a younger one is no older than that. `young` are the numbers of
+        jobs that are known not to be too old, whatever the clock says.
         """
-        gone: list[tuple[int, str]] = []
-        with self._transaction() as db:
+        place = {number: i for i, number in enumerate(order)}
+
+        def remove(db: sqlite3.Connection) -> list[tuple[int, str]]:
             count, size, oldest = db.execute(
-                "SELECT count(*), total(size), min(finished_at) FROM jobs WHERE finished_at IS NOT NULL"
+                "SELECT count(*), total(size), min(finished_at) FROM jobs "
+                f"WHERE finished_at IS NOT NULL AND {NO_FAVOURITE}"
             ).fetchone()
             expired = -1.0 if keep.max_age_s is None else now - keep.max_age_s
             if count <= keep.max_jobs and size <= keep.max_bytes and (oldest is None or oldest >= expired):
                 return []
-            for number, job_id, bytes_, finished_at in db.execute(
-                "SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL "
-                "ORDER BY finished_at, number"
-            ):
-                too_much = count > 1 and (count > keep.max_jobs or size > keep.max_bytes)
-                if not too_much and finished_at >= expired:
+            rows = sorted(
+                db.execute("SELECT number, id, size, finished_at FROM jobs WHERE finished_at IS NOT NULL "
+                           f"AND {NO_FAVOURITE}"),
+                key=lambda row: (place.get(row[0], -1), row[0]),
+            )
+            ends = [now if number in young else end for number, _, _, end in rows]
+            first_young = next((i for i, end in enumerate(ends) if expired <= end <= now), len(rows))
+            too_old = max((i + 1 for i, end in enumerate(ends[:first_young]) if end < expired), default=0)
+            gone = []
+            for i, (number, job_id, bytes_, _) in enumerate(rows):
+                if i >= too_old and not (count > 1 and (count > keep.max_jobs or size > keep.max_bytes)):
                     break
                 gone.append((number, job_id))
                 count, size = count - 1, size - bytes_
             self._forget(db, gone)
+            return gone
+
+        gone = self._commit(remove, reserved=True)
         for _, job_id in gone:
             self._remove_folder(job_id)
+        if gone:
+            self._reserve.refill()
         return [job_id for _, job_id in gone]
+
+    # ---- single pictures
+
+    def mark_favourite(self, number: int, picture: int, is_favourite: bool) -> None:
+        """Make a picture of job `number` a favourite or none, durably. A second time changes nothing."""
+        place = "(SELECT coalesce(max(favourite), 0) + 1 FROM marks)" if is_favourite else "NULL"
+        update = f"coalesce(favourite, {place})" if is_favourite else "NULL"
+        with self._transaction(durable=True) as db:
+            db.execute(f"INSERT INTO marks (job, picture, favourite) VALUES (?, ?, {place}) "
+                       f"ON CONFLICT DO UPDATE SET favourite = {update}", (number, picture))
+
+    def mark_deleted(self, number: int, picture: int, at: float | None) -> None:
+        """Delete a picture of job `number`, durably, or bring it back (None): its files stay until `purge`."""
+        with self._transaction(durable=True) as db:
+            db.execute("INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
+                       "ON CONFLICT DO UPDATE SET deleted_at = coalesce(deleted_at, excluded.deleted_at)"
+                       if at is not None else
+                       "INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
+                       "ON CONFLICT DO UPDATE SET deleted_at = NULL", (number, picture, at))
+
+    def marks(self, numbers: Sequence[int]) -> dict[int, Marks]:
+        """What was decided about the pictures of each of these jobs."""
+        found = {}
+        for number in numbers:
+            rows = self._read("SELECT picture, favourite, deleted_at FROM marks WHERE job = ?", (number,))
+            found[number] = Marks(frozenset(row[0] for row in rows if row[1] is not None),
+                                  frozenset(row[0] for row in rows if row[2] is not None))
+        return found
+
+    def purge(self, before: float) -> None:
+        """Remove the files of pictures that were deleted before this time; a job that has no other goes with them."""
+        rows = self._read("SELECT number, id, picture FROM marks JOIN jobs ON number = job WHERE deleted_at < ?",
+                          (before,))
+        for number, job_id, picture in rows:
+            files = [name for (name,) in self._read("SELECT name FROM files WHERE job = ?", (number,))]
+            gone = [name for name in files if re.match(rf"{picture}[-.]", name)]
+            if not gone:
+                continue
+            if not {name for name in files if PICTURE_NAME.fullmatch(name)} - set(gone):
+                with self._transaction(durable=True) as db:
+                    self._forget(db, [(number, job_id)])
+                self._remove_folder(job_id)
+                continue
+            with self._transaction(durable=True) as db:
+                for name in gone:
+                    db.execute("DELETE FROM files WHERE job = ? AND name = ?", (number, name))
+                _measure(db, number)
+            self.remove_files(job_id, gone)
 
     # ---- reading
 
@@ -274,16 +393,24 @@ class Store:
         return [_to_record(row) for row in self._read(query)]
 
     def page(
-        self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = ""
+        self, limit: int, *, below: int | None = None, states: Sequence[str] | None = None, text: str = "",
+        favourites: bool = False,
     ) -> list[Record]:
-        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names."""
+        """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names or,
+        where it is a number, among their seeds, with a favourite picture.
+        """
         wanted: list[tuple[str, Sequence[Any]]] = []
         if below is not None:
             wanted.append(("number < ?", (below,)))
         if states is not None:
             wanted.append((f"state IN ({', '.join('?' * len(states))})", states))
         if text:
-            wanted.append(("instr(folded, ?)", (_text(text.casefold()),)))
+            sought: list[Any] = [_text(text.casefold())]
+            seed = int(text) if text.isascii() and text.isdecimal() and len(text) < 17 else None
+            wanted.append((f"(instr(folded, ?){'' if seed is None else f' OR {SEED_AMONG}'})",
+                           sought + [seed] * (seed is not None)))
+        if favourites:
+            wanted.append((f"NOT ({NO_FAVOURITE})", ()))
         where = f"WHERE {' AND '.join(condition for condition, _ in wanted)} " if wanted else ""
         query = f"SELECT {', '.join(COLUMNS)} FROM jobs {where}ORDER BY number DESC LIMIT ?"
         values = [value for _, some in wanted for value in some]
@@ -353,7 +480,8 @@ class Store:
             if durable:
                 _sync_folder(folder)
         except OSError as error:
-            raise StoreError(f"A file of job {job_id} cannot be written in {folder}: {error.strerror}.") from error
+            told = f"A file of job {job_id} cannot be written in {folder}: {error.strerror}."
+            raise self._error(told, error) from error
 
     def read_file(self, job_id: str, name: str) -> bytes | None:
         """The content of a file that a row named; None when it is gone."""
@@ -362,7 +490,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"The file {name} of job {job_id} cannot be read: {error.strerror}.") from error
+            raise self._error(f"The file {name} of job {job_id} cannot be read: {error.strerror}.", error) from error
 
     def remove_files(self, job_id: str, names: Iterable[str]) -> None:
         """Remove files that no row names any more. What cannot be removed now goes at the next start."""
@@ -396,7 +524,7 @@ class Store:
             self._db.execute("PRAGMA journal_size_limit = 16777216")
             self._db.execute("BEGIN EXCLUSIVE")
             if not tables:
-                for statement in SCHEMA.split(";\n"):
+                for statement in (SCHEMA + MARKS).split(";\n"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -404,17 +532,27 @@ class Store:
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict.replace("\n", " "))
+            if tables and version < SCHEMA_VERSION:  # after the check: a damaged one stays as it was
+                self._migrate(version)
             (self._last_number,) = self._db.execute("SELECT coalesce(max(number), 0) FROM jobs").fetchone()
             return not tables
         except sqlite3.Error as error:
-            if "locked" in str(error):
-                raise StoreError(
-                    f"Another server is using {self.folder}: stop it, or choose another folder with --data-dir."
-                ) from error
+            cause, reason = self._why(error)
+            if cause not in (OTHER, DAMAGED):
+                raise StoreError(self._sentence(cause, reason), cause) from error
             raise StoreError(
                 f"The job database {self._path} is damaged ({error}): move the folder away to start with an empty "
-                "one, or restore it from a copy."
+                "one, or restore it from a copy.", DAMAGED
             ) from error
+
+    def _migrate(self, version: int) -> None:
+        """Bring a database of an older version to this one, in one transaction; all of its jobs stay."""
+        self._db.execute("BEGIN EXCLUSIVE")
+        for older in range(version, SCHEMA_VERSION):
+            for statement in MIGRATIONS[older].split(";\n"):
+                self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute("COMMIT")
 
     def _sweep(self) -> None:
         """Remove what a crash left behind: folders and files that no row names, or of another size than it says."""
@@ -431,7 +569,19 @@ class Store:
                 if folder.name not in known:
                     folder.rmdir()
         except OSError as error:
-            raise StoreError(f"The folder {self.folder / FILES} cannot be used: {error}.") from error
+            raise self._error(f"The folder {self.folder / FILES} cannot be used: {error}.", error) from error
+
+    def _commit(
+        self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False, reserved: bool = False
+    ) -> T:
+        """Do `work` in one transaction; on a full disk again, when it is `reserved`, with room from the reserve."""
+        while True:
+            try:
+                with self._transaction(durable=durable) as db:
+                    return work(db)
+            except StoreError as error:
+                if not reserved or error.cause != FULL or not self._reserve.release():
+                    raise
 
     @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
@@ -444,7 +594,7 @@ class Store:
                 yield self._db
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
-                raise StoreError(f"The job database {self._path} cannot be written: {error}.") from error
+                raise self._error(f"The job database {self._path} cannot be written: {error}.", error) from error
             finally:
                 try:
                     if self._db.in_transaction:
@@ -459,12 +609,40 @@ class Store:
             try:
                 return self._db.execute(query, values).fetchall()
             except sqlite3.Error as error:
-                raise StoreError(f"The job database {self._path} cannot be read: {error}.") from error
+                raise self._error(f"The job database {self._path} cannot be read: {error}.", error) from error
+
+    def _why(self, error: Exception) -> tuple[str, str]:
+        """The cause and the reason of an error of the system or of SQLite, which does not tell everything apart."""
+        text = str(error)
+        if isinstance(error, FileExistsError) and self.folder.is_symlink():
+            return UNREACHABLE, f"it is a link to {os.readlink(self.folder)}, which is not there"
+        if isinstance(error, OSError):
+            return cause_of(error), reason_of(error)
+        if "locked" in text:
+            return LOCKED, text
+        if "disk is full" in text:
+            return FULL, text
+        if "malformed" in text or "not a database" in text:
+            return DAMAGED, text
+        if re.search("I/O error|readonly|unable to open|locking protocol", text):
+            return probe(self.folder, [self._path, Path(f"{self._path}-wal")]) or (OTHER, text)
+        return OTHER, text
+
+    def _sentence(self, cause: str, reason: str) -> str:
+        if cause == LOCKED:
+            return f"Another server is using {self.folder}: stop it, or choose another folder with --data-dir."
+        return sentence(cause, reason, self.folder, "--data-dir")
+
+    def _error(self, told: str, error: Exception) -> StoreError:
+        """What was refused, and where that is known, why and what helps."""
+        cause, reason = self._why(error)
+        return StoreError(told if cause in (OTHER, DAMAGED) else f"{told} {self._sentence(cause, reason)}", cause)
 
     def _forget(self, db: sqlite3.Connection, jobs: Iterable[tuple[int, str]]) -> None:
         for number, job_id in jobs:
             db.execute("DELETE FROM events WHERE job = ?", (number,))
             db.execute("DELETE FROM files WHERE job = ?", (number,))
+            db.execute("DELETE FROM marks WHERE job = ?", (number,))
             db.execute("DELETE FROM jobs WHERE number = ?", (number,))
             db.execute("INSERT OR IGNORE INTO deleted (digits) VALUES (?)", (digits_of(job_id),))
         oldest = "(SELECT max(number) FROM deleted) - ?"
@@ -492,13 +670,18 @@ def _write(db: sqlite3.Connection, change: Change) -> None:
     for name in change.dropped:
         db.execute("DELETE FROM files WHERE job = ? AND name = ?", (number, name))
     if change.columns.get("finished_at") is not None:
-        db.execute(
-            "UPDATE jobs SET size = length(request) + length(parameters)"
-            " + (SELECT total(size) FROM files WHERE job = number)"
-            " + (SELECT total(length(data) + 40) FROM events WHERE job = number)"
-            " WHERE number = ?",
-            (number,),
-        )
+        _measure(db, number)
+
+
+def _measure(db: sqlite3.Connection, number: int) -> None:
+    """Write down how many bytes removing the job would set free."""
+    db.execute(
+        "UPDATE jobs SET size = length(request) + length(parameters)"
+        " + (SELECT total(size) FROM files WHERE job = number)"
+        " + (SELECT total(length(data) + 40) FROM events WHERE job = number)"
+        " WHERE number = ?",
+        (number,),
+    )
 
 
 def _to_record(row: Sequence[Any]) -> Record:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from flask import Response, request
 
 from core.jobs import JobQueue
 from core.ledger import Job
 from core.serializers import event_text
+from core.store import Event
 from core.telemetry import Telemetry
 from core.web import Problem
 
@@ -34,19 +36,20 @@ class EventStreams:
         self._queue, self._telemetry, self._heartbeat_s = queue, telemetry, heartbeat_s
         self._free = threading.BoundedSemaphore(limit)
 
-    def answer(self, job: Job, last: int) -> Response:
+    def answer(self, job: Job, last: int, *, with_previews: bool = True) -> Response:
         """The events of `job` after number `last`, and those to come. Raises a 429 problem when too many listen."""
+        text = partial(event_text, job, with_previews=with_previews)
         if job.finished:
             if not job.events_after(last):
                 return Response(status=204)  # tells an EventSource that it need not come back
-            return self._response(self._replay(job, last))
+            return self._response(self._replay(job, last, text))
         if request.method == "HEAD":  # the server would never close a body that it does not send
             return self._response(iter(()))
         if not self._free.acquire(blocking=False):
             raise Problem(429, "Too many event streams are open; poll the job instead.", {"Retry-After": "5"})
         self._telemetry.stream_opened()
         gone = request.environ.get("waitress.client_disconnected", lambda: False)
-        response = self._response(self._follow(job, last, gone))
+        response = self._response(self._follow(job, last, gone, text))
         response.call_on_close(self._release)
         return response
 
@@ -57,18 +60,20 @@ class EventStreams:
         self._telemetry.stream_closed()
         self._free.release()
 
-    def _replay(self, job: Job, last: int) -> Iterator[str]:
+    def _replay(self, job: Job, last: int, text: Callable[[Event], str]) -> Iterator[str]:
         yield RETRY
         for event in job.events_after(last):
-            yield event_text(job, event)
+            yield text(event)
 
-    def _follow(self, job: Job, last: int, gone: Callable[[], bool]) -> Iterator[str]:
+    def _follow(
+        self, job: Job, last: int, gone: Callable[[], bool], text: Callable[[Event], str]
+    ) -> Iterator[str]:
         yield RETRY
         told = time.monotonic()
         while not (self._queue.closed or gone()):
             events = self._queue.wait_events(job, last, min(self._heartbeat_s, LOOK_EVERY_S))
             for event in events:
-                yield event_text(job, event)
+                yield text(event)
                 last = event.id
             if job.finished and not events:
                 return

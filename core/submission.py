@@ -10,25 +10,59 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from core.engine import EngineInfo, EngineService
+from core.emphasis import unread_from, unread_in, unread_warning
+from core.engine import EngineInfo, EngineService, usual_sampler
 from core.jobs import IdempotencyConflict, Job, QueueClosed, QueueFull
-from core.population import open_facets
+from core.population import balanced, open_facets
 from core.prompts import read as read_prompt
-from core.schemas import TextToImage
+from core.prompts import spoken_attributes
+from core.schemas import QUALITY, TextToImage, fewest_steps
 from core.web import Problem
 
 log = logging.getLogger(__name__)
 
 
-def warnings_of(wanted: TextToImage, words: Mapping[str, str]) -> list[str]:
-    """What the model will not understand of a request's prompts, and which wishes will change nothing."""
-    prompts = [wanted.prompt, (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""]
-    found = [warning for text in prompts for warning in read_prompt(text, words).warnings]
-    stated = read_prompt(wanted.prompt, words).attributes
-    if (wanted.candidates or 0) > wanted.n_images and not (stated or wanted.balance and open_facets(stated)):
+MANY_TIMES = 2  # from so many times the steps that would do, a request is told so
+
+
+def steps_warning(wanted: TextToImage, info: EngineInfo) -> str | None:
+    """That fewer steps would do, where that was measured: with the model's own sampler."""
+    steps = wanted.parameters(info)["n_inf_steps"]
+    share = QUALITY[-1][1]
+    enough = fewest_steps(info.step_curve, share)
+    if enough is None or steps < MANY_TIMES * enough or wanted.sampler not in (None, usual_sampler(info, steps)):
+        return None
+    return (f"{enough} steps would do: their pictures were measured within {share:.0%} of the best, "
+            f"and {steps} steps take about {steps / enough:.0f} times as long.")
+
+
+def warnings_of(wanted: TextToImage, words: Mapping[str, str], info: EngineInfo, seed: int) -> list[str]:
+    """What the model will not understand of a request's prompts, and which wishes will change nothing.
+
+    Image i of a request that goes round what its prompt leaves open has the words of ``seed`` + i before it.
+    """
+    target = (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""
+    found: list[str] = []
+    for what, text in (("The prompt", wanted.prompt), ("The prompt of interpolate_to", target)):
+        cut = unread_in(text, info)
+        found += [*unread_warning(what, text, cut), *read_prompt(text[:cut], words).warnings]
+    if wanted.balance and unread_in(wanted.prompt, info) == len(wanted.prompt):
+        longer = {balanced(wanted.prompt, seed + i) for i in range(wanted.n_images)}
+        lost = {text[unread_in(text, info):] for text in longer}
+        found += unread_warning("With the words that balance puts before it, the prompt", max(lost, key=len), 0)
+    negative = wanted.negative_prompt  # encoded as it is
+    found += unread_warning("The negative prompt", negative, unread_from(negative, negative, info.read_to))
+    stated = read_prompt(wanted.prompt[:unread_in(wanted.prompt, info)], words).attributes
+    spoken = spoken_attributes(words)
+    left_open = open_facets(stated, spoken)
+    if (wanted.candidates or 0) > wanted.n_images and not (stated or wanted.balance and left_open):
         found.append("The prompt states nothing that can be judged: of the candidates the first are kept.")
-    if wanted.balance and not open_facets(stated):
+    if wanted.balance and not left_open:
         found.append("The prompt leaves nothing open: balance changes nothing.")
+    found += [f"The model has no words for the slider {name}: what it changes is left to chance."
+              for name in wanted.attributes or () if name not in spoken]
+    if (costly := steps_warning(wanted, info)) is not None:
+        found.append(costly)
     return list(dict.fromkeys(found))
 
 
@@ -57,9 +91,10 @@ def submit(
                "watermark": service.watermark if watermark is None else watermark, **pictures, **(kept or {})}
     if wanted.interpolate_to is not None:
         request["interpolate_to"] = wanted.interpolate_to.model_dump()
+    warnings = warnings_of(wanted, words, info, parameters["seed"])
     try:
         job = service.queue.submit(
-            wanted.prompt, parameters, request, client=client, warnings=warnings_of(wanted, words), idempotency_key=key,
+            wanted.prompt, parameters, request, client=client, warnings=warnings, idempotency_key=key,
             fingerprint=wanted.model_dump_json(),  # as it was asked for: a seed drawn here differs every time
         )
     except IdempotencyConflict as error:

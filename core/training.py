@@ -4,6 +4,8 @@ Holds what every component's training loop shares: power-function EMA, the warm-
 randomness derived from (seed, step), one guarded optimiser step, and the run folder (checkpoints, ``metrics.jsonl``,
 TensorBoard, plots). It does not know which network is trained or on what data.
 
+Long because a run folder and the loop that writes it have to agree about every step.
+
 Sources: EMA profile: Karras et al. 2024, https://arxiv.org/abs/2312.02696 (eq. 1 and 124);
 warm-up / stable / decay: Hu et al. 2024, https://arxiv.org/abs/2404.06395.
 """
@@ -20,18 +22,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from core.checkpoint import INDEX, component_hash, load_component, read_index, save_component, write_json
+from core.checkpoint import (
+    ModelFolderError,
+    component_hash,
+    git_commit,
+    load_component,
+    read_index,
+    save_component,
+    write_atomically,
+    write_json,
+)
+from core.command import Interrupted, SettingError, UserError, patience, stop_signal
+from core.curves import plot_metrics, read_metrics
 from core.devices import has_bf16
+from core.snapshots import DamagedCheckpoint, read_facts, read_snapshot, write_snapshot
 
 MASK_63 = (1 << 63) - 1
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(UserError, ValueError):
     """A run folder belongs to another configuration than the one asked for."""
 
 
@@ -61,7 +73,7 @@ class EpochSampler:
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         if count < 1:
-            raise ValueError("the selection of training images is empty; check the prepared store and the px filter")
+            raise SettingError("the selection of training images is empty; check the prepared store and the px filter")
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -218,7 +230,8 @@ def average_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> N
 def make_accelerator(device: str = "auto", precision: str = "auto") -> Any:
     """The accelerate object that chooses device, precision and process group.
 
-    ``precision`` is "no", "bf16" or "auto" (bf16 where the CPU or GPU computes it natively, else fp32).
+    ``precision`` is "no", "bf16" or "auto" (bf16 where the CPU or GPU computes it natively, else fp32). Raises
+    SettingError where fewer processes work together than were asked for.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -232,7 +245,41 @@ def make_accelerator(device: str = "auto", precision: str = "auto") -> Any:
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not in_group)
     torch.backends.cudnn.benchmark = True  # every step has the same shapes: the fastest kernels are worth looking for
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    asked = asked_processes()
+    # without a GPU accelerate gives every process of a launcher a training of its own, unless it is told "cpu"
+    accelerator = Accelerator(cpu=device == "cpu" or (asked > 1 and not torch.cuda.is_available()),
+                              mixed_precision=precision)
+    if accelerator.num_processes < asked:
+        raise SettingError(f"{asked} processes were started and only {accelerator.num_processes} works with this one; "
+                           "start them with `torchrun --nproc_per_node N`, or one without a launcher")
+    return accelerator
+
+
+def asked_processes() -> int:
+    """How many processes a launcher says it has started. Raises SettingError for `accelerate launch --cpu`, which
+    starts a single one on one machine whatever --num_processes says."""
+    said = [int(os.environ[name]) for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+            if os.environ.get(name, "").isdigit()]
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if not said and on_cpu and "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        raise SettingError("`accelerate launch --cpu` has started one process, not the several it was asked for; use "
+                           "`torchrun --nproc_per_node N` before the same command, with --run-folder in place of --run")
+    return max(said, default=1)
+
+
+def mean_over_processes(accelerator: Any, values: Mapping[str, float]) -> dict[str, float]:
+    """The mean of each value over all processes, which must all ask for the same names at the same step."""
+    if accelerator.num_processes == 1:
+        return dict(values)
+    flat = torch.tensor(list(values.values()), dtype=torch.float32, device=accelerator.device)
+    return dict(zip(values, accelerator.reduce(flat, reduction="mean").tolist(), strict=True))
+
+
+def circumstances(args: Any, accelerator: Any, **more: Any) -> dict[str, Any]:
+    """What a run was made with that may change when it is resumed; a change is said, not refused."""
+    return {"steps": args.steps, "warmup_steps": args.warmup_steps, "decay_share": args.decay_share,
+            "commit": git_commit(Path(__file__).parent), "device": accelerator.device.type,
+            "precision": accelerator.mixed_precision, "processes": accelerator.num_processes, **more}
 
 
 def attention_kernel(device: torch.device) -> Any:
@@ -248,7 +295,7 @@ def attention_kernel(device: torch.device) -> Any:
 def process_slice(accelerator: Any, count: int) -> slice:
     """The part of a global batch of ``count`` that this process works on; ``count`` must divide evenly."""
     if count % accelerator.num_processes:
-        raise ValueError(f"--batch-size {count} must be a multiple of the {accelerator.num_processes} processes")
+        raise SettingError(f"--batch-size {count} must be a multiple of the {accelerator.num_processes} processes")
     share = count // accelerator.num_processes
     return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
@@ -264,13 +311,28 @@ def keep_teacher(run: Path, model: Path, component: str, main: bool) -> tuple[di
     """
     config, state = load_component(model, component)
     source, kept = component_hash(model, component), run / "teacher"
-    if (kept / INDEX).exists():
+    try:
         first = str(read_index(kept)["components"][component]["source"])
-        if config.get("distilled", {}).get("teacher") == first:
-            return *load_component(kept, component), first
-    elif main:
+        copy = load_component(kept, component)
+    except (ModelFolderError, KeyError, ValueError) as error:  # there is none yet, or it is damaged
+        first, copy = "", None
+        recorded = _recorded_teacher(run)
+        if kept.exists() and recorded not in (None, source):
+            raise CheckpointMismatch(
+                f"{kept} is damaged ({error}), and {model} holds another {component} than the one that taught this "
+                "run; put that one back into the model folder, or name another --run") from error
+    if copy is not None and config.get("distilled", {}).get("teacher") == first:
+        return *copy, first
+    if main and (copy is None or (first != source and not any((run / "checkpoints").glob("step-*")))):
         save_component(kept, component, state, config, extra={"source": source})
     return config, state, source
+
+
+def _recorded_teacher(run: Path) -> Any:
+    try:
+        return json.loads((run / "config.json").read_text(encoding="utf-8")).get("teacher")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -311,6 +373,7 @@ class RunFolder:
     decay_share: float
     main: bool = True
     keep: int = 2
+    how: dict[str, Any] = field(default_factory=dict)  # circumstances: a change is said, not refused
     started: float = field(default_factory=time.monotonic)
     left_behind: list[Path] = field(default_factory=list, init=False)
     extra: dict[str, Any] = field(default_factory=dict, init=False)  # what the resumed checkpoint was saved with
@@ -319,18 +382,60 @@ class RunFolder:
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
         self._writer: Any = None
-        path = self.folder / "config.json"
-        if path.exists():
-            before = json.loads(path.read_text())
-            wrong = [key for key in self.config if before.get(key) != self.config[key]]
-            if wrong and any((self.folder / "checkpoints").glob("step-*")):
-                detail = ", ".join(f"{key}: {before.get(key)!r} there, {self.config[key]!r} asked" for key in wrong)
-                raise CheckpointMismatch(
-                    f"{self.folder} holds a run with other settings ({detail}); choose another --run or delete it"
-                )
+        self._compare_with(self._earlier_settings())
         if self.main:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_json(path, self.config)  # atomic: other processes read it at this moment
+            write_json(self.folder / "config.json", self.settings)  # atomic: other processes read it now
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that is recorded of how this run is made."""
+        return self.config | ({"circumstances": self.how} if self.how else {})
+
+    def _earlier_settings(self) -> dict[str, Any]:
+        """What the checkpoints here were made with, from ``config.json`` or the newest of them that says it."""
+        if not self.checkpoints():
+            return {}
+        try:
+            before = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            if isinstance(before, dict):
+                return before
+        except (FileNotFoundError, ValueError):
+            pass
+        for _, path in reversed(self.checkpoints()):
+            try:
+                before = read_facts(path).get("settings")
+            except DamagedCheckpoint:
+                continue
+            if before:
+                self._say(f"{self.folder / 'config.json'} is missing or damaged; its settings are those of {path.name}")
+                return dict(before)
+        return {}
+
+    def _compare_with(self, before: Mapping[str, Any]) -> None:
+        """Refuse another run's folder, and name what else is not as it was."""
+        if not before:
+            return
+        gone = [key for key, value in before.items()
+                if self.config and value is not None and key not in {*self.config, "circumstances"}]
+        wrong = [key for key in self.config if key in before and before[key] != self.config[key]]
+        if wrong or gone:
+            asked = {**dict.fromkeys(gone), **self.config}
+            detail = ", ".join(f"{key}: {before[key]!r} there, {asked[key]!r} asked" for key in [*wrong, *gone])
+            raise CheckpointMismatch(
+                f"{self.folder} holds a run with other settings ({detail}); choose another --run or delete it"
+            )
+        then = before.get("circumstances", {})
+        now = {key: value for key, value in self.how.items() if key in then and then[key] != value}
+        if now:
+            changes = ", ".join(f"{key}: {_short(then[key])}, now {_short(value)}" for key, value in now.items())
+            self._say(f"{self.folder} goes on with other circumstances ({changes})")
+        if unknown := [key for key in self.config if key not in before]:
+            self._say(f"{self.folder} does not say its {', '.join(unknown)}: an earlier version wrote it")
+
+    def _say(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
 
     @property
     def finished(self) -> bool:
@@ -349,23 +454,15 @@ class RunFolder:
         self.reached = step
         if not self.main:
             return
-        target = self.folder / "checkpoints" / f"step-{step:08d}"
-        aside = target.with_name(f"writing-{step:08d}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        target, parts = self.folder / "checkpoints" / f"step-{step:08d}", {}
         for name, part in self.parts.items():
             if isinstance(part, torch.optim.Optimizer):
-                tensors = _flatten_optimizer(part)
-            elif isinstance(part, PowerEMA):
-                tensors = part.state
+                parts[name] = _flatten_optimizer(part)
             else:
-                tensors = part.state_dict()
-            save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()},
-                      aside / f"{name}.safetensors")
-        facts = {"step": step, "total_steps": self.total_steps, "extra": dict(extra or {})}
-        (aside / "state.json").write_text(json.dumps(facts))
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
+                parts[name] = part.state if isinstance(part, PowerEMA) else part.state_dict()
+        write_snapshot(target, parts, {
+            "step": step, "total_steps": self.total_steps, "decay_share": self.decay_share, "wall_s": self.wall_s,
+            "extra": dict(extra or {}), "settings": self.settings})
         for path in self.left_behind:  # later ones of a curve that this run left: they must not push out its own
             if path != target:
                 shutil.rmtree(path, ignore_errors=True)
@@ -382,52 +479,111 @@ class RunFolder:
                 shutil.rmtree(path)
 
     def resume(self) -> int:
-        """Load the newest fitting checkpoint; returns the number of finished steps (0 for a fresh run).
+        """Load the newest fitting checkpoint that is whole; returns the number of finished steps (0 for a fresh run).
 
-        A run that was decaying towards another length continues from its last stable checkpoint. Raises
-        CheckpointMismatch when there are checkpoints and all of them are too far down another curve.
+        A run that was decaying towards another length continues from its last stable checkpoint. Checkpoints with a
+        damaged or missing file are named and passed over. Raises CheckpointMismatch when there are whole checkpoints
+        and all of them are too far down another curve.
         """
+        if self.main:  # what a killed process had not written to its end
+            for path in (self.folder / "checkpoints").glob("writing-*"):
+                shutil.rmtree(path, ignore_errors=True)
         start = decay_start(self.total_steps, self.decay_share)
+        damaged: list[str] = []
+        curve = 0  # length of another run whose checkpoints are of no use here
         for step, path in reversed(self.checkpoints()):
-            facts = json.loads((path / "state.json").read_text())
-            same_curve = facts["total_steps"] == self.total_steps
-            old_start = decay_start(facts["total_steps"], self.decay_share)
-            if not same_curve and (step > start or step > old_start):
+            try:
+                facts = read_facts(path)
+                share = facts.get("decay_share", self.decay_share)
+                same_curve = facts["total_steps"] == self.total_steps and share == self.decay_share
+                if not same_curve and (step > start or step > decay_start(facts["total_steps"], share)):
+                    self.left_behind.append(path)
+                    curve = facts["total_steps"]
+                    continue
+                found = read_snapshot(path, self.parts)
+            except DamagedCheckpoint as error:
                 self.left_behind.append(path)
+                damaged.append(f"{path.name}: {error}")
                 continue
-            for name, part in self.parts.items():
-                tensors = load_file(path / f"{name}.safetensors")
-                if isinstance(part, torch.optim.Optimizer):
-                    _restore_optimizer(part, tensors)
-                elif isinstance(part, PowerEMA):
-                    for key, value in tensors.items():
-                        part.state[key].copy_(value)
-                else:
-                    part.load_state_dict(tensors, strict=True)
+            self._restore(found)
             self.extra, self.reached = facts["extra"], step
+            self.started = time.monotonic() - self._wall_before(facts, step)
+            self._tell_damaged(damaged, f"step {step}")
             self._drop_metrics_after(step)
             return step
-        if self.left_behind:
+        if curve:
             raise CheckpointMismatch(
-                f"{self.folder} holds a run of {facts['total_steps']} steps without a checkpoint that one of "
+                f"{self.folder} holds a run of {curve} steps without a checkpoint that one of "
                 f"{self.total_steps} could continue (the learning rate falls before it); ask for more --steps or name "
                 "another --run"
             )
+        self._tell_damaged(damaged, "the first step: no checkpoint is whole")
+        self._drop_metrics_after(0)
         return 0
+
+    def _restore(self, found: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, part in self.parts.items():
+            if isinstance(part, torch.optim.Optimizer):
+                _restore_optimizer(part, found[name])
+            elif isinstance(part, PowerEMA):
+                for key, value in found[name].items():
+                    part.state[key].copy_(value)
+            else:
+                part.load_state_dict(dict(found[name]), strict=True)
+
+    def _tell_damaged(self, damaged: Sequence[str], place: str) -> None:
+        if damaged:
+            self._say(f"{self.folder / 'checkpoints'}: {'; '.join(damaged)}; training goes on from {place}")
+
+    def _wall_before(self, facts: Mapping[str, Any], step: int) -> float:
+        """Seconds of training before a checkpoint; older ones do not say it, but the log of the steps does."""
+        if "wall_s" in facts or not (self.folder / "metrics.jsonl").exists():
+            return float(facts.get("wall_s", 0.0))
+        rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if row["step"] <= step]
+        return float(rows[-1].get("wall_s", 0.0)) if rows else 0.0
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training so far, with those before it was resumed."""
+        return round(time.monotonic() - self.started, 2)
+
+    # -- the loop
+
+    def steps(self, first: int, args: Any, accelerator: Any, label: str) -> Iterator[tuple[int, Progress]]:
+        """`run_steps` of a command's settings. Ctrl-C and SIGTERM end it after a step that is saved (``last``); then it
+        draws the curves and raises Interrupted, whose message says how to go on."""
+        count, heard = accelerator.num_processes, [0]
+
+        def agree(mine: int) -> int:
+            heard[0] = said(mine)
+            return heard[0]
+
+        said = agreed(accelerator)
+        self._say(f"{label}: {self.total_steps - first} of {self.total_steps} steps, "
+                  f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type}, "
+                  f"{accelerator.mixed_precision.replace('no', 'fp32')}")
+        yield from run_steps(first, self.total_steps, stop_at=args.stop_at, stop_after=args.stop_after,
+                             enabled=self.main, label=label, agree=agree,
+                             agree_every=1 if accelerator.device.type == "cpu" or count == 1 else 10)
+        signum = max(stop_signal(), heard[0])  # 1: no signal, but the time is up
+        if signum > 1:
+            self.finish()
+            kept = f"step {self.reached} of {self.total_steps} is saved in {self.folder}"
+            raise Interrupted(signum, f"{kept}; the same command continues" if self.main else "")
 
     # -- metrics
 
     def _drop_metrics_after(self, step: int) -> None:
         path = self.folder / "metrics.jsonl"
         if self.main and path.exists():
-            rows = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
-            path.write_text("".join(row + "\n" for row in rows))
+            rows = [json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step]
+            write_atomically(path, "".join(rows).encode())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line to ``metrics.jsonl`` and to TensorBoard."""
-        if not self.main:
+        if not self.main or not values:
             return
-        row = {"step": step, "wall_s": round(time.monotonic() - self.started, 2)}
+        row = {"step": step, "wall_s": self.wall_s}
         row.update({key: float(f"{value:.6g}") for key, value in values.items()})
         with open(self.folder / "metrics.jsonl", "a") as out:
             out.write(json.dumps(row) + "\n")
@@ -469,35 +625,6 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     Image.fromarray(sheet.numpy()).save(path)
 
 
-def plot_metrics(metrics: Path, target: Path) -> None:
-    """One small line chart for every value in a ``metrics.jsonl`` file.
-
-    The margins are given and the sheet is drawn once: for short runs, laying out and drawing twice is the longer part.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    rows = [json.loads(line) for line in metrics.read_text().splitlines() if line]
-    keys = sorted({key for row in rows for key in row} - {"step", "wall_s"})
-    if not keys:
-        return
-    columns = min(4, len(keys))
-    lines = math.ceil(len(keys) / columns)
-    figure = Figure((4 * columns, 2.6 * lines), dpi=90)
-    for i, key in enumerate(keys):
-        y, x = divmod(i, columns)
-        axis = figure.add_axes(((x + 0.16) / columns, 1 - (y + 0.85) / lines, 0.8 / columns, 0.71 / lines))
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        axis.plot([p[0] for p in points], [p[1] for p in points], linewidth=1)
-        axis.set_title(key, fontsize=9)
-        axis.grid(alpha=0.3)
-        axis.locator_params(nbins=6)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(target)
-
-
 @dataclass
 class Progress:
     """What a loop learns of where it stands: ``last`` says that it ends after this step, finished or not."""
@@ -512,30 +639,35 @@ class Progress:
 
 def run_steps(
     first: int, total: int, *, stop_at: int | None = None, stop_after: float | None = None, enabled: bool = True,
-    label: str = "", agree: Callable[[bool], bool] = bool
+    label: str = "", agree: Callable[[int], int] = int, agree_every: int = 1
 ) -> Iterator[tuple[int, Progress]]:
     """Yield (step, progress) from ``first`` up to ``total`` behind a progress bar; calling ``progress`` labels it.
 
-    It ends early at ``stop_at``, or ``stop_after`` seconds after the first step began; several processes ``agree``
-    whether that time has come.
+    It ends early at ``stop_at``, ``stop_after`` seconds after the first step began, or once a signal asks for it;
+    several processes ``agree`` every ``agree_every`` steps whether that time has come for one of them.
     """
     from tqdm import tqdm
 
     last = total if stop_at is None else min(total, stop_at)
-    with tqdm(total=total, initial=first, desc=label, disable=not enabled, mininterval=2.0) as bar:
+    with tqdm(total=total, initial=first, desc=label, disable=not enabled, mininterval=2.0) as bar, patience():
         progress, began = Progress(bar), time.monotonic()
         for step in range(first, last):
-            late = stop_after is not None and agree(time.monotonic() - began > stop_after)
-            progress.last = late or step + 1 == last
+            late = stop_after is not None and time.monotonic() - began > stop_after
+            stopped = bool(agree(stop_signal() or int(late))) if (step - first) % agree_every == 0 else False
+            progress.last = stopped or step + 1 == last
             yield step, progress
             bar.update(1)
-            if late:
+            if stopped:
                 return
 
 
-def agreed(accelerator: Any) -> Callable[[bool], bool]:
-    """Whether the main process says so, for every process."""
+def agreed(accelerator: Any) -> Callable[[int], int]:
+    """The largest number that any process says, for every process."""
     if accelerator.num_processes == 1:
-        return bool
-    return lambda mine: bool(accelerator.reduce(
-        torch.tensor(float(mine and accelerator.is_main_process), device=accelerator.device), reduction="sum") > 0)
+        return int
+    return lambda mine: int(accelerator.gather(torch.tensor([mine], device=accelerator.device)).max())
+
+
+def _short(value: Any) -> Any:
+    """A setting for people: a commit by its first digits."""
+    return value[:9] if isinstance(value, str) and len(value) == 40 else value

@@ -18,6 +18,7 @@ import ipaddress
 import json
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
@@ -135,7 +136,9 @@ def parse_json(body: bytes) -> Any:
     try:
         return json.loads(body.decode("utf-8"), parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, f"The body is not JSON: {str(error)[:200]}") from error
+        why = "; in JSON a line break inside a text is written \\n (of base64 it can be left out: tr -d '\\n')"
+        broken = why if "Invalid control character" in str(error) else ""
+        raise Problem(400, f"The body is not JSON: {str(error)[:200]}{broken}") from error
 
 
 def read_query(schema: type[Schema]) -> Schema:
@@ -280,15 +283,20 @@ def invalid(errors: Iterable[tuple[Path, str]], pointer: str = "#/") -> Problem:
 # ---- the door --------------------------------------------------------------------------------------------------------
 
 
+def host_name(host: str) -> str:
+    """The name in a Host header, in small letters and without its port; "" where there is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def host_allowed(host: str, hosts: Collection[str] | None) -> bool:
     """May a request name this Host? `hosts` None: loopback names only; else these too, and every numeric address.
 
     DNS rebinding works by pointing a name at us; a numeric address cannot be pointed anywhere else.
     """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return False
+    name = host_name(host)
     if name in LOOPBACK_HOSTS or hosts is None:
         return name in LOOPBACK_HOSTS
     try:
@@ -305,6 +313,23 @@ def origin_allowed(origin: str | None, host: str, origins: Collection[str]) -> b
         return False
 
 
+class Refusals:
+    """Tells the log who was refused: each kind at most once in `every_s` seconds, or a stranger could fill the disk."""
+
+    def __init__(self, every_s: float = 60.0) -> None:
+        self._every_s = every_s
+        self._told: dict[str, tuple[float, int]] = {}  # kind: when it was told, and how many came since
+
+    def tell(self, kind: str, detail: str) -> None:
+        now = time.monotonic()
+        last, silent = self._told.get(kind, (now - self._every_s, 0))
+        if now - last < self._every_s:
+            self._told[kind] = last, silent + 1
+            return
+        self._told[kind] = now, 0
+        log.warning("refused (and %d like it since the last line): %s", silent, detail)
+
+
 def key_given(api_key: str) -> bool:
     """Did this request bring the key: as bearer token, as X-API-Key, or in the cookie that a browser got from us?"""
     bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -313,20 +338,32 @@ def key_given(api_key: str) -> bool:
 
 
 def add_door(
-    app: Flask, *, api_key: str | None, public: Collection[str], hosts: Collection[str] | None, origins: Sequence[str]
+    app: Flask, *, api_key: str | None, public: Collection[str], hosts: Collection[str] | None, origins: Sequence[str],
+    files: Collection[str] = (),
 ) -> None:
     """Check Host, Origin and key before every request; give answers their security headers and errors their one shape.
 
-    `public` are the endpoints that need no key; `origins` are other web pages that may use this server.
+    `public` are the endpoints that need no key; `origins` are other web pages that may use this server. The endpoints
+    of `files` hold nothing that is anybody's: they are served whatever Host and Origin say, so that a page behind a
+    proxy that rewrites them can tell what is wrong.
     """
+    refusals = Refusals()
+
+    def refuse(kind: str, detail: str) -> Problem:
+        refusals.tell(kind, detail)
+        return Problem(403, detail)
 
     @app.before_request
     def check() -> None:
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-        if not host_allowed(host, hosts):
-            raise Problem(403, f"This server does not answer to the host {shown(host)}; see --allow-host.")
-        if not origin_allowed(origin, host, origins):
-            raise Problem(403, f"Requests from the web page {shown(origin)} are not allowed; see --cors-origin.")
+        if request.endpoint not in files and not host_allowed(host, hosts):
+            name = host_name(host) or "NAME"
+            raise refuse("host", f"This server does not answer to the host {shown(host)}: behind a proxy, start it "
+                                 f"with --allow-host {shown(name)[1:-1]}.")
+        if request.endpoint not in files and not origin_allowed(origin, host, origins):
+            raise refuse("origin", f"Requests from the web page {shown(origin)} are not allowed: if it is yours, or "
+                                   "this server's own behind a proxy, start the server with --cors-origin and its "
+                                   "address.")
         needs_key = api_key is not None and request.endpoint not in public and request.method != "OPTIONS"
         if api_key is not None and needs_key and not key_given(api_key):
             detail = "This server needs its API key: send the header Authorization: Bearer <key>."

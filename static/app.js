@@ -3,7 +3,7 @@
 import { loadRecent, showGallery, startGallery } from "./gallery.js";
 import { openedPanel, openPanel, readEdits, replaceEdits, startEdits } from "./edits.js";
 import { addCard, cardOf, gridOf, jobFrom, joinGrid, rememberCards, rememberedJobs } from "./jobs.js";
-import { picture, picturesOf, requestOf, sent, stopPicking, undoDelete } from "./pictures.js";
+import { moveFavourites, picture, picturesOf, requestOf, sent, stopPicking, undoDelete } from "./pictures.js";
 import { loadVocabulary, look, setPrompt } from "./prompt.js";
 import { ask, jobPath, send, watchPulse } from "./server.js";
 import { clearErrors, fillForm, isReady, readForm, restoreForm, showErrors } from "./settings.js";
@@ -217,7 +217,7 @@ async function resume() {
   const index = query.get("image");
   if (linked) restore(linked);
   const ids = [...new Set([...rememberedJobs(), wanted].filter(Boolean))];
-  const found = await Promise.all(ids.map((id) => ask(`${jobPath(id)}?include=preview`).then((body) => ({ id, body }), (error) => ({ id, error }))));
+  const found = await Promise.all(ids.map((id) => ask(`${jobPath(id)}?include=none`).then((body) => ({ id, body }), (error) => ({ id, error }))));
   if (found.some(({ error }) => error?.status === 0)) { // the server went away: all of this again when it is back
     resumed = false;
     return;
@@ -265,6 +265,7 @@ async function begin() {
     updateButton();
     if (!resumed) {
       resumed = true;
+      moveFavourites().catch(() => {});
       await loadVocabulary();
       await resume();
     }
@@ -375,7 +376,7 @@ begin();
 /** Bring a job of the gallery to the stage, wherever it stands. */
 async function showJob(id) {
   try {
-    const body = await ask(`${jobPath(id)}?include=preview`);
+    const body = await ask(`${jobPath(id)}?include=none`);
     addCard(jobFrom(body), handlers, body).box.scrollIntoView({ block: "nearest" });
   } catch (error) {
     toast(`It could not be shown: ${error.message}`, { trouble: true });

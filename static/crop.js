@@ -5,6 +5,7 @@ import { closable, h, icon, iconButton, openDialog, slider, toast } from "./ui.j
 const VIEW = 512; // pixels of the canvas in the dialog
 const MAX_ZOOM = 12;
 const STEP = 0.02; // of the window, for an arrow key
+const ALIGNED = { width: 178, height: 218, side: 160, x: 89, y: 124 }; // CelebA's own layout, and the window the model learned
 const OVAL = { x: 0.5, y: 0.52, rx: 0.27, ry: 0.37 }; // where faces lie in the pictures that the model learned from
 
 /** A square part of a picture at `size` pixels, halved step by step so that fine detail is averaged and not skipped. */
@@ -39,6 +40,9 @@ export async function crop(file, size) {
   const { width, height } = bitmap;
   const whole = Math.min(width, height);
   const at = { x: width / 2, y: height > width ? Math.max(whole / 2, height * 0.42) : height / 2, zoom: 1 };
+  if (Math.abs((width * ALIGNED.height) / (height * ALIGNED.width) - 1) < 0.005) { // so large or enlarged: the face is where it always is
+    Object.assign(at, { x: (ALIGNED.x * width) / ALIGNED.width, y: (ALIGNED.y * height) / ALIGNED.height, zoom: ALIGNED.width / ALIGNED.side });
+  }
   const canvas = h("canvas", { width: VIEW, height: VIEW, tabindex: "0", role: "application",
     "aria-label": "The photo: arrow keys move it, plus and minus zoom" });
   const pen = canvas.getContext("2d");
@@ -80,7 +84,7 @@ export async function crop(file, size) {
     at.y -= (y * whole) / at.zoom;
     place();
   };
-  const zoom_ = slider("Zoom", { min: 0, max: Math.log2(MAX_ZOOM), step: 0.05, value: 0, words: (value) => `${(2 ** value).toFixed(1)} ×` },
+  const zoom_ = slider("Zoom", { min: 0, max: Math.log2(MAX_ZOOM), step: 0.05, value: Math.log2(at.zoom), words: (value) => `${(2 ** value).toFixed(1)} ×` },
     (value) => zoomTo(2 ** value));
 
   const share = (event) => {

@@ -1,15 +1,15 @@
 // What was drawn before? All jobs of the server, the newest first, page by page; search, favourites, what did not succeed.
 
-import { allFavourites, forgetFavourites, isLeaving, isPicking, picturesOf, startPicking, stopPicking, tile, wordsOf } from "./pictures.js";
+import { isFavourite, isLeaving, isPicking, learn, picturesOf, startPicking, stopPicking, tile, wordsOf } from "./pictures.js";
 import { shownJobs } from "./jobs.js";
-import { ask, jobPath } from "./server.js";
-import { measure } from "./settings.js";
+import { ask } from "./server.js";
 import { $, arrowKeys, bus, dayOf, dialogIsOpen, h, icon, plural, segments } from "./ui.js";
 
 const PAGE = 24;
 const RECENT_ROWS = 3;
 const WAIT_MS = 250;
 const FILTERS = [["All", "all"], ["Favourites", "favourites"], ["Unfinished", "unfinished"]];
+const LOOK_MS = 4000; // what others draw appears in an open gallery after so long
 const UNFINISHED = ["queued", "running", "failed", "cancelled"];
 const SAID = { queued: "Waiting", running: "Being drawn", failed: "Failed", cancelled: "Cancelled" };
 
@@ -25,16 +25,12 @@ let shown = false;
 let actions = null; // {open(picture, list), show(job)}
 
 /** A job of the list, as the page knows jobs. */
-const listed = (body) => ({ ...body, id: body.job_id });
+const listed = (body) => learn({ ...body, id: body.job_id });
 
 /** All pictures now in the gallery, in their order. */
-const galleryPictures = () => (filter === "favourites" ? favouritesFound()
-  : jobs.filter((job) => job.status === "succeeded" && !isLeaving(job.id)).flatMap(picturesOf));
+const galleryPictures = () => jobs.filter((job) => job.status === "succeeded" && !isLeaving(job.id)).flatMap(picturesOf).filter(fits);
 
-function favouritesFound() {
-  const wanted = query.toLowerCase();
-  return allFavourites().filter((one) => !isLeaving(one.job.id) && wordsOf(one.job).toLowerCase().includes(wanted));
-}
+const fits = (one) => filter !== "favourites" || isFavourite(one);
 
 // ---- loading
 
@@ -42,6 +38,7 @@ async function fetchPage(number) {
   const asked = new URLSearchParams({ limit: PAGE });
   if (cursor) asked.set("cursor", cursor);
   if (query) asked.set("q", query);
+  if (filter === "favourites") asked.set("favourites", "only");
   if (filter === "unfinished") asked.set("status", UNFINISHED.join(","));
   const answer = await ask(`jobs/?${asked}`);
   if (number !== round) return;
@@ -56,7 +53,7 @@ async function fetchPage(number) {
 
 /** Load the next page; resolves when it is there. */
 function more() {
-  if (loading || ended || filter === "favourites") return loading ?? Promise.resolve();
+  if (loading || ended) return loading ?? Promise.resolve();
   const number = round;
   $("gallery-end").dataset.state = "loading";
   loading = fetchPage(number).catch((error) => {
@@ -75,10 +72,37 @@ function more() {
 
 /** After a page: say what is there, and go on while its end is still in sight. */
 function settle() {
-  const count = filter === "unfinished" ? plural(jobs.length, "job") : plural(galleryPictures().length, "picture");
+  const said = filter === "favourites" ? 0 : jobs.filter((job) => job.status !== "succeeded" && !isLeaving(job.id)).length;
+  const seen = galleryPictures().length;
+  const count = filter === "unfinished" ? plural(said, "job")
+    : [(seen || !said) && plural(seen, "picture"), said && `${said} unfinished`].filter(Boolean).join(", ");
   $("gallery-status").textContent = `${count}${ended ? "" : " so far"}${query ? ` for “${query}”` : ""}`;
-  showEmpty(!$("days").querySelector(".tile:not([hidden])") && (ended || filter === "favourites"));
+  showEmpty(!$("days").querySelector(".tile:not([hidden])") && ended);
   if (!ended && shown && $("gallery-end").getBoundingClientRect().top < innerHeight + 600) more();
+}
+
+/** What came or ended since, here or in another browser: the newest jobs are looked at again while somebody looks on. */
+async function freshen() {
+  if (!shown || document.hidden || loading || filter === "favourites" || dialogIsOpen()) return;
+  const number = round;
+  const asked = new URLSearchParams({ limit: PAGE, ...(query && { q: query }), ...(filter === "unfinished" && { status: UNFINISHED.join(",") }) });
+  const answer = await ask(`jobs/?${asked}`).catch(() => null); // the banner says why
+  if (!answer || number !== round || loading) return;
+  const newest = answer.jobs.map(listed);
+  const before = new Map(jobs.map((job) => [job.id, job]));
+  const changed = newest.filter((job) => before.get(job.id)?.status !== job.status);
+  if (!changed.length) return;
+  if (answer.next && !newest.some((job) => before.has(job.id))) { // more came than one page holds
+    reload();
+    return;
+  }
+  jobs = [...newest, ...jobs.filter((job) => !newest.some((other) => other.id === job.id))];
+  for (const job of changed.reverse()) {
+    const told = [...$("days").querySelectorAll(".told")].find((item) => item.dataset.job === job.id);
+    if (told) told.replaceWith(...tilesOf(job));
+    else place(job, tilesOf(job), true);
+  }
+  settle();
 }
 
 function showEmpty(visible) {
@@ -102,21 +126,7 @@ function reload() {
   $("days").replaceChildren();
   $("gallery-end").replaceChildren();
   $("gallery-empty").hidden = true;
-  if (filter === "favourites") {
-    ended = true;
-    for (const one of favouritesFound()) place(one.job, [pictureTile(one)]);
-    settle();
-    checkFavourites();
-    return Promise.resolve();
-  }
   return more();
-}
-
-/** Favourites are kept here, pictures there: forget those that the server no longer has. */
-async function checkFavourites() {
-  for (const id of new Set(allFavourites().map((one) => one.job.id))) {
-    await ask(`${jobPath(id)}?include=none`).catch(({ status }) => { if (status === 404 || status === 410) forgetFavourites(id); });
-  }
 }
 
 // ---- what is shown
@@ -134,18 +144,18 @@ function stateTile(job) {
       h("span", { text: wordsOf(job) })));
 }
 
-function place(job, tiles) {
+function place(job, tiles, first = false) {
   const name = dayOf(job.created_at ?? Date.now());
-  let day = $("days").lastElementChild;
+  let day = first ? $("days").firstElementChild : $("days").lastElementChild;
   if (day?.dataset.day !== name) {
     day = h("section", { class: "day", data: { day: name } }, h("h3", { text: name }), h("ol", { class: "grid" }));
-    $("days").append(day);
+    $("days")[first ? "prepend" : "append"](day);
   }
-  day.lastElementChild.append(...tiles);
+  day.lastElementChild[first ? "prepend" : "append"](...tiles);
   for (const made of tiles) made.hidden = isLeaving(job.id);
 }
 
-const tilesOf = (job) => (job.status === "succeeded" ? picturesOf(job).map(pictureTile) : [stateTile(job)]);
+const tilesOf = (job) => (job.status === "succeeded" ? picturesOf(job).filter(fits).map(pictureTile) : [stateTile(job)]);
 
 /** A job of this page has ended: its pictures take the place of what was said about it. */
 function arrive(job) {
@@ -167,7 +177,6 @@ export async function loadRecent() {
   try {
     const answer = await ask(`jobs/?${new URLSearchParams({ limit: 40, status: "succeeded" })}`);
     recent = answer.jobs.map(listed);
-    for (const job of [...recent].reverse()) measure(job);
   } catch { /* the banner says why */ }
   drawRecent();
 }
@@ -210,6 +219,7 @@ export function startGallery(given) {
   arrowKeys($("days"), ".tile-open");
   arrowKeys($("cards"), ".tile-open:not(:disabled)");
   arrowKeys($("recent-grid"), ".tile-open");
+  setInterval(freshen, LOOK_MS);
   bus.on("finished", arrive);
   bus.on("cards", drawRecent);
   addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(drawRecent, WAIT_MS); });
@@ -217,7 +227,7 @@ export function startGallery(given) {
   bus.on("favourites", refresh);
   bus.on("viewed", refresh);
   const veil = (job, hidden) => {
-    for (const item of document.querySelectorAll("#days .tile")) if (item.dataset.job === job.id) item.hidden = hidden;
+    for (const item of document.querySelectorAll("#days .tile")) if (job.key ? item.dataset.key === job.key : item.dataset.job === job.id) item.hidden = hidden;
     for (const day of $("days").children) day.hidden = !day.querySelector(".tile:not([hidden])");
     drawRecent();
     settle();
@@ -232,7 +242,7 @@ export function startGallery(given) {
 
 export function showGallery(visible) {
   shown = visible;
-  if (visible && (dirty || !jobs.length)) reload();
+  if (visible && (dirty || !jobs.length || filter === "favourites")) reload();
   if (visible) return;
   stopPicking();
   drawRecent();

@@ -1,9 +1,9 @@
 // What happens to the jobs that are asked for here? One card each: waiting, drawing, finished, failed, cancelled.
 
 import { editsInWords } from "./edits.js";
-import { dataUrl, deleteJob, fileName, heart, picture, picturesOf, tile, wordsOf } from "./pictures.js";
+import { fileName, heart, learn, picture, picturesOf, tile, wordsOf } from "./pictures.js";
 import { ask, follow, jobPath, unfollow } from "./server.js";
-import { measure, rememberSeed } from "./settings.js";
+import { rememberSeed } from "./settings.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, shareJob } from "./sharing.js";
 import { $, announce, bus, h, icon, iconButton, keep, loadStyle, plural, recall, seconds, setQuery, toast } from "./ui.js";
 
@@ -15,11 +15,11 @@ export const shownJobs = () => [...cards.keys()];
 
 /** What a job looks like to the page, from whichever answer it came. */
 export function jobFrom(body) {
-  return {
+  return learn({
     id: body.job_id, status: body.status, parameters: body.parameters, error: body.error ?? null,
     created_at: body.created_at, started_at: body.started_at, finished_at: body.finished_at,
     images: body.status === "succeeded" ? body.response?.map(({ img, latent, ...told }) => told) : [],
-  };
+  });
 }
 
 /** The address names the newest job, this browser all that are on the stage. */
@@ -64,7 +64,8 @@ function settle({ box, job: { id, parameters: { seed, n_images: count } } }) {
   if (!frame) {
     const seeds = Array.from({ length: count }, (_, number) => h("span", { text: seed + number }));
     frame = h("section", { class: "matrix", id: `grid-${grids[id]}`, "aria-label": "Grid of seeds and descriptions" },
-      h("p", { class: "matrix-seeds quiet", data: { count } }, h("b", { text: "Seed" }), ...seeds));
+      h("p", { class: "matrix-seeds quiet" }, h("b", { text: "Seed" }), ...seeds));
+    frame.style.setProperty("--seeds", count);
     $("cards").prepend(frame);
     loadStyle("editing.css");
   }
@@ -92,7 +93,7 @@ class Card {
     const details = [plural(asked.n_inf_steps, "step"), asked.sampler, `guidance ${asked.guidance_scale}`];
     if (asked.negative_prompt) details.push(`without ${asked.negative_prompt}`);
     details.push(...editsInWords(asked).map(([text]) => text));
-    this.tiles = picturesOf(job).map((one) => {
+    this.tiles = Array.from({ length: asked.n_images }, (_, index) => picture(job, index)).map((one) => {
       const made = tile(one, { open: ({ index }) => open(picture(job, index), picturesOf(job)), src: null, name: `Face ${one.index + 1} of ${asked.n_images}`, tools: false });
       const button = made.querySelector("button");
       button.disabled = true;
@@ -117,8 +118,8 @@ class Card {
   event(kind, data) {
     if (kind === "status") this.setStatus(data.status, data);
     if (kind === "progress") this.setProgress(data.t, data.total_t);
-    if (kind === "preview") this.setPicture(data, dataUrl(data.img));
-    if (kind === "image") this.setPicture(data, null);
+    if (kind === "preview") this.sketch(data);
+    if (kind === "image") this.setPicture(data);
     if (kind === "done") this.conclude();
   }
 
@@ -129,8 +130,8 @@ class Card {
     const total = body.parameters.n_inf_steps;
     if (body.status === "running") this.setProgress(Math.round(body.progress * total), total);
     for (const entry of body.response ?? []) {
-      const final = body.status === "succeeded";
-      if (final || entry.img) this.setPicture(entry, final ? null : dataUrl(entry.img));
+      if (body.status === "succeeded") this.setPicture(entry);
+      else this.sketch(entry);
     }
     if (body.finished) this.finish();
   }
@@ -165,24 +166,40 @@ class Card {
     showTitle();
   }
 
-  /** Show one picture: `src` of a preview, or null for the finished one. */
-  setPicture(about, src) {
-    const { index, t, total_t: total } = about;
-    const target = this.tiles[index];
+  /** Show the newest preview; one at a time is fetched, so that no line carries more than it can. */
+  async sketch(about) {
+    const target = this.tiles[about.index];
     if (!target || target.final) return;
-    target.step.textContent = src ? `${t}/${total}` : "";
-    const address = src ?? target.one.url;
-    if (target.address === address) return;
-    target.address = address;
+    const idle = !target.next;
+    target.next = about;
+    target.seen = true;
+    for (let shown = null; idle && !target.final && shown !== target.next && !document.hidden;) {
+      shown = target.next;
+      await this.put(target, `${target.one.thumbnail}?t=${shown.t}`, () => !target.final);
+      if (!target.final && !this.finished) target.step.textContent = `${shown.t}/${shown.total_t}`;
+    }
+    if (idle) target.next = null;
+  }
+
+  /** Show a finished picture: small first, which is there at once on any line. */
+  async setPicture(about) {
+    const target = this.tiles[about.index];
+    if (!target || target.final) return;
+    target.seen = true;
+    target.step.textContent = "";
+    this.complete(target, about);
+    await this.put(target, target.one.thumbnail);
+    await this.put(target, target.one.url);
+  }
+
+  /** Decoded first, so that nothing flickers. */
+  async put(target, address, wanted = () => true) {
     const ready = new Image();
     ready.src = address;
-    const show = () => { // decoded first, so that nothing flickers
-      if (target.final && src) return;
-      target.image.src = address;
-      target.image.hidden = false;
-    };
-    ready.decode().then(show, show);
-    if (!src) this.complete(target, about);
+    await ready.decode().catch(() => {});
+    if (!ready.naturalWidth || !wanted()) return;
+    target.image.src = address;
+    target.image.hidden = false;
   }
 
   complete(target, about) {
@@ -218,11 +235,13 @@ class Card {
     this.box.dataset.state = job.status;
     this.live.hidden = true;
     this.share = 0;
-    const anything = this.tiles.some((one) => one.address);
-    for (const one of this.tiles) one.step.textContent = "";
+    const anything = this.tiles.some((one) => one.seen);
+    for (const one of this.tiles) {
+      one.step.textContent = "";
+      one.made.hidden = job.status === "succeeded" && !one.final; // it was deleted
+    }
     this.box.classList.toggle("bare", !anything);
     if (job.status === "succeeded") {
-      measure(job);
       announce(`${plural(job.parameters.n_images, "face")} finished: ${wordsOf(job)}`);
       if (job.parameters.interpolate_to && job.parameters.n_images > 1) this.play();
     } else if (job.status === "cancelled") {
@@ -275,7 +294,7 @@ class Card {
   setActions() {
     const { job } = this;
     const [only, several] = picturesOf(job);
-    const done = this.finished && job.status === "succeeded";
+    const done = this.finished && job.status === "succeeded" && only;
     this.actions.replaceChildren(...[
       this.finished && iconButton("again", "Draw others like these", () => this.again(job, true)),
       iconButton("settings", "Use these settings", () => this.use(job)),
@@ -285,7 +304,7 @@ class Card {
       done && job.images?.some((one) => one.attributes) && iconButton("people", "Who came out", () => this.who(job)),
       done && canShare() && iconButton("share", "Share or save to photos", () => shareJob(job)),
       done && iconButton("link", "Copy a link", () => copy(linkTo(job), "Link")),
-      this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", () => deleteJob(job)),
+      this.finished && this.box.dataset.state !== "missing" && iconButton("trash", "Delete", async () => (await import("./deleting.js")).deleteJob(job)),
       this.finished && iconButton("close", "Put away", () => removeCard(job.id)),
     ].filter(Boolean));
   }
@@ -335,7 +354,12 @@ function removeCard(id) {
 
 export const cardOf = (id) => cards.get(id);
 
-const veil = (id, hidden) => { if (cards.has(id)) cards.get(id).box.hidden = hidden; };
-bus.on("deleted", (job) => veil(job.id, true));
-bus.on("undeleted", (job) => veil(job.id, false));
+const veil = ({ id, key }, hidden) => {
+  const card = cards.get(id);
+  if (!card) return;
+  for (const { made } of card.tiles) if (made.dataset.key === key) made.hidden = hidden;
+  card.box.hidden = key ? card.tiles.every(({ made }) => made.hidden) : hidden;
+};
+bus.on("deleted", (job) => veil(job, true));
+bus.on("undeleted", (job) => veil(job, false));
 bus.on("removed", (job) => removeCard(job.id));

@@ -3,8 +3,6 @@
 import { ask, jobPath, send } from "./server.js";
 import { $, announce, bus, h, icon, keep, plural, recall, toast } from "./ui.js";
 
-const UNDO_MS = 8000;
-
 /** A picture of a job, by its place in it; `told` is what the server said of it when it was finished. */
 export function picture(job, index) {
   const path = `${jobPath(job.id)}images/${index}`;
@@ -39,7 +37,9 @@ export async function requestOf(job, index = null) {
   return asked;
 }
 
-export const picturesOf = (job) => Array.from({ length: job.parameters.n_images }, (_, index) => picture(job, index));
+/** The pictures of a job: those that there will be, and when it is finished those that were not deleted. */
+export const picturesOf = (job) => (job.status === "succeeded" && job.images ? job.images.map(({ index }) => picture(job, index))
+  : Array.from({ length: job.parameters.n_images }, (_, index) => picture(job, index))).filter(({ key }) => !leaving.has(key));
 export const wordsOf = (job) => job.parameters.prompt || "Any face";
 const oneSeed = ({ variation_strength: varied, interpolate_to: to }) => Boolean(varied || to); // its pictures differ by other noise
 export const fileName = ({ job, seed, index }) => `face-${seed}${oneSeed(job.parameters) ? `-${index + 1}` : ""}.png`;
@@ -57,35 +57,48 @@ export const base64Of = (blob) => new Promise((done, fail) => {
   reader.readAsDataURL(blob);
 });
 
-// ---- favourites: kept in this browser
+// ---- favourites: kept by the server, for every browser
 
-const favourites = new Map(recall("favourites", []).map((one) => [one.key, one]));
+const favourites = new Set(); // their keys, as far as they were told here
 
-export const allFavourites = () => [...favourites.values()].reverse().map(({ job, index }) => picture(job, index));
+export const isFavourite = ({ key }) => favourites.has(key);
 
-export function toggleFavourite({ key, job, index, seed }) {
-  if (!favourites.delete(key)) {
-    const { id, parameters, created_at, status } = job;
-    favourites.set(key, { key, index, job: { id, parameters, created_at, status, images: [{ index, seed }] } });
-  }
-  keep("favourites", [...favourites.values()]);
-  const on = favourites.has(key);
-  for (const heart of document.querySelectorAll(".heart")) if (heart.dataset.key === key) heart.setAttribute("aria-pressed", String(on));
-  announce(on ? "Kept as a favourite." : "No longer a favourite.");
-  bus.emit("favourites", key);
+/** What the server tells of a job's pictures: which are favourites. */
+export function learn(job) {
+  for (const { index, favourite } of job.images ?? []) favourites[favourite ? "add" : "delete"](`${job.id}/${index}`);
+  return job;
 }
 
-export function forgetFavourites(id) {
-  let changed = false;
-  for (const key of favourites.keys()) if (key.startsWith(`${id}/`)) changed = favourites.delete(key) || changed;
-  if (!changed) return;
-  keep("favourites", [...favourites.values()]);
-  bus.emit("favourites", null);
+const favour = (id, index, on) => ask(`images/${encodeURIComponent(id)}/${index}/favourite`, undefined, { method: on ? "PUT" : "DELETE" });
+
+export async function toggleFavourite({ key, job, index }) {
+  const on = !favourites.has(key);
+  const put = (value) => {
+    favourites[value ? "add" : "delete"](key);
+    for (const heart of document.querySelectorAll(".heart")) if (heart.dataset.key === key) heart.setAttribute("aria-pressed", String(value));
+  };
+  put(on);
+  try {
+    await favour(job.id, index, on);
+    announce(on ? "Kept as a favourite." : "No longer a favourite.");
+    bus.emit("favourites", key);
+  } catch (error) {
+    put(!on);
+    if (error.status) toast(error.message, { trouble: true });
+  }
+}
+
+/** What an older page kept in this browser becomes everybody's. */
+export async function moveFavourites() {
+  for (const { job, index } of recall("favourites", [])) {
+    await favour(job.id, index, true).catch((error) => { if (!error.status) throw error; });
+  }
+  keep("favourites", []);
 }
 
 export function heart(one, label = "Favourite") {
   return h("button", {
-    class: "round plain heart", "aria-label": label, title: "Favourite", "aria-pressed": String(favourites.has(one.key)),
+    class: "round plain heart", "aria-label": label, title: "Favourite", "aria-pressed": String(isFavourite(one)),
     data: { key: one.key }, click: () => toggleFavourite(one),
   }, icon("heart"));
 }
@@ -154,30 +167,18 @@ function pick(one) {
   bus.emit("compare", pair);
 }
 
-// ---- deleting, with time to think again
+// ---- deleting, see deleting.js
 
-const leaving = new Set(); // ids: hidden already, deleted when the undo time is over
+export const leaving = new Set(); // ids of jobs that are hidden and will be deleted; keys of deleted pictures
 
 export const isLeaving = (id) => leaving.has(id);
 
-/** Hide a job at once and delete it when nobody has taken that back in time. */
-export function deleteJob(job) {
-  if (leaving.has(job.id)) return;
-  const undo = () => {
-    leaving.delete(job.id);
-    bus.emit("undeleted", job);
-    announce("Brought back.");
-  };
-  leaving.add(job.id);
-  bus.emit("deleted", job);
-  const count = job.status === "succeeded" ? plural(job.parameters.n_images, "picture") : "Job";
-  toast(`${count} deleted.`, { action: "Undo", act: undo, gone: () => finishDelete(job), wait: UNDO_MS });
-}
+const remove = (id, more) => send(jobPath(id), undefined, { method: "DELETE", ...more });
 
-async function finishDelete(job) {
+export async function finishDelete(job) {
   if (!leaving.delete(job.id)) return;
   try {
-    await ask(jobPath(job.id), undefined, { method: "DELETE" });
+    await remove(job.id);
   } catch (error) {
     if (error.status !== 404 && error.status !== 410) {
       bus.emit("undeleted", job);
@@ -185,9 +186,13 @@ async function finishDelete(job) {
       return;
     }
   }
-  forgetFavourites(job.id);
   bus.emit("removed", job);
 }
+
+addEventListener("pagehide", () => { // a closed page means what was pressed
+  for (const id of leaving) if (!id.includes("/")) remove(id, { keepalive: true }).catch(() => {});
+  leaving.clear();
+});
 
 /** Ctrl+Z outside of text: the last one comes back. */
 export function undoDelete() {
@@ -195,8 +200,3 @@ export function undoDelete() {
   buttons.at(-1)?.click();
   return buttons.length > 0;
 }
-
-addEventListener("pagehide", () => { // a closed page means what was pressed
-  for (const id of leaving) send(jobPath(id), undefined, { method: "DELETE", keepalive: true }).catch(() => {});
-  leaving.clear();
-});

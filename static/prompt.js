@@ -5,7 +5,7 @@ import { ask } from "./server.js";
 import { $, h, icon } from "./ui.js";
 
 const WAIT_MS = 220;
-const MAX_SUGGESTIONS = 6;
+const REST_MS = 1200; // a word at the caret is judged when nothing was typed for so long
 const GROUPS = [ // what the palette offers: +Name is the attribute, -Name its opposite; the words are the server's
   ["Person", "-Male +Male +Young -Young +Attractive +Chubby"],
   ["Expression", "+Smiling -Smiling +Mouth_Slightly_Open -Mouth_Slightly_Open"],
@@ -24,7 +24,6 @@ const NEGATION = "not|no|without|never|isn't|lacking";
 const area = $("prompt");
 const marks = $("marks");
 const notes = $("notes");
-const list = $("suggestions");
 let words = {}; // the vocabulary: word -> known or rare
 let phrases = []; // {text, attribute, value}, the commonest first
 let found = null; // what the last look told
@@ -270,8 +269,17 @@ function drawPalette() {
     })))));
 }
 
+/** What was understood, without the word that is still being written. */
+function soFar(answer) {
+  const at = Array.from(area.value.slice(0, area.selectionEnd)).length;
+  const word = document.activeElement === area && answer.words.find(({ end, status }) => end === at && status !== "known");
+  if (!word) return answer;
+  timer = setTimeout(look, REST_MS, true);
+  return { ...answer, words: answer.words.filter((one) => one !== word), warnings: answer.warnings.filter((text) => !text.startsWith(`"${word.text}" `)) };
+}
+
 /** Ask what is understood of the text as it stands now, and show it. */
-export async function look() {
+export async function look(rested = false) {
   clearTimeout(timer);
   const text = area.value;
   const number = ++asked;
@@ -279,7 +287,7 @@ export async function look() {
   try {
     const answer = await analyze(text);
     if (number !== asked || text !== area.value) return; // somebody went on typing
-    found = answer;
+    found = rested === true ? answer : soFar(answer);
     drawMarks(found.words);
     drawNotes();
   } catch {
@@ -288,110 +296,15 @@ export async function look() {
   }
 }
 
-// ---- suggestions while a word is typed
+let suggest = null; // loaded with the first letter
 
-let active = -1;
-
-function offers() {
-  const at = area.selectionStart;
-  if (at !== area.selectionEnd || /[\p{L}'-]/u.test(area.value[at] ?? "")) return [];
-  const typed = area.value.slice(0, at).match(/(?:[\p{L}'-]+ ){0,2}[\p{L}'-]{2,}$/u)?.[0].toLowerCase();
-  if (!typed) return [];
-  const made = new Map();
-  const all = area.value.toLowerCase();
-  for (let start = 0; start !== -1 && start < typed.length; start = typed.indexOf(" ", start) + 1 || -1) {
-    const begun = typed.slice(start);
-    for (const { text } of phrases) {
-      if (text.length > begun.length && text.startsWith(begun) && !all.includes(text)) made.set(text, begun.length);
-    }
-  }
-  const begun = typed.slice(typed.lastIndexOf(" ") + 1);
-  const known = Object.keys(words).filter((word) => word.length > begun.length && word.startsWith(begun) && !made.has(word));
-  known.sort((a, b) => (words[a] === "rare") - (words[b] === "rare") || a.length - b.length);
-  for (const word of known) made.set(word, begun.length);
-  return [...made].slice(0, MAX_SUGGESTIONS).map(([text, length]) => ({ text, start: at - length, end: at }));
-}
-
-function suggest() {
-  const offered = offers();
-  active = -1;
-  area.removeAttribute("aria-activedescendant");
-  list.hidden = !offered.length;
-  if (!offered.length) return;
-  list.replaceChildren(...offered.map((offer, number) => {
-    const typed = offer.end - offer.start;
-    const entry = h("li", { role: "option", id: `suggestion-${number}`, "aria-selected": "false", class: words[offer.text] ?? "known" },
-      h("b", { text: offer.text.slice(0, typed) }), offer.text.slice(typed));
-    entry.addEventListener("pointerdown", (event) => { event.preventDefault(); accept(offer); });
-    entry.offer = offer;
-    return entry;
-  }));
-  placeList(offered[0].start);
-}
-
-/** Under the word that is being written, found through the letters that lie under the text area. */
-function placeList(start) {
-  const walker = document.createTreeWalker(marks, NodeFilter.SHOW_TEXT);
-  let left = start;
-  while (walker.nextNode()) {
-    const node = walker.currentNode;
-    if (left < node.length || (left === node.length && node.nextSibling === null)) {
-      const range = document.createRange();
-      range.setStart(node, left);
-      range.setEnd(node, Math.min(left + 1, node.length));
-      const word = range.getBoundingClientRect();
-      const box = area.getBoundingClientRect();
-      const room = box.width - list.offsetWidth - 2;
-      list.style.left = `${Math.max(0, Math.min(word.left - box.left - 10, room))}px`;
-      list.style.top = `${Math.min(word.bottom - box.top + 4, box.height + 4)}px`;
-      return;
-    }
-    left -= node.length;
-  }
-}
-
-function accept(offer) {
-  const space = /^\s|^[,.;]/.test(area.value.slice(offer.end)) ? "" : " ";
-  type(offer.text + space, offer.start, offer.end);
-  hideList();
-}
-
-function hideList() {
-  list.hidden = true;
-  active = -1;
-  area.removeAttribute("aria-activedescendant");
-}
-
-function move(by) {
-  const entries = [...list.children];
-  entries[active]?.setAttribute("aria-selected", "false");
-  active = (active + by + entries.length + (active < 0 && by < 0 ? 1 : 0)) % entries.length;
-  entries[active].setAttribute("aria-selected", "true");
-  area.setAttribute("aria-activedescendant", entries[active].id);
-}
-
-area.addEventListener("keydown", (event) => {
-  if (list.hidden || event.isComposing) return;
-  if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-    event.preventDefault();
-    move(event.key === "ArrowDown" ? 1 : -1);
-  } else if ((event.key === "Enter" || event.key === "Tab") && active >= 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
-    event.preventDefault();
-    accept(list.children[active].offer);
-  } else if (event.key === "Escape") {
-    event.preventDefault();
-    event.stopPropagation();
-    hideList();
-  }
-});
-area.addEventListener("blur", hideList);
-area.addEventListener("click", hideList);
 area.addEventListener("input", (event) => {
   const judged = found?.words ?? []; // words that still stand where they stood keep their marks while somebody types
   const letters = Array.from(area.value);
   const changed = judged.findIndex((word) => letters.slice(word.start, word.end).join("") !== word.text || word.end >= letters.length);
   drawMarks(changed < 0 ? judged : judged.slice(0, changed));
-  if (event.isTrusted || event.inputType) suggest();
+  if (suggest) suggest(event, { words, phrases, type });
+  else import("./suggestions.js").then((made) => { ({ suggest } = made); suggest(event, { words, phrases, type }); }, () => {});
   clearTimeout(timer);
   timer = setTimeout(look, WAIT_MS);
 });

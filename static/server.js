@@ -1,15 +1,16 @@
-// How does the page talk to the server? Requests and errors, whether the server is there at all, and following jobs.
+// How does the page talk to the server? Requests, whether it is there, following jobs.
 
 import { bus, keep, randomHex, recall } from "./ui.js";
 
 const KINDS = ["status", "progress", "preview", "image", "done"];
 const POLL_MS = 900;
-const HIDDEN_POLL_MS = 4000; // nobody looks: only the title and the end matter
-const DEAF_MS = 10_000; // how long a job is polled after its event stream failed
+const HIDDEN_POLL_MS = 4000; // nobody looks
+const DEAF_MS = 10_000; // a job is polled after its stream failed
+const LEASE_MS = 3000;
 const PULSE_MS = 15_000;
 const PROBE_MS = 1200;
 
-/** An answer that is not a success; `status` 0 means that there was no answer at all. */
+/** An answer that is not a success; `status` 0: there was none. */
 class ServerError extends Error {
   constructor(status, body, retryAfter) {
     super(body.error || `The server answered ${status}.`);
@@ -19,7 +20,7 @@ class ServerError extends Error {
   }
 }
 
-const client = recall("client") ?? randomHex(12); // lets the server be fair between people behind one address
+const client = recall("client") ?? randomHex(12); // for fairness between people behind one address
 keep("client", client);
 
 // ---- is it there?
@@ -46,7 +47,6 @@ async function probe() {
   setTimeout(probe, document.hidden ? 4 * PROBE_MS : PROBE_MS);
 }
 
-/** Notice a server that went away while nothing was asked of it. */
 export function watchPulse() {
   setInterval(() => {
     if (!gone && !document.hidden) fetch("health", { cache: "no-store" }).catch(lost);
@@ -55,7 +55,7 @@ export function watchPulse() {
 
 // ---- requests
 
-/** One request; `body` makes it a POST of JSON. Resolves to the answer, rejects with a ServerError. */
+/** One request; `body` makes it a POST. Rejects with a ServerError. */
 export async function send(path, body, { headers = {}, ...more } = {}) {
   const options = { ...more, headers: { "X-Client-Id": client, ...headers } };
   if (body !== undefined) {
@@ -85,7 +85,7 @@ export async function ask(path, body, more) {
 
 export const jobPath = (id) => `jobs/${encodeURIComponent(id)}/`;
 
-// ---- following jobs: one event stream a page, for the job that draws; the others are polled
+// ---- following jobs: one by its event stream, others are polled
 
 const followed = new Map(); // id -> {on, after, status, deafUntil, asking}
 let source = null;
@@ -93,8 +93,8 @@ let streamed = null;
 let timer = 0;
 
 /**
- * Report what happens to a job: `on.event(kind, data)` from its stream after event number `after`, `on.state(job)` when it
- * was asked for, `on.missing(error)` when the server knows no such job. It ends by itself with the job.
+ * Report what happens to a job, until it ends: `on.event(kind, data)` from its stream after event number `after`,
+ * `on.state(job)` when it was asked for, `on.missing(error)` when the server knows no such job.
  */
 export function follow(id, after, on) {
   followed.set(id, { on, after, status: "queued", deafUntil: 0, asking: false });
@@ -123,9 +123,22 @@ function pump() {
   timer = setTimeout(pump, document.hidden ? HIDDEN_POLL_MS : POLL_MS);
 }
 
-/** Listen to the job that draws; a stream that waits gives way to one that has something to say. */
+const me = randomHex(4);
+
+/** A place for a stream, kept or new: the windows of a browser have six connections together. */
+function place() {
+  const now = Date.now();
+  const free = [1, 2, 3, 4].find((n) => {
+    const [who, until] = recall(`place${n}`, []);
+    return who === me || !(until > now && until <= now + LEASE_MS);
+  });
+  if (free) keep(`place${free}`, [me, now + LEASE_MS]);
+  return free;
+}
+
+/** Listen to the job that draws. */
 function tune() {
-  if (document.hidden) {
+  if (document.hidden || !place()) {
     closeStream();
     return;
   }
@@ -138,7 +151,7 @@ function tune() {
 }
 
 function listen(id, job) {
-  const stream = new EventSource(`${jobPath(id)}events?after=${job.after}`);
+  const stream = new EventSource(`${jobPath(id)}events?after=${job.after}&previews=none`);
   [source, streamed] = [stream, id];
   for (const kind of KINDS) {
     stream.addEventListener(kind, (event) => {
@@ -153,7 +166,7 @@ function listen(id, job) {
   }
   stream.onerror = () => {
     if (source !== stream) return;
-    closeStream(); // we come back ourselves: the browser would hide from us that the server is gone
+    closeStream(); // the browser would hide that the server is gone
     job.deafUntil = performance.now() + DEAF_MS;
     pump();
   };
@@ -163,7 +176,7 @@ async function poll(id, job) {
   if (job.asking) return;
   job.asking = true;
   try {
-    const found = await ask(`${jobPath(id)}?include=${document.hidden ? "none" : "preview"}`);
+    const found = await ask(`${jobPath(id)}?include=none`);
     if (followed.get(id) !== job) return;
     job.status = found.status;
     if (streamed !== id) {

@@ -2,11 +2,12 @@
 
 import { readEdits, showEditError } from "./edits.js";
 import { look, setPrompt } from "./prompt.js";
+import { ask } from "./server.js";
 import { $, bus, choose, h, keep, recall, seconds, segments } from "./ui.js";
 
-const PREVIEWS = 10; // updates that a job shows when nobody says otherwise, whatever its length
-const START_QUALITY = "Fast";
-const MAX_SAMPLES = 60;
+const PREVIEWS = 10; // updates that a job keeps when nobody says otherwise, whatever its length
+const PREVIEW_S = 0.3; // and how long nothing new is shown
+const SPEED_MS = 5000; // how old that may be while somebody writes
 const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
 
 const form = $("composer");
@@ -19,40 +20,47 @@ export const isReady = () => fields !== null;
 
 // ---- how long does it take here?
 
-const samples = []; // {rows, perStep} of earlier jobs
+let speed = { step_costs: [], ahead: [] }; // as /speed tells
+let asked = 0;
 
-/** Passes of the network a step: guidance takes two where it was not taught to one, each slider two more. */
-const rowsOf = ({ n_images: count, candidates, guidance_scale: scale, negative_prompt: away, attributes }) => {
+/** Passes of the network a step and image: two where guidance was not taught to one; each slider takes two more. */
+export function passesOf({ guidance_scale: scale, negative_prompt: away, attributes } = readForm()) {
   const [low, high] = (!away && fields?.guidance_scale.one_pass) || [1, 1];
-  return (candidates ?? count) * (((low <= scale && scale <= high) || scale === 0 ? 1 : 2) + 2 * Object.keys(attributes ?? {}).length);
-};
+  return ((low <= scale && scale <= high) || scale === 0 ? 1 : 2) + 2 * Object.keys(attributes ?? {}).length;
+}
+
+const rowsOf = (parameters) => (parameters.candidates ?? parameters.n_images) * passesOf(parameters);
 
 /** The share of the steps that is done: the rest is skipped where something is there to begin with. */
 const doneShare = ({ start_timestep: start, init_image: picture, strength, mask }) => (picture ? strength ?? (mask ? 1 : 0.6) : 1 - (start ?? 0));
 
-/** Learn from a finished job how long a step takes on this machine. */
-export function measure(job) {
-  if (job.status !== "succeeded" || !job.started_at || !job.finished_at || job.parameters.start_timestep || job.parameters.has_init_image) return;
-  const took = (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000;
-  if (!(took > 0)) return;
-  samples.unshift({ rows: rowsOf(job.parameters), perStep: took / job.parameters.n_inf_steps });
-  samples.length = Math.min(samples.length, MAX_SAMPLES);
+/** Ask what a step costs here, and what is to be done first. */
+export async function measure() {
+  asked = Date.now();
+  try {
+    speed = await ask("speed");
+  } catch { /* the banner says why */ }
   showExpected();
 }
+bus.on("finished", measure);
+bus.on("cards", () => fields && measure());
 
-const typical = (values) => values.sort((a, b) => a - b)[Math.floor((values.length - 1) / 3)]; // neighbours slow it down
+/** Seconds of a step with so many rows, by the nearest that were measured. */
+function cost(rows) {
+  const points = [...speed.step_costs].sort((a, b) => Math.abs(a.rows - rows) - Math.abs(b.rows - rows));
+  const [near, other] = points;
+  if (near.rows === rows) return near.seconds;
+  const slope = other ? Math.max(0, (other.seconds - near.seconds) / (other.rows - near.rows)) : (0.85 * near.seconds) / near.rows;
+  return Math.max(near.seconds + slope * (rows - near.rows), near.seconds * Math.min(1, rows / near.rows));
+}
 
-/** Seconds for a job like this, or null before the first. A step costs a fixed part and a part for each row. */
+/** Seconds of a job like this, or null before the first; others make the steps that both do dearer. */
 function expectedSeconds(parameters) {
+  if (!speed.step_costs.length) return null;
+  const { n_inf_steps: steps, candidates, n_images: count } = parameters;
   const rows = rowsOf(parameters);
-  const groups = new Map();
-  for (const sample of samples) groups.set(sample.rows, [...(groups.get(sample.rows) ?? []), sample.perStep]);
-  if (!groups.size) return null;
-  const points = [...groups].map(([at, values]) => [at, typical(values)]).sort((a, b) => Math.abs(a[0] - rows) - Math.abs(b[0] - rows));
-  const [[nearest, perStep], second] = points;
-  if (nearest === rows || !second) return perStep * (nearest === rows ? 1 : 0.15 + (0.85 * rows) / nearest) * parameters.n_inf_steps;
-  const slope = Math.max(0, (perStep - second[1]) / (nearest - second[0]));
-  return Math.max(perStep + slope * (rows - nearest), perStep * Math.min(1, rows / nearest)) * parameters.n_inf_steps;
+  return speed.ahead.reduce((sum, one) => sum + Math.min(one.steps, steps) * (cost(rows + one.rows) - cost(rows)),
+    steps * cost(rows) + speed.seconds_per_picture * (candidates ?? count));
 }
 
 function showExpected() {
@@ -70,15 +78,12 @@ function showExpected() {
     : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps));
 }
 
-/** What more steps would buy: how much further these pictures are from real faces than the nearest of more steps. */
+/** What more steps would buy, by those that were measured. */
 function worth(steps) {
   if (!curve.length || !(steps > 0)) return "";
-  const after = curve.find((point) => point.steps >= steps) ?? curve.at(-1);
-  const before = curve.findLast((point) => point.steps <= steps) ?? curve[0];
-  const share = after.steps > before.steps ? Math.log(steps / before.steps) / Math.log(after.steps / before.steps) : 0;
-  const [a, b] = [before, after].map((point) => point.frechet_over_floor);
-  const [best] = curve.filter((point) => point.steps >= after.steps).sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
-  const worse = Math.round(100 * ((a + share * (b - a)) / best.frechet_over_floor - 1));
+  const here = curve.findLast((point) => point.steps <= steps) ?? curve[0];
+  const [best] = curve.filter((point) => point.steps >= here.steps).sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
+  const worse = Math.round(100 * (here.frechet_over_floor / best.frechet_over_floor - 1));
   return worse < 3 ? " More steps come no nearer to real faces."
     : ` Pictures ${worse} % further from real faces than with ${best.steps} steps.`;
 }
@@ -92,6 +97,7 @@ export function fillForm(options) {
   quality = options.quality;
   curve = options.step_curve;
   fields.few = options.few_steps;
+  measure();
   if (!first) return;
   const { minimum, maximum } = fields.n_images;
   const counts = Array.from({ length: maximum - minimum + 1 }, (_, number) => minimum + number);
@@ -111,7 +117,7 @@ export function fillForm(options) {
 }
 
 function setDefaults() {
-  const start = quality.find((entry) => entry.name === START_QUALITY) ?? quality[0];
+  const start = quality.find((entry) => entry.default) ?? quality[0];
   choose($("counts"), fields.n_images.default);
   $("n_inf_steps").value = start.steps;
   $("guidance_scale").value = fields.guidance_scale.default;
@@ -119,17 +125,21 @@ function setDefaults() {
   $("negative_prompt").value = $("stream_freq").value = $("seed").value = "";
 }
 
+/** Steps from preview to preview; always one that the server takes, so that wrong steps are one fault and not two. */
+const previewEvery = (steps) => Math.min(fields.stream_freq.maximum, Math.max(1, Math.round(steps / PREVIEWS) || 1));
+
 export function readForm() {
   const number = (id) => {
     const text = $(id).value.trim();
-    return text === "" ? null : Number.isNaN(Number(text)) ? text : Number(text);
+    return text === "" ? null : Number.isFinite(Number(text)) ? Number(text) : text; // JSON has no infinity
   };
   const steps = number("n_inf_steps");
   return {
     prompt: $("prompt").value.trim(),
     n_images: Number(form.elements.n_images.value) || fields.n_images.default,
     n_inf_steps: steps,
-    stream_freq: number("stream_freq") ?? Math.max(1, Math.round(steps / PREVIEWS)),
+    stream_freq: number("stream_freq") ?? previewEvery(steps),
+    ...($("stream_freq").value.trim() ? {} : { preview_every_s: PREVIEW_S }),
     seed: number("seed"),
     guidance_scale: number("guidance_scale"),
     sampler: $("sampler").value || null,
@@ -146,8 +156,7 @@ export function restoreForm(parameters, withSeed) {
   const { default: usual, long_default: long, long_above: many } = fields.sampler;
   const sampler = given.sampler === (given.n_inf_steps > many ? long : usual) ? "" : given.sampler ?? "";
   if ([...$("sampler").options].some((option) => option.value === sampler)) $("sampler").value = sampler;
-  const previews = Math.max(1, Math.round(given.n_inf_steps / PREVIEWS));
-  $("stream_freq").value = parameters.stream_freq === previews ? "" : parameters.stream_freq ?? "";
+  $("stream_freq").value = parameters.stream_freq === previewEvery(given.n_inf_steps) ? "" : parameters.stream_freq ?? "";
   $("seed").value = withSeed ? given.seed ?? "" : "";
   choose($("counts"), given.n_images);
   if ($("prompt").value !== given.prompt) setPrompt(given.prompt);
@@ -183,7 +192,7 @@ function refresh() {
   $("guidance-value").textContent = Number($("guidance_scale").value).toFixed(1);
   choose($("qualities"), wanted.n_inf_steps);
   $("no-seed").disabled = $("seed").value === "";
-  $("stream_freq").placeholder = `auto: ${Math.max(1, Math.round(wanted.n_inf_steps / PREVIEWS)) || 1}`;
+  $("stream_freq").placeholder = `auto: ${previewEvery(wanted.n_inf_steps)}`;
   const changed = [
     Number($("guidance_scale").value) !== fields.guidance_scale.default && `guidance ${$("guidance-value").textContent}`,
     wanted.negative_prompt && "steered", wanted.sampler,
@@ -209,7 +218,7 @@ export function showErrors(errors) {
   let placed = 0;
   for (const { pointer, message } of errors) {
     const [, name] = pointer.split("/");
-    const sentence = `${message[0].toUpperCase()}${message.slice(1)}.`;
+    const sentence = `${message[0].toUpperCase()}${message.slice(1)}.`.replace("; got null.", "."); // the field is empty
     if (showEditError(name, sentence)) { placed += 1; continue; }
     const field = form.elements[name];
     const input = field instanceof RadioNodeList ? field[0] : field;
@@ -230,6 +239,7 @@ form.addEventListener("input", (event) => {
   const steps = name === "quality" ? value : name === "sampler" && fields.few[value];
   if (steps) $("n_inf_steps").value = steps;
   if (event.target.matches("[aria-invalid]")) clearErrors();
+  if (fields && Date.now() - asked > SPEED_MS) measure();
   refresh();
 });
 $("dice").addEventListener("click", () => useSeed(crypto.getRandomValues(new Uint32Array(1))[0]));

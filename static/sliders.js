@@ -1,7 +1,8 @@
 // More or less of what? A slider for each attribute, in groups; beside it what else moves when it is moved.
 
 import { readEdits, setEdits, signed } from "./edits.js";
-import { bus, h, icon, slider } from "./ui.js";
+import { passesOf } from "./settings.js";
+import { $, bus, h, icon, slider } from "./ui.js";
 
 const FURTHEST = 2;
 
@@ -45,8 +46,10 @@ export function build(box, { attributes }) {
     for (const [name, count] of counts) count.textContent = attributes.filter((one) => one.group === name && set[one.name]).map((one) => one.label).join(", ");
     const moved = Object.keys(set).length;
     reset.hidden = !moved;
-    cost.textContent = moved ? `Each slider costs two more passes of the network a step: now ${2 + 2 * moved} instead of 2.` : "";
+    const passes = passesOf();
+    cost.textContent = moved ? `Each slider costs two more passes a step: now ${passes + 2 * moved} instead of ${passes}.` : "";
   };
   bus.on("edits", show);
+  $("composer").addEventListener("input", show); // guidance has its own cost
   show();
 }

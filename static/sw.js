@@ -1,10 +1,10 @@
-// The shell opens even where the server is gone, so that the page can say so. The network comes first, so a new version is
-// never hidden by an old one; answers of the API are never touched.
+// The shell opens where the server is gone, so that the page can say so. The network comes first: no old version hides a
+// new one. Answers of the API are never touched.
 
 const CACHE = "shell";
 const ROOT = new URL("../", location.href);
-const FILES = ["app", "badges", "blend", "compare", "crop", "edits", "gallery", "help", "jobs", "mask", "photo", "pictures", "player", "population", "prompt", "server", "settings", "sharing", "sliders", "theme", "trust", "ui", "vary", "viewer"];
-const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES.map((name) => `${name}.js`)].map((path) => new URL(path, location.href).href);
+const FILES = "app badges blend compare crop deleting edits gallery help jobs mask photo pictures player population prompt server settings sharing sliders suggestions theme trust ui vary viewer".split(" ").map((name) => `${name}.js`);
+const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES].map((path) => new URL(path, location.href).href);
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(SHELL)).then(() => self.skipWaiting()));

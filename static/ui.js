@@ -160,7 +160,8 @@ export function openDialog(dialog, closed) {
   if (dialog.open) return;
   const before = document.activeElement;
   dialog.showModal();
-  dialog.querySelector("h2[tabindex]")?.focus();
+  dialog.querySelector("h2[tabindex]")?.focus({ preventScroll: true });
+  dialog.scrollTop = 0; // a dialog opens at its beginning
   dialog.append($("toasts"), $("live"));
   dialog.addEventListener("close", () => {
     const host = document.querySelector("dialog[open]") ?? document.body;

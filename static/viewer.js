@@ -1,14 +1,14 @@
 // One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
 
+import { deleteJob, deletePictures } from "./deleting.js";
 import { canDo, editsInWords } from "./edits.js";
-import { dataUrl, deleteJob, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
-import { jobPath, send } from "./server.js";
+import { fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
-import { $, announce, bus, closable, h, icon, iconButton, openDialog, plural, recall, setIcon, wantsStillness } from "./ui.js";
+import { $, announce, bus, closable, h, icon, iconButton, openDialog, recall, setIcon, wantsStillness } from "./ui.js";
 
 const MAX_ZOOM = 8;
 const FRAME_MS = 160;
-const MAX_FILMS = 3;
 
 const dialog = $("viewer");
 const frame = $("viewer-frame");
@@ -29,7 +29,7 @@ function place() {
   view.y = Math.max(-limit.y, Math.min(limit.y, view.y));
   image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   frame.classList.toggle("zoomed", view.zoom > 1);
-  $("zoom-reset").textContent = `${Math.round(view.zoom * 100)} %`;
+  $("zoom-reset").textContent = `${Math.round((100 * view.zoom * room.width) / (image.naturalWidth || room.width))} %`;
   $("zoom-out").disabled = view.zoom <= 1;
   $("zoom-in").disabled = view.zoom >= MAX_ZOOM;
 }
@@ -90,39 +90,20 @@ for (const end of ["pointerup", "pointercancel"]) {
   });
 }
 
-// ---- the film: predicted pictures of the way, from the job's own events
+// ---- the film
 
-const films = new Map(); // job id -> promise of index -> [{t, total, src}]
 let frames = [];
 let playing = 0;
-
-/** Read a finished job's events again; the stream ends by itself. */
-async function readFilm(job) {
-  const text = await (await send(`${jobPath(job.id)}events`)).text();
-  const film = new Map();
-  for (const block of text.split("\n\n")) {
-    if (!/^event: preview$/m.test(block)) continue;
-    const data = JSON.parse(block.match(/^data: (.*)$/m)[1]);
-    if (!film.has(data.index)) film.set(data.index, []);
-    const row = film.get(data.index);
-    if (row.length && row.at(-1).t >= data.t) row.length = 0; // drawn again after a restart
-    row.push({ t: data.t, total: data.total_t, src: dataUrl(data.img) });
-  }
-  return film;
-}
 
 async function loadFilm(one) {
   stop();
   frames = [];
   showFilm();
-  if (!films.has(one.job.id)) {
-    films.set(one.job.id, readFilm(one.job).catch(() => { films.delete(one.job.id); return new Map(); }));
-    while (films.size > MAX_FILMS) films.delete(films.keys().next().value);
-  }
-  const film = await films.get(one.job.id);
+  const { steps } = await ask(`${jobPath(one.job.id)}steps`).catch(() => ({ steps: [] })); // their pictures come when shown
   if (here?.key !== one.key) return;
   const total = one.job.parameters.n_inf_steps;
-  frames = [...(film.get(one.index) ?? []), { t: total, total, src: one.url }];
+  const kept = steps.filter(({ index, t }) => index === one.index && t < total);
+  frames = [...kept.map(({ t }) => ({ t, total, src: `${one.thumbnail}?t=${t}` })), { t: total, total, src: one.url }];
   showFilm();
 }
 
@@ -133,7 +114,7 @@ function showFilm() {
   $("film-fork").hidden = true;
   $("film-at").max = Math.max(0, frames.length - 1);
   $("film-at").value = frames.length - 1;
-  $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, draggable: "false" })));
+  $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, loading: "lazy", draggable: "false" })));
   $("film-text").textContent = any ? `Step ${frames.at(-1).t}` : frames.length ? "No steps were kept" : "";
   $("film-at").setAttribute("aria-valuetext", any ? `Step ${frames.at(-1).t} of ${frames.at(-1).total}` : "none");
 }
@@ -230,8 +211,8 @@ function show(one) {
     actionButton("compare", "Compare", () => { dialog.close(); startPicking(one); }),
     actionButton("link", "Copy a link", () => copy(linkTo(job, one), "Link")),
     h("a", { class: "soft", href: collageOf(job), download: `steps-${asked.seed}.png` }, icon("film"), "Steps as one picture"),
-    actionButton("trash", asked.n_images > 1 ? `Delete all ${asked.n_images}` : "Delete", remove, {
-      title: asked.n_images > 1 ? `The job and its ${plural(asked.n_images, "picture")}` : null }));
+    actionButton("trash", "Delete", () => remove()),
+    ...(asked.n_images > 1 ? [actionButton("trash", `Delete all ${asked.n_images}`, () => remove(true))] : []));
   loadFilm(one);
 }
 
@@ -257,12 +238,16 @@ function walk(by) {
   announce(`${wordsOf(next.job)}, seed ${next.seed}`);
 }
 
-function remove() {
-  const { job } = here;
+/** Delete the picture shown, or its whole job. */
+function remove(whole) {
+  const one = here;
+  const { job, key } = one;
   const all = list();
-  const at = all.findIndex((other) => other.key === here.key);
-  const next = all.slice(at).find((other) => other.job.id !== job.id) ?? all.slice(0, at).findLast((other) => other.job.id !== job.id);
-  deleteJob(job);
+  const at = all.findIndex((other) => other.key === key);
+  const stays = (other) => (whole ? other.job.id !== job.id : other.key !== key);
+  const next = all.slice(at).find(stays) ?? all.slice(0, at).findLast(stays);
+  if (whole) deleteJob(job);
+  else deletePictures([one]);
   if (next) show(next);
   else dialog.close();
 }
@@ -271,7 +256,7 @@ function remove() {
 export function openViewer(handlers, one, pictures, more = null) {
   actions = handlers;
   const given = typeof pictures === "function" ? pictures : () => pictures;
-  list = () => given().filter((other) => !isLeaving(other.job.id));
+  list = () => given().filter((other) => !isLeaving(other.job.id) && !isLeaving(other.key));
   loadMore = more;
   openDialog(dialog, () => { stop(); here = null; bus.emit("viewed"); });
   show(one);
@@ -282,6 +267,8 @@ export function openViewer(handlers, one, pictures, more = null) {
 closable(dialog, $("viewer-close"));
 $("viewer-prev").addEventListener("click", () => walk(-1));
 $("viewer-next").addEventListener("click", () => walk(1));
+image.addEventListener("load", place); // what the size of the picture is compared with
+addEventListener("resize", () => { if (here) place(); });
 $("zoom-in").addEventListener("click", () => zoomBy(1.5));
 $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
 $("zoom-reset").addEventListener("click", resetZoom);
@@ -293,7 +280,7 @@ dialog.addEventListener("keydown", (event) => {
   const pressed = event.target.matches("button, a, input");
   const keys = {
     ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5),
-    0: resetZoom, " ": play, Delete: remove, f: () => toggleFavourite(here), d: () => download(here.url, fileName(here)),
+    0: resetZoom, " ": play, Delete: () => remove(), f: () => toggleFavourite(here), d: () => download(here.url, fileName(here)),
     l: () => copy(linkTo(here.job, here), "Link"), c: () => { const one = here; dialog.close(); startPicking(one); },
   };
   if ((slider && event.key.startsWith("Arrow")) || (pressed && event.key === " ")) return; // they have their own meaning there

@@ -27,8 +27,8 @@ TROUBLE = "trouble"  # a prompt that no picture comes of
 HAT = {"curve": [0.1, 0.2, 0.3, 0.5, 0.8], "evidence": [-1.0, -0.5, 0.0, 1.0, 3.0], "monotone": True,
        "identity": [0.4, 0.2, 0.0, 0.3, 0.5], "moved": {"Bangs": -0.2}}  # what the slider for hats was measured to do
 
-STEP_CURVE = tuple({"steps": steps, "frechet_over_floor": distance}  # pencils are at their best with 16 steps
-                   for steps, distance in ((2, 8.0), (4, 4.0), (16, 2.0), (500, 2.2)))
+STEP_CURVE = tuple({"steps": steps, "frechet_over_floor": distance}  # pencils are at their best with 100 steps
+                   for steps, distance in ((2, 8.0), (4, 4.0), (16, 2.4), (50, 2.045), (100, 2.0), (500, 2.01)))
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DrawingInfo:
     few_steps: Mapping[str, int] = field(default_factory=lambda: {"Sketch": 4})
     step_curve: tuple[Mapping[str, Any], ...] = STEP_CURVE
     emphasis: Emphasis = field(default_factory=lambda: Emphasis(("Wearing_Hat",), {"Eyeglasses": "glasses"}))
+    read_to: Callable[[str], int] = len
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from core.child import tied
+
 if TYPE_CHECKING:
     from generator import FaceGenerator
 
@@ -115,8 +117,8 @@ class Server:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             first = log.tell()
-            self._process = subprocess.Popen(command, cwd=ROOT, env=env | {"HF_HUB_OFFLINE": "1"},
-                                             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                             **tied(env | {"HF_HUB_OFFLINE": "1"}))
         return first
 
     def stop(self) -> int | None:
@@ -124,20 +126,20 @@ class Server:
         process, self._process = self._process, None
         if process is None:
             return None
-        process.terminate()
-        try:
-            return process.wait(self.patience_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        with process:  # closes its pipe
+            process.terminate()
+            try:
+                return process.wait(self.patience_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
     def kill(self) -> None:
         """End it at once (SIGKILL): it learns nothing of it and can write nothing down."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
+            with process:
+                process.kill()
 
     def output(self) -> str:
         """Everything it has printed and logged so far, over all its lives."""

@@ -23,6 +23,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from core.captions import ATTRIBUTES
+from core.clock import seconds_each
 from core.jobs import JobError
 from core.store import Retention, StoreError
 
@@ -62,7 +63,7 @@ def test_post_answers_200_with_the_id_its_location_and_what_will_be_done(client:
     ({"prompt": "an old man with black hair", "balance": True}, "The prompt leaves nothing open"),
 ])
 def test_wishes_that_change_nothing_are_told(client: FlaskClient, wish: dict[str, Any], warning: str) -> None:
-    answer = client.post("/text_to_image", json=wish).get_json()
+    answer = client.post("/text_to_image", json={"n_inf_steps": 50, **wish}).get_json()
     assert [text.split(":")[0] for text in answer["warnings"]] == ([warning] if warning else [])
     assert {name: answer["parameters"][name] for name in wish} == wish
 
@@ -164,6 +165,12 @@ def test_the_time_left_is_told_while_it_runs(app: Flask, engine: DrawingEngine, 
     job_id = post(client, n_inf_steps=4)["job_id"]
     work(app)
     assert found[:2] == [None, None] and all(eta is not None and eta >= 0 for eta in found[2:])
+
+
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_a_clock_that_jumps_does_not_change_the_time_left(jump: float) -> None:
+    times, counts = [10.0, 11.0, 12.0, 13.0 + jump, 14.0 + jump, 15.0 + jump], [1, 3, 5, 7, 9, 11]
+    assert seconds_each(times, counts) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,12 @@ ROOMS: dict[str, set[str]] = {
     "core.child": set(),
     "core.environment": set(),
     "core.machine": set(),
+    "core.disk": set(),
+    "core.clock": set(),
+    "core.model_check": set(),
+    "core.release": set(),
     "core.qr": {"segno"},
+    "core.quiet": set(),
     "core.schemas": {"numpy", "pydantic"},
     "core.answers": {"pydantic", "typing_extensions"},
     "core.serializers": set(),
@@ -71,12 +76,18 @@ ROOMS: dict[str, set[str]] = {
     "core.muon": {"torch"},
     "core.distillation": {"torch"},
     "core.caption_bank": {"numpy", "torch"},
+    "core.command": set(),
+    "core.arrays": {"numpy"},
+    "core.curves": {"matplotlib", "numpy", "PIL"},
+    "core.snapshots": {"safetensors", "torch"},
     "core.latents": {"numpy", "torch", "tqdm"},
-    "core.training": {"accelerate", "matplotlib", "numpy", "PIL", "safetensors", "torch", "tqdm"},
+    "core.training": {"accelerate", "PIL", "torch", "tqdm"},
     "core.preview": {"torch"},
     "core.sharpness": {"numpy", "torch"},
     "core.finishing": {"torch"},
     "core.correction": {"torch"},
+    "core.equivariance": {"torch"},
+    "core.resolution": {"numpy", "scipy", "torch"},
     "core.emphasis": set(),
     "core.compiled": {"numpy", "openvino", "torch"},
     "core.devices": {"torch"},
@@ -87,7 +98,11 @@ ROOMS: dict[str, set[str]] = {
     "core.response": {"numpy"},
     "core.receipts": {"numpy"},
     "core.metrics": {"numpy", "PIL", "torch", "torchmetrics"},
-    "core.judge": {"numpy", "torch", "tqdm"},
+    "core.judge": {"numpy", "torch"},
+    "core.outside_setup": set(),
+    "core.outside_weights": {"numpy", "onnx"},
+    "core.outside_networks": {"ai_edge_litert", "dlib", "numpy", "onnxruntime", "PIL"},
+    "core.outside_judge": {"numpy", "PIL", "scipy"},
     "core.report": {"matplotlib", "numpy", "PIL"},
 }
 SERVING = {  # what only the server imports, and training can do without
@@ -95,8 +110,8 @@ SERVING = {  # what only the server imports, and training can do without
     "core.schemas", "core.serializers", "core.serving", "core.streams", "core.submission", "core.telemetry",
     "core.verification", "core.web",
 }
-TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.emphasis", "core.engine",
-                        "core.environment", "core.jobs", "core.ledger", "core.machine", "core.metadata",
+TORCH_FREE = SERVING | {"start", "core", "core.captions", "core.containers", "core.clock", "core.disk", "core.emphasis",
+                        "core.engine", "core.environment", "core.jobs", "core.ledger", "core.machine", "core.metadata",
                         "core.pictures", "core.population", "core.receipts", "core.sliders", "core.store",
                         "core.watermark"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
@@ -398,7 +413,7 @@ def test_the_closure_follows_imports_and_stops_at_functions() -> None:
 
 def test_start_and_what_it_imports_use_the_standard_library_and_old_syntax() -> None:
     assert import_time_closure("start", PROJECT) == {}
-    for module in ("start", "core", "core.child", "core.environment", "core.machine"):
+    for module in ("start", "core", "core.child", "core.environment", "core.machine", "core.model_check"):
         ast.parse(PROJECT[module].text, feature_version=(3, 7))
     with pytest.raises(SyntaxError):
         ast.parse("if (x := 1):\n    pass", feature_version=(3, 7))

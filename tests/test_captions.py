@@ -19,8 +19,11 @@ from core.captions import (
     phrases,
     surprise,
     vocabulary,
+    vocabulary_of,
 )
 from core.lexicon import ABSENCES, EXCLUSIVE, RATES, SAYINGS
+from core.prompts import can_say, spoken_attributes
+from core.prompts import read as read_prompt
 
 BEARD = {"No_Beard": True, "Goatee": False, "Mustache": False, "5_o_Clock_Shadow": False}
 
@@ -337,6 +340,8 @@ def test_words_have_their_place_status_and_nearest_word() -> None:
     assert words["Smilling"].suggestion == "smiling"  # nearest in spelling
     assert words["mother"].suggestion == "woman"  # nearest in meaning
     assert words["A"].suggestion is None and words["grumpy"].suggestion is None
+    others = analyze("a dog, a chair, a bear, a goat, a hen, the ocean at night").words  # no misspelt parts of a face
+    assert {word.text: word.suggestion for word in others if word.suggestion} == {}
 
 
 @pytest.mark.parametrize(
@@ -413,3 +418,20 @@ def test_a_surprise_is_a_caption_that_can_be_repeated() -> None:
     assert all(0 < len(text) <= 500 for text in texts)
     smiling = sum(analyze(text).attributes.get("Smiling", False) for text in texts)
     assert 20 < smiling < 160  # as people are, not always and not never
+
+
+def test_the_vocabulary_of_own_captions_counts_captions() -> None:
+    texts = ["A red circle", "a red, red square", *["a square"] * 798]
+    assert vocabulary_of(texts) == {"a": "known", "circle": "rare", "red": "known", "square": "known"}
+    assert vocabulary_of([]) == {}
+
+
+def test_what_a_vocabulary_speaks_of() -> None:
+    assert spoken_attributes(vocabulary()) == spoken_attributes({}) == set(ATTRIBUTES)
+    assert spoken_attributes({"a", "big", "red", "square"}) == set()  # a big nose needs the nose
+    assert {"Smiling", "Big_Nose"} == spoken_attributes({"smiling", "big", "nose"})
+    assert can_say("big nose", {"big", "nose"}) and not can_say("big nose", {"big"}) and can_say("anything", {})
+    for prompt in ("a smiling woman with long blond hair", "an old man in a forest, not smiling"):  # as before
+        assert read_prompt(prompt, vocabulary()) == analyze(prompt)
+        assert analyze(prompt).claims
+        assert not read_prompt(prompt, {"circle": "known"}).claims

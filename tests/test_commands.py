@@ -116,7 +116,10 @@ def test_measuring_clip(trained: Path, place: Workplace) -> None:
     assert train_clip.main(["--eval", "--data", str(place.store), "--model", str(trained), "--run",
                             str(place.root / "clip-eval"), "--device", "cpu"]) == 0
     found = json.loads((place.root / "clip-eval" / "metrics.json").read_text())
-    assert found["n"] == 2 and 0 <= found["text_to_image_precision_at_1"] <= 1
+    assert found["n"] == 2 and found["chance_at_1"] == found["chance_at_10"] and found["zero_shot_auc_chance"] == 0.5
+    refused = {name for name, value in found.items() if value is None}  # of two images the first ten are both
+    assert "text_to_image_precision_at_10" in refused and refused == set(found["not_measurable"])
+    assert all(0 <= value <= 1 for name, value in found.items() if "precision" in name and name not in refused)
     assert set(found["zero_shot_auc"]) <= set(ATTRIBUTES) and 0 <= found["zero_shot_auc_mean"] <= 1
 
 

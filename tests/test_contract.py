@@ -50,10 +50,14 @@ ROUTES = {  # all that is promised, as OpenAPI writes paths
     ("GET", "/jobs/{job_id}/images/{index}.webp"), ("GET", "/jobs/{job_id}/collage.png"),
     ("GET", "/jobs/{job_id}/archive.zip"), ("GET", "/jobs/{job_id}/animation.webp"),
     ("GET", "/jobs/{job_id}/animation.gif"), ("GET", "/jobs/{job_id}/latents/{index}"),
+    ("GET", "/jobs/{job_id}/steps"), ("DELETE", "/jobs/{job_id}/images/{index}"),
+    ("POST", "/jobs/{job_id}/images/{index}/restore"),
+    ("PUT", "/images/{job_id}/{index}/favourite"), ("DELETE", "/images/{job_id}/{index}/favourite"),
     ("POST", "/encode"), ("POST", "/decode"), ("POST", "/inspect"), ("POST", "/verify"),
     ("GET", "/jobs/{job_id}/verdict"),
     ("POST", "/prompt/analyze"), ("GET", "/prompt/surprise"), ("GET", "/vocabulary"), ("GET", "/options"),
-    ("GET", "/health"), ("GET", "/ready"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
+    ("GET", "/speed"), ("GET", "/health"), ("GET", "/ready"),
+    ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"),
     ("GET", "/"), ("GET", "/static/{name}"), ("GET", "/session"),
 }
 
@@ -405,7 +409,8 @@ def test_the_promised_request_in_the_document(document: dict[str, Any]) -> None:
         low = kind.get("minimum", 0 if "maxLength" in kind else None)
         found[name] = (kind["type"], default, low, kind.get("maximum", kind.get("maxLength")))
     assert found == PROMISED_FIELDS
-    others = {"latent", "init_image", "mask", "interpolate_to", "attributes", "candidates", "balance"}
+    others = {"latent", "init_image", "mask", "interpolate_to", "attributes", "candidates", "balance",
+              "preview_every_s"}
     assert set(schema["properties"]) == {*PROMISED_FIELDS, *others}
     assert schema["required"] == ["prompt"] and schema["additionalProperties"] is False
 

@@ -207,7 +207,7 @@ def test_the_command_measures_and_releases_it(
     place: Workplace = make_workplace(tmp_path / "work", count=40)
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     words = ["--fit-correction", "3,2", "--data", str(place.store), "--model", str(folder), "--samples", "6",
-             "--device", "cpu"]
+             "--device", "cpu", "--replace"]
     assert evaluate.main(words) == 0
     report = json.loads(capsys.readouterr().out)
     ways = report["guidance_scales"]

@@ -146,6 +146,87 @@ def test_zip_gives_the_same_store_as_the_folder(kaggle: Path, tmp_path: Path, pe
     assert not moved.rebuilt and "nothing to do" in moved.text()
 
 
+def spoil(path: Path, member: str, how: str) -> None:
+    """Make one member of a zip unreadable: encrypted, of an unknown method, with another checksum or another name."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        local = archive.getinfo(member).header_offset
+    name = member.encode()
+    central = data.rindex(name) - 46
+    assert data[central : central + 4] == b"PK\x01\x02"
+    if how == "password":
+        data[local + 6] |= 1
+        data[central + 8] |= 1
+    elif how == "method":  # 99: what WinZip calls AES
+        data[local + 8] = data[central + 10] = 99
+    elif how == "checksum":
+        data[local + 30 + len(name) + 9] ^= 0xFF
+    else:
+        data[local + 30] = ord("x")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("how", "reason"), [
+    ("password", "it is encrypted; unpack the zip"), ("method", "compression method is not supported"),
+    ("checksum", "Bad CRC-32"), ("name", "differ"),
+])  # fmt: skip
+def test_a_member_that_cannot_be_read_is_one_sentence_that_names_it(
+    how: str, reason: str, tmp_path: Path, people: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The attribute list, without which there is nothing to learn, and a picture, without which there is one less."""
+    archive = zip_files(tmp_path / "celeba.zip", kaggle_files(people))
+    spoil(archive, "list_attr_celeba.csv", how)
+    assert main(["--prepare", "--source", str(archive), "--out", str(tmp_path / "none")]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in said if line.startswith("error: ")]) == 1 and "Traceback" not in "".join(said)
+    assert "celeba.zip: the member list_attr_celeba.csv cannot be read: " in said[-1]
+    assert reason in said[-1]
+    picture = "img_align_celeba/img_align_celeba/000003.jpg"
+    archive = zip_files(tmp_path / "other.zip", kaggle_files(people))
+    spoil(archive, picture, how)
+    report = prepare([archive], tmp_path / "out", workers=1)
+    found = examples(report.manifest, "undecodable")
+    assert len(found) == 1 and picture in found[0] and reason in found[0] and report.manifest["count"] == COUNT - 1
+
+
+def test_a_zip_with_an_unreadable_directory_is_named(tmp_path: Path, people: dict) -> None:
+    archive = zip_files(tmp_path / "celeba.zip", kaggle_files(people))
+    data = bytearray(archive.read_bytes())
+    central = data.rindex(b"PK\x01\x02")
+    data[central + 6] = 99  # needs version 9.9 of the format to be extracted
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match="celeba.zip: zip file version 9.9"):
+        prepare([archive], tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_with_backslashes_are_paths(kind: str, tmp_path: Path, people: dict, kaggle: Path) -> None:
+    """Some programs for Windows write them into archives; the store is that of the folder."""
+    files = kaggle_files(people)
+    if kind == "zip":
+        archive = zip_files(tmp_path / "celeba.zip", {f"celeba\\{name}".replace("/", "\\"): content
+                                                      for name, content in files.items()})
+    else:
+        archive = tmp_path / "celeba.tar"
+        with tarfile.open(archive, "w") as tar:
+            for name, content in files.items():
+                info = tarfile.TarInfo(f"celeba\\{name}".replace("/", "\\"))
+                data = content.encode() if isinstance(content, str) else content
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    report = prepare([archive], tmp_path / "out", workers=1)
+    plain = prepare([kaggle], tmp_path / "plain", workers=1)
+    assert report.manifest["fingerprint"] == plain.manifest["fingerprint"] and not report.manifest["problems"]
+
+
+def test_image_ids_with_backslashes_are_paths(tmp_path: Path, people: dict) -> None:
+    jpeg = people["000001.jpg"][0]
+    labels = json.dumps({"red\\a.jpg": "red", "blue\\a.jpg": "blue"})
+    folder = write_files(tmp_path / "own", {"red/a.jpg": jpeg, "blue/a.jpg": jpeg, "text_labels.json": labels})
+    report = prepare([folder], tmp_path / "out", workers=1)
+    assert report.manifest["count"] == 2 and not report.manifest["problems"]
+
+
 def test_official_lists_with_a_zip_of_pictures_and_identities(tmp_path: Path, people: dict) -> None:
     attributes = {one: has for one, (_, has) in people.items()}
     files = official_lists(attributes, lambda one: 100 + (int(one[:6]) - 1) // 6)  # six images a person, all splits

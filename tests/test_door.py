@@ -21,7 +21,7 @@ from flask.testing import FlaskClient
 
 import api
 from api import create_app
-from core import captions
+from core import captions, machine
 from core.store import Store
 from core.web import host_allowed, origin_allowed
 
@@ -79,6 +79,36 @@ def test_other_origins_only_by_allow_list(engine: DrawingEngine, client: FlaskCl
     answer = open_app.post("/text_to_image", json={"prompt": "a face"}, headers=friend)
     assert answer.status_code == 200 and answer.headers["Access-Control-Allow-Origin"] == "https://friend.example"
     problem(open_app.get("/health", headers={"Origin": "https://evil.example"}), 403)
+
+
+def test_public_files_come_whatever_host_and_origin_say(client: FlaskClient) -> None:
+    """They are everybody's; behind a proxy that rewrites Host, the page is the one that can tell what is wrong."""
+    for path in ("/", "/static/app.js", "/static/style.css"):
+        assert client.get(path, headers={"Host": "backend:80"}, buffered=True).status_code == 200
+        assert client.get(path, headers={"Origin": "https://faces.example"}, buffered=True).status_code == 200
+    for path in ("/options", "/health", "/session?key=", "/docs", "/jobs/", "/nothing", "/static/"):
+        refused = problem(client.get(path, headers={"Host": "backend:80"}), 403)
+        assert "--allow-host backend." in refused["error"]
+        assert "--cors-origin" in problem(client.get(path, headers={"Origin": "https://faces.example"}), 403)["error"]
+    assert "--allow-host NAME." in problem(client.get("/options", headers={"Host": "["}), 403)["error"]
+
+
+def test_refusals_are_logged_once_a_minute(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("core.web.time.monotonic", lambda: now)
+    for moment in (0.0, 1.0, 59.0, 60.0):
+        now = 1000.0 + moment
+        for number in range(3):
+            problem(client.get("/options", headers={"Host": f"backend{number}"}), 403)
+        if moment:
+            problem(client.get("/options", headers={"Origin": "https://evil.example\u2028"}), 403)
+    told = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert [re.sub(r"[:] .*", "", line) for line in told] == [
+        "refused (and 0 like it since the last line)", "refused (and 0 like it since the last line)",
+        "refused (and 8 like it since the last line)"]
+    assert "--allow-host backend0." in told[0] and "evil.example" in told[1] and told[1].isascii()
 
 
 def test_the_key_opens_what_needs_it(engine: DrawingEngine) -> None:
@@ -204,6 +234,8 @@ def test_ready(client: FlaskClient) -> None:
      (["--max-batch", "0"], "--max-batch: must be at least 1"), (["--max-waiting", "many"], "must be at least 1"),
      (["--keep-jobs", "-1"], "--keep-jobs: must be at least 1, got -1"), (["--keep-bytes", "2X"], "'2X' is no size"),
      (["--keep-days", "nan"], "--keep-days: must be at least 0"), (["--drain-seconds", "inf"], "must be at least 0"),
+     (["--cors-origin", "*"], "--cors-origin: '*' is no origin, give one such as https://faces.example"),
+     (["--cors-origin", "faces.example"], "is no origin"), (["--allow-host", "a b"], "'a b' is no host"),
      (["--log-format", "xml"], "invalid choice")],
 )
 def test_arguments_are_checked(
@@ -225,6 +257,14 @@ def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
 def test_sizes_have_units() -> None:
     assert [api.size(text) for text in ("5", "2k", "500M", "2G")] == [5, 2048, 500 * 2**20, 2**31]
     assert api.parse_arguments([]).keep_bytes == 2**31 and api.parse_arguments([]).data_dir == ROOT / "data"
+
+
+def test_names_and_origins_are_read_as_browsers_send_them() -> None:
+    words = ["--allow-host", "MyBox", "--allow-host", "https://Faces.example:8443/", "--cors-origin",
+             "https://Faces.example:443/", "--cors-origin", "http://127.0.0.1:8080"]
+    told = api.parse_arguments(words)
+    assert told.allow_host == ["mybox", "faces.example"]
+    assert told.cors_origin == ["https://faces.example", "http://127.0.0.1:8080"]
 
 
 def test_the_words_come_with_the_model(tmp_path: Path) -> None:
@@ -290,6 +330,17 @@ def test_the_command_serves_the_page_logs_and_stops_when_told(
     assert (page["route"], page["status"]) == ("/", 200) and page["ms"] >= 0
     assert line["job_id"] == NO_JOB and line["status"] == 404 and line["route"] == "/jobs/{job_id}/cancel"
     assert any("could not be loaded" in line["message"] and line["level"] == "ERROR" for line in lines)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no socket for both")
+@pytest.mark.parametrize("host", ["::", "0.0.0.0"])
+def test_an_open_server_answers_at_every_address(
+    host: str, serving: Callable[..., tuple[subprocess.Popen[str], int]]
+) -> None:
+    """`::` once took IPv6 alone, while the start printed an IPv4 address and its code."""
+    _, port = serving("--host", host, "--insecure")
+    assert machine.answers("127.0.0.1", port)
+    assert machine.answers("::1", port) is (host != "0.0.0.0")
 
 
 def test_importing_the_api_does_not_import_torch() -> None:

@@ -442,7 +442,7 @@ def test_choices_are_made_on_other_people_than_the_report(
 def test_bf16_is_warned_of_where_it_is_only_imitated(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     asked: list[str] = []
     monkeypatch.setattr(evaluate, "build_nearest", lambda settings: asked.append(settings.precision))
-    command = ["--precision", "bf16", "--device", "cpu"]
+    command = ["--precision", "bf16", "--device", "cpu", "--model", "models/none"]
     for native in (True, False):
         monkeypatch.setattr(evaluate, "has_bf16", lambda device, native=native: native)
         assert evaluate.main([*command, "--build-nearest"]) == 0

@@ -137,7 +137,8 @@ def test_what_cannot_be_finished_is_said(place: Workplace, drawn: Path, capsys: 
     with pytest.raises(SystemExit, match="7 channels, this VAE's have 4"):
         vae.main(command(place, "wrong", "--drawn", wrong, "--steps", 1))
     with pytest.raises(SystemExit):
-        evaluate.main(["--fit-sharpness", "--data", str(place.store), "--model", str(folder), "--samples", "4",
+        evaluate.main(["--fit-sharpness", "--replace", "--data", str(place.store), "--model", str(folder),
+                       "--samples", "4",
                        "--steps", "2", "--device", "cpu"])
     assert "fit another before vae.py --finish" in capsys.readouterr().err
     assert vae.main(place.train("vae", "decoder", "--decoder-only", "--steps", 1, "--perceptual-weight", 0,

@@ -71,7 +71,8 @@ def batch() -> Counting:
 def make_queue(store: Store, **settings: Any) -> JobQueue:
     """A queue whose seconds are counted, not measured."""
     ticks = itertools.count(1000)
-    return JobQueue(store, **{"clock": lambda: float(next(ticks)), **settings})
+    clock = settings.get("clock", lambda: float(next(ticks)))
+    return JobQueue(store, **{"clock": clock, "elapsed": clock, **settings})
 
 
 def submit(queue: JobQueue, name: str = "a", steps: int = 3, client: str = "", **request: Any) -> Job:
@@ -646,6 +647,53 @@ def test_finished_jobs_make_room_oldest_first(store: Store, keep: Retention, lef
             queue.get(gone.id)
     assert [queue.get(job.id).file("0.png") for job in jobs[len(jobs) - left :]] == [picture(7, 3)] * left
     assert queue.counts()["finished"] == left and queue.get(waiting.id) is waiting
+
+
+@pytest.mark.parametrize("jump", [-40 * 365 * 86400.0, 40 * 365 * 86400.0])
+@pytest.mark.parametrize("keep", [Retention(max_jobs=2), Retention(max_bytes=12_000), Retention(max_age_s=3600.0)])
+def test_a_clock_that_jumps_removes_no_new_picture_and_no_wait_grows(
+    store: Store, keep: Retention, jump: float
+) -> None:
+    wall, elapsed = [1.8e9], [500.0]
+    queue = make_queue(store, keep=keep, clock=lambda: wall[0], elapsed=lambda: elapsed[0], max_waiting=1)
+    old = submit(queue, "old", 1)
+    finish_all(queue, Counting())
+    elapsed[0] += 10.0
+    for now in (wall[0] + jump, wall[0], wall[0] + 1.0):  # and it is set right again
+        job, batch = submit(queue, "new", 2), Counting()
+        queue.run_next(batch)
+        wall[0], elapsed[0] = now, elapsed[0] + 2.0
+        finish_all(queue, batch)
+        assert queue.get(job.id).file("0.png") == picture(7, 2)
+        submit(queue, "waiting", 1)
+        with pytest.raises(QueueFull) as full:
+            submit(queue, "one too many")
+        assert full.value.retry_after_s <= 2
+        finish_all(queue, Counting())
+        assert queue.get(job.id).file("0.png") == picture(7, 2)
+    if keep.max_age_s is None:
+        with pytest.raises(DeletedJob):
+            queue.get(old.id)
+    else:  # it is measured how old it is
+        assert queue.get(old.id).state == "succeeded"
+        elapsed[0] += 3601.0
+        wall[0] += 3601.0
+        queue.run_next(Counting())
+        assert queue.counts()["finished"] == 0
+
+
+def test_old_jobs_expire_though_the_clock_went_back(store: Store) -> None:
+    """The next look is due by what has passed, or it would come in forty years."""
+    wall, elapsed = [1.8e9], [0.0]
+    queue = make_queue(store, keep=Retention(max_age_s=100.0), clock=lambda: wall[0], elapsed=lambda: elapsed[0])
+    submit(queue, "a", 1)
+    finish_all(queue, Counting())
+    wall[0] -= 1e9
+    queue.run_next(Counting())
+    assert queue.counts()["finished"] == 1
+    wall[0], elapsed[0] = 1.8e9 + 200.0, 200.0
+    queue.run_next(Counting())
+    assert queue.counts()["finished"] == 0
 
 
 def test_a_smaller_retention_takes_hold_at_the_next_start(queue: JobQueue, batch: Counting) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -146,6 +147,15 @@ def test_the_parameters_text_alone_restores_what_it_tells(request: dict[str, Any
          {"prompt": "x", "negative_prompt": "", "n_images": 1}),
         ("x\nSteps: 5, CFG scale: 1e-05, Seed: -1", {"prompt": "x", "negative_prompt": "", "n_images": 1,
                                                     "n_inf_steps": 5, "guidance_scale": 1e-5}),
+        ('two\nlines\nNegative prompt: three\nfour\nSteps: 20, Seed: 4, TI hashes: "a, b: c, Sampler: no", '
+         "Sampler: Euler a\n"
+         "Template: a {big|small} face\nNegative Template: {a|b}\n\n",
+         {"prompt": "two\nlines", "negative_prompt": "three\nfour", "n_images": 1, "n_inf_steps": 20, "seed": 4,
+          "sampler": "Euler a"}),
+        ("Negative prompt:\nSteps: 9\nTime taken: 1.2s", {"prompt": "", "negative_prompt": "", "n_images": 1,
+                                                         "n_inf_steps": 9}),
+        ("Steps: in the prompt\nSteps: 8, Seed: 2\nSteps and more", {"prompt": "Steps: in the prompt", "n_images": 1,
+                                                                   "negative_prompt": "", "n_inf_steps": 8, "seed": 2}),
     ],
 )
 def test_parameters_that_another_program_wrote(text: str, wanted: dict[str, Any]) -> None:
@@ -153,9 +163,23 @@ def test_parameters_that_another_program_wrote(text: str, wanted: dict[str, Any]
     assert found["request"] == wanted and not found["exact"]
 
 
-def test_a_latin_1_text_keeps_its_umlauts() -> None:
-    body = b"parameters\0" + "wömän\nSteps: 3".encode("latin-1")
-    assert read_request(with_chunks(flat("red"), chunk("tEXt", body)))["request"]["prompt"] == "wömän"
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt"])
+@pytest.mark.parametrize(("prompt", "encoding"), [("wömän", "latin-1"), ("wömän, 笑顔 ☺", "utf-8"), ("œuvre", "utf-8")])
+def test_a_text_keeps_its_letters_in_the_encoding_of_the_standard_and_in_that_of_many_tools(
+    prompt: str, encoding: str, kind: str
+) -> None:
+    text = f"{prompt}\nSteps: 3".encode(encoding)
+    body = b"parameters\0" + (text if kind == "tEXt" else b"\0" + zlib.compress(text))
+    assert read_request(with_chunks(flat("red"), chunk(kind, body)))["request"]["prompt"] == prompt
+
+
+@pytest.mark.parametrize("filler", ["a", " ", "a: ", 'a: "', "a: \\\"", "\nSteps: ", "\nNegative prompt: ", ", "])
+def test_a_long_foreign_text_is_read_in_no_time(filler: str) -> None:
+    text = "x\nSteps: 3" + filler * (MAX_TEXT_BYTES // 2 // len(filler))
+    began = time.process_time()
+    with contextlib.suppress(PictureError):
+        read_request(with_chunks(flat("red"), chunk("tEXt", b"parameters\0" + text.encode())))
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("data", [flat("red"), with_chunks(flat("red"), itxt("parameters", b"my holidays")),

@@ -27,12 +27,14 @@ from core.caption_bank import (
     CaptionBank,
     build_caption_bank,
     cached_bank,
+    caption_numbers,
     draw_texts,
     encode_captions,
 )
 from core.captions import ATTRIBUTES, Caption
 from core.diffusion import Condition, join_conditions
 from core.latents import LatentCache
+from core.metrics import retrieval
 from core.training import make_accelerator
 from dataset import FaceStore, synthetic_store
 from train_clip import CLIP, Tokenizer, load_clip
@@ -476,6 +478,25 @@ def test_a_bank_is_made_anew_for_other_captions_only(
     assert not torch.equal(bank(seed=1).ids, first.ids) and len(bank(rows=5).ids) == 5 and len(made) == 3
     monkeypatch.setattr("core.caption_bank.draw_caption", lambda *_, **__: Caption("a face", {}))
     assert not bank(rows=5).facts.any() and len(made) == 4  # the grammar is another
+
+
+def test_captions_without_facts_are_told_apart_by_image_and_words() -> None:
+    own = torch.tensor([[0, 1], [0, 2], [3, 3]])  # images 0 and 1 share a caption
+    rows, pick = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 0, 1])
+    assert train_clip.same_captions(rows, own[rows], pick).tolist() == [
+        [1, 1, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
+    assert caption_numbers(["A  red\ncircle", "a red circle", "a circle"]).tolist() == [0, 0, 1]
+
+
+def test_a_figure_that_chance_would_reach_too_is_refused() -> None:
+    similarity = torch.eye(12)
+    found = retrieval("text_to_image", similarity, torch.eye(12) > 0)
+    assert found == {"text_to_image_precision_at_1": 1.0, "chance_at_1": 0.0833,
+                     "text_to_image_precision_at_10": 0.1, "chance_at_10": 0.0833}
+    everything = retrieval("image_to_text", similarity, torch.ones(12, 12) > 0)
+    assert everything["image_to_text_precision_at_1"] is None and everything["image_to_text_chance_at_1"] == 1.0
+    few = retrieval("text_to_image", torch.eye(3), torch.eye(3) > 0)
+    assert few["text_to_image_precision_at_10"] is None and few["text_to_image_precision_at_1"] == 1.0
 
 
 def test_rank_auc_has_its_known_values() -> None:

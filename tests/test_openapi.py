@@ -29,7 +29,7 @@ from core.telemetry import JsonFormatter
 PICTURE = as_text(np.full((9, 12, 3), 200, np.uint8))
 PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start_timestep", "seed", "guidance_scale",
             "negative_prompt", "sampler", "model", "init_image", "strength", "mask", "variation_strength",
-            "variation_seed", "interpolate_to", "attributes", "candidates", "balance"}
+            "variation_seed", "interpolate_to", "attributes", "candidates", "balance", "preview_every_s"}
 
 
 # ---- the document ----------------------------------------------------------------------------------------------------
@@ -194,6 +194,7 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
         "negative_prompt": (None, None), "sampler": (None, None), "model": (None, None), "init_image": (None, None),
         "strength": (0, 1), "mask": (None, None), "variation_strength": (0, 1), "variation_seed": (0, 2**53 - 1),
         "interpolate_to": (None, None), "attributes": (None, None), "candidates": (1, 32), "balance": (None, None),
+        "preview_every_s": (0.1, 60),
     }
     assert [found["fields"][name]["type"] for name in ("attributes", "balance")] == ["object", "boolean"]
     names = [one["name"] for one in found["attributes"]]
@@ -207,8 +208,8 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
     assert found["fields"]["guidance_scale"]["default"] == 3.0
     assert found["fields"]["guidance_scale"]["one_pass"] == [1.0, 6.0]
     assert found["models"][0]["latent_shape"] == list(LATENT_SHAPE)
-    assert {one["name"]: one["steps"] for one in found["quality"]} == {
-        "Draft": 25, "Fast": 50, "Balanced": 150, "Best": 500}
+    assert [tuple(one.values()) for one in found["quality"]] == [
+        ("Draft", 16, 0.2, False), ("Fast", 50, 0.05, True), ("Fine", 100, 0.02, False), ("Full", 500, None, False)]
     assert found["few_steps"] == {"Sketch": 4}
     assert found["step_curve"] == list(STEP_CURVE)
     for example in found["examples"]:
@@ -237,14 +238,39 @@ def test_analyze_reads_a_prompt(client: FlaskClient) -> None:
         assert client.post("/prompt/analyze", json=body).status_code == 422
 
 
+def test_a_model_of_own_captions_is_asked_in_its_own_words(engine: DrawingEngine) -> None:
+    """Claims, sliders, what is left open, examples and surprises follow the captions that it was trained on."""
+    words = dict.fromkeys(("a", "red", "blue", "big", "circle", "square"), "known")
+    own = ["a red circle", "a big blue square"]
+    client = make_app(engine, vocabulary=lambda: words, examples=lambda: own).test_client()
+    found = client.post("/prompt/analyze", json={"prompt": "a red smiling circle"}).get_json()
+    assert not found["attributes"] and not found["claims"] and not found["open"]
+    assert [word["status"] for word in found["words"]] == ["known", "known", "unknown", "known"]
+    assert len(found["warnings"]) == 1 and '"smiling" will be ignored: the model never read' in found["warnings"][0]
+    assert not client.post("/prompt/analyze", json={"prompt": own[1]}).get_json()["warnings"]
+    strange = client.post("/prompt/analyze", json={"prompt": "an old man"}).get_json()
+    assert "read none of these words" in strange["warnings"][-1]
+    options = client.get("/options").get_json()
+    assert options["attributes"] == [] and options["examples"] == own
+    assert client.get("/vocabulary").get_json()["phrases"] == []
+    assert {client.get(f"/prompt/surprise?seed={seed}").get_json()["prompt"] for seed in range(20)} == set(own)
+    wishes = post(client, prompt="a red circle", attributes={"Smiling": 1})["warnings"]
+    assert any("no words for the slider Smiling" in wish for wish in wishes)
+    plain = make_app(engine).test_client()
+    assert len(plain.get("/options").get_json()["attributes"]) == len(ATTRIBUTES)
+
+
 def test_the_vocabulary_is_that_of_the_model(engine: DrawingEngine) -> None:
     app = make_app(engine, vocabulary=lambda: {"a": "known", "wombat": "known", "smiling": "rare"})
     client = app.test_client()
     answer = client.get("/vocabulary")
     found = answer.get_json()
     assert found["words"] == {"a": "known", "wombat": "known", "smiling": "rare"}
-    assert found["attributes"] == list(ATTRIBUTES) and len(found["phrases"]) > 100
+    assert found["attributes"] == ["Smiling"]  # of the others nothing can be said in these words
     phrase = found["phrases"][0]
+    assert phrase["text"] == "smiling"
+    everything = make_app(engine).test_client().get("/vocabulary").get_json()
+    assert everything["attributes"] == list(ATTRIBUTES) and len(everything["phrases"]) > 100
     assert analyze(phrase["text"]).attributes[phrase["attribute"]] is phrase["value"]
     assert client.get("/vocabulary", headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
     words = client.post("/prompt/analyze", json={"prompt": "a smiling wombat"}).get_json()["words"]

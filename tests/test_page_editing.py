@@ -213,7 +213,7 @@ def test_features_are_moved_and_taken_back(page: Page, site: Site, engine: Drawi
     panel.get_by_label("Smiling", exact=True).fill("1.5")
     panel.get_by_text("Worn", exact=True).click()
     panel.get_by_label("Glasses", exact=True).fill("-0.5")
-    expect(panel).to_contain_text("now 6 instead of 2")
+    expect(panel).to_contain_text("now 5 instead of 1")
     expect(page.locator("#edits button")).to_have_text(["Smiling +1.5", "Glasses −0.5"])
     assert violations(page) == []
     draw(page)

@@ -177,27 +177,30 @@ def test_the_viewer_walks_zooms_and_plays_the_film(page: Page, site: Site) -> No
     page.keyboard.press("ArrowLeft")
     expect(dialog.get_by_text("41", exact=True)).to_be_visible()
 
+    percent = dialog.locator("#zoom-reset")  # of the picture's own size, which is 32 pixels
+    fits = int((percent.text_content() or "").rstrip(" %"))
+    assert fits > 1000
     page.keyboard.press("+")
-    expect(dialog.get_by_role("button", name="Zoom 100 %")).to_have_text("150 %")
+    expect(percent).to_have_text(re.compile(rf"^({'|'.join(str(int(1.5 * fits) + more) for more in (-1, 0, 1))}) %$"))
     page.locator("#viewer-frame").hover()
     page.mouse.wheel(0, -300)
     assert page.locator("#viewer-image").evaluate("image => image.style.transform").endswith("scale(4.07742)")
     page.locator("#viewer-frame").dblclick()
-    expect(page.locator("#zoom-reset")).to_have_text("100 %")
+    expect(percent).to_have_text(f"{fits} %")
     page.get_by_label("Pixels").check()
     expect(page.locator("#viewer-image")).to_have_css("image-rendering", "pixelated")
 
     film = dialog.get_by_label("Step of the drawing")
     expect(film).to_be_enabled()
-    expect(page.locator("#film-strip img")).to_have_count(10)  # nine previews and the end
+    assert page.locator("#film-strip img").count() >= 11  # the first step, one every five, the end, and by time more
     final = page.locator("#viewer-image").get_attribute("src")
     film.focus()
     page.keyboard.press("Home")
-    expect(dialog.locator("#film-text")).to_have_text("Step 5")
-    expect(film).to_have_attribute("aria-valuetext", "Step 5 of 50")
-    expect(page.locator("#viewer-image")).to_have_attribute("src", re.compile("^data:image/png"))
+    expect(dialog.locator("#film-text")).to_have_text("Step 1")
+    expect(film).to_have_attribute("aria-valuetext", "Step 1 of 50")
+    expect(page.locator("#viewer-image")).to_have_attribute("src", re.compile(r"/images/1\.webp\?t=1$"))
     page.keyboard.press("ArrowRight")  # moves the film, not to the next picture
-    expect(dialog.locator("#film-text")).to_have_text("Step 10")
+    expect(dialog.locator("#film-text")).to_have_text(re.compile("^Step [2-5]$"))
     dialog.get_by_role("button", name="Play the drawing").click()
     expect(dialog.locator("#film-text")).to_have_text("Step 50")
     expect(page.locator("#viewer-image")).to_have_attribute("src", final or "")

@@ -138,8 +138,8 @@ def test_the_command_fits_it_to_what_the_model_draws(
 ) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     before = load_component(folder, "vae")
-    assert evaluate.main(["--fit-sharpness", "--data", str(place.store), "--model", str(folder), "--samples", "6",
-                          "--steps", "2", "--device", "cpu"]) == 0
+    assert evaluate.main(["--fit-sharpness", "--replace", "--data", str(place.store), "--model", str(folder),
+                          "--samples", "6", "--steps", "2", "--device", "cpu"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["n"] == 6 and report["fine_detail_before"] != report["fine_detail_after"]
     config, state = load_component(folder, "vae")

@@ -6,6 +6,8 @@ lines, so that no test waits for torch. pip is the real pip; its packages are wh
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import http.server
 import json
 import os
@@ -16,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import venv
 import zipfile
@@ -26,12 +29,14 @@ import benchmark_start
 import pytest
 import segno
 
+import api
 import start
 from core import environment, machine
 from core.jobs import JobQueue, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals; its console tells both processes")
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file of no tensors
 SERVER = """
 import http.server, json, os, signal, sys, threading
 state, stops = os.environ.get("TEST_STATE", "READY"), []
@@ -99,9 +104,10 @@ def house(tmp_path: Path) -> Path:
         (root / name).write_text("# nothing\n", encoding="utf-8")
     for part in start.COMPONENTS:
         (root / "models" / "celeba128" / part).mkdir(parents=True)
-        for file in ("config.json", "model.safetensors"):
-            (root / "models" / "celeba128" / part / file).write_text("{}", encoding="utf-8")
-    (root / "models" / "celeba128" / "model_index.json").write_text("{}", encoding="utf-8")
+        (root / "models" / "celeba128" / part / "config.json").write_text("{}", encoding="utf-8")
+        (root / "models" / "celeba128" / part / "model.safetensors").write_bytes(NO_WEIGHTS)
+    known = {part: {"sha256": hashlib.sha256(NO_WEIGHTS).hexdigest()} for part in start.COMPONENTS}
+    (root / "models" / "celeba128" / "model_index.json").write_text(json.dumps({"components": known}), encoding="utf-8")
     venv.create(root / ".venv", with_pip=False, symlinks=os.name != "nt")
     write_stamp(root)
     return root
@@ -205,6 +211,69 @@ def test_each_ctrl_c_reaches_the_server_once(house: Path, port: int, stubborn: s
         assert process.wait(timeout=30) == (0 if requests == 1 else 130)
     assert "Traceback" not in said and "told to stop" not in said, "told more often than asked"
     assert machine.port_problem("127.0.0.1", port) is None
+
+
+@posix
+@pytest.mark.parametrize("kernel", [True, False], ids=["by the kernel", "by the pipe alone"])
+def test_a_server_does_not_outlive_a_start_that_is_killed(house: Path, port: int, kernel: bool) -> None:
+    """Whoever kills start.py with signal 9 can start again at once: the port and the data folder are free."""
+    server = "from core import child\n" + ("" if kernel else "child._ask_kernel = lambda number: None\n")
+    (house / "api.py").write_text(f"{server}child.end_with_parent()\n{SERVER}", encoding="utf-8")
+    process, _ = begin(house, "--port", str(port))
+    with process:
+        answer = machine.ask("127.0.0.1", port, "")
+        assert answer is not None
+        process.kill()
+        assert ends(json.loads(answer[1])["pid"])
+    assert machine.port_problem("127.0.0.1", port) is None
+
+
+@posix
+def test_the_real_server_ends_with_its_parent(tmp_path: Path) -> None:
+    """`python api.py` as start.py runs it; on its own, nobody's end means anything to it."""
+    code = (
+        "import sys, os; from pathlib import Path; from core.child import Child\n"
+        "child = Child([sys.executable, 'api.py', '--port', '0', *sys.argv[1:]], cwd=Path('.'), env=dict(os.environ),"
+        " farewell='')\nprint(child._process.pid, flush=True); child.release(); child.wait()"
+    )
+    words = ["--model", str(tmp_path / "none"), "--data-dir", str(tmp_path / "data")]
+    with subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None and parent.stderr is not None
+        server = int(parent.stdout.readline())
+        assert "could not be loaded" in parent.stderr.readline(), "it serves: its model is not there, its page is"
+        parent.kill()
+        assert ends(server)
+
+
+@posix
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot tell a program that does not ask")
+def test_what_start_runs_ends_with_it_too(house: Path) -> None:
+    """pip and pytest know nothing of this: the kernel ends them."""
+    site = site_packages(house)
+    for name, code in (("ruff", ""), ("mypy", ""), ("pytest", "import os, time; print(os.getpid()); time.sleep(60)")):
+        (site / f"{name}.py").write_text(code, encoding="utf-8")
+    with subprocess.Popen([sys.executable, str(house / "start.py"), "test"], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "FACES_OFFLINE": "1"}) as process:
+        assert process.stdout is not None
+        pid = next(line for line in process.stdout if line.strip().isdecimal())
+        process.kill()
+        assert ends(int(pid))
+
+
+def ends(pid: int) -> bool:
+    """Whether a process that is not our child ends within some seconds."""
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        stat = Path(f"/proc/{pid}/stat")
+        with contextlib.suppress(OSError):
+            if stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True  # nobody has buried it yet: in a container the first process may not
+        time.sleep(0.05)
+    return False
 
 
 @posix
@@ -361,6 +430,20 @@ def test_the_data_folder_is_checked(house: Path, tmp_path: Path, port: int) -> N
         assert denied and "/proc/pictures cannot be written to (" in denied
 
 
+@posix
+def test_little_room_keeps_nobody_from_a_gallery_where_some_can_be_made(house: Path, tmp_path: Path, port: int) -> None:
+    text = (house / "start.py").read_text(encoding="utf-8")
+    (house / "start.py").write_text(text.replace("DATA_NEEDED = 256 * 10**6", "DATA_NEEDED = 2**60"), encoding="utf-8")
+    words = ("--port", str(port), "--data-dir", "kept")
+    assert "MB are free on the disk of" in sentence(run(house, *words))
+    Store(tmp_path / "kept").close()
+    process, said = begin(house, *words)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    process.communicate()
+    assert "Little room for new pictures, old ones can be deleted. Only " in said
+
+
 # ---- a phone ---------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +464,34 @@ def test_a_phone_gets_the_address_and_its_code(
         assert read_code(shown) == [list(row) for row in segno.make(outside, error="l", micro=False).matrix]
 
 
+@pytest.mark.parametrize(
+    ("answering", "printed"),
+    [(["192.168.1.7", "2001:db8::7"], "http://192.168.1.7:5001/"), (["2001:db8::7"], "http://[2001:db8::7]:5001/")],
+)
+def test_a_phone_gets_an_address_that_answers(
+    answering: list[str], printed: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server on `::` takes IPv4 only where the system lets it."""
+    own = {socket.AF_INET: "192.168.1.7", socket.AF_INET6: "2001:db8::7"}
+    monkeypatch.setattr(machine, "lan_address", lambda family=socket.AF_INET: own[family])
+    monkeypatch.setattr(machine, "answers", lambda host, port: host in answering)
+    start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
+    assert f"another computer:  {printed}\n" in capfd.readouterr().out
+
+
+def test_a_host_has_one_spelling() -> None:
+    for text in ("::", "[::]", "0:0:0:0:0:0:0:0"):
+        assert start.command_line({}).parse_args(["--host", text]).host == "::"
+        assert start.command_line({"FACES_HOST": text}).parse_args([]).host == "::"
+        assert api.parse_arguments(["--host", text, "--insecure"]).host == "::"
+    assert start.command_line({}).parse_args(["--host", "localhost"]).host == "localhost"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no socket for both")
+def test_a_port_that_is_taken_in_ipv4_is_taken_for_both(taken: int) -> None:
+    assert f"Port {taken} is already taken" in (machine.port_problem("::", taken) or "")
+
+
 def read_code(lines: list[str]) -> list[list[int]]:
     """The modules of a code as a camera sees them, without the margin of four."""
     plain = [re.sub(r"\033\[[0-9;]*m", "", line)[4:] for line in lines]
@@ -391,7 +502,7 @@ def read_code(lines: list[str]) -> list[list[int]]:
 
 
 def test_a_machine_without_network_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(machine, "lan_address", lambda: None)
+    monkeypatch.setattr(machine, "lan_address", lambda *family: None)
     start.show_addresses(ROOT, start.command_line({}).parse_args(["--host", "::", "--insecure", "--no-browser"]))
     said = capfd.readouterr().out
     assert "http://[::1]:5001/" in said and "this machine is in no network" in said
@@ -411,15 +522,25 @@ def test_help_needs_nothing_installed(house: Path) -> None:
 def test_every_flag_has_a_twin_and_the_flag_wins() -> None:
     values = {"HOST": "::1", "PORT": "80", "DEVICE": "cuda:1", "MODEL": "m", "DATA_DIR": "d", "API_KEY": "k"}
     values |= {"THREADS": "3", "NO_BROWSER": "1", "OFFLINE": "yes", "INSECURE": "true", "TORCH_INDEX": "https://x/cpu",
-               "NO_WATERMARK": "1"}
+               "NO_WATERMARK": "1", "ALLOW_HOST": "a.example", "CORS_ORIGIN": "https://a.example, https://b.example"}
     told = vars(start.command_line({"FACES_" + name: value for name, value in values.items()}).parse_args([]))
     assert told.pop("command") == "run"
     assert {name.upper(): str(value) for name, value in told.items()} == {
-        **values, "NO_BROWSER": "True", "OFFLINE": "True", "INSECURE": "True", "NO_WATERMARK": "True"
+        **values, "NO_BROWSER": "True", "OFFLINE": "True", "INSECURE": "True", "NO_WATERMARK": "True",
+        "ALLOW_HOST": "['a.example']", "CORS_ORIGIN": "['https://a.example', 'https://b.example']",
     }
     assert start.command_line({"FACES_PORT": "80"}).parse_args(["--port", "81"]).port == 81
     plain = start.command_line({"FACES_OFFLINE": "0", "FACES_HOST": ""}).parse_args([])
     assert (plain.host, plain.port, plain.offline, plain.no_browser) == ("127.0.0.1", 5001, False, False)
+
+
+def test_names_may_come_several_times_and_reach_the_server(tmp_path: Path) -> None:
+    words = ["--allow-host", "a", "--allow-host", "b,c", "--cors-origin", "https://d"]
+    options = start.command_line({"FACES_ALLOW_HOST": "z", "FACES_CORS_ORIGIN": "https://z"}).parse_args(words)
+    assert (options.allow_host, options.cors_origin) == (["a", "b", "c"], ["https://d"]), "the flag wins"
+    command = start.server_command(tmp_path, options)
+    told = api.parse_arguments(command[2:])
+    assert (told.allow_host, told.cors_origin) == (["a", "b", "c"], ["https://d"])
 
 
 @pytest.mark.parametrize("name, value", [("PORT", "65536"), ("PORT", "http"), ("THREADS", "-1"), ("DEVICE", "tpu")])
@@ -661,6 +782,21 @@ def test_doctor_finds_a_healthy_house_healthy(house: Path, port: int) -> None:
     assert answer.returncode == 0
 
 
+def test_doctor_says_which_parts_of_a_model_do_not_belong_together(house: Path, port: int) -> None:
+    """After a component was replaced: nothing would be drawn, and the doctor must not call that healthy."""
+    model = house / "models" / "celeba128"
+    (model / "clip" / "model.safetensors").write_bytes(NO_WEIGHTS[:-1] + b" ")
+    answer = run(house, "doctor", "--port", str(port))
+    assert answer.returncode == 1 and answer.stderr == ""
+    assert "model.safetensors is damaged or was exchanged" in answer.stdout
+    (model / "clip" / "model.safetensors").write_bytes(NO_WEIGHTS)
+    parents = {"parents": {"clip": "another", "vae": None}}
+    (model / "unet" / "config.json").write_text(json.dumps(parents), encoding="utf-8")
+    answer = run(house, "doctor", "--port", str(port))
+    assert re.search(r"^1\. The unet in .* was made for another clip than the one there: train it", answer.stdout, re.M)
+    assert answer.returncode == 1
+
+
 def test_doctor_counts_the_jobs_and_says_what_is_wrong_with_them(house: Path, tmp_path: Path, port: int) -> None:
     store = Store(tmp_path / "kept")
     JobQueue(store).submit("a face", {}, {})
@@ -672,7 +808,7 @@ def test_doctor_counts_the_jobs_and_says_what_is_wrong_with_them(house: Path, tm
     assert "1. Another server is using" in answer.stdout and answer.returncode == 1
     store.close()
     answer = ask()
-    assert re.search(rf"^data +{tmp_path / 'kept'}, 0 MB, jobs: 1 unfinished; [\d.]+ GiB free$", answer.stdout, re.M)
+    assert re.search(rf"^data +{tmp_path / 'kept'}, 2 MB, jobs: 1 unfinished; [\d.]+ GiB free$", answer.stdout, re.M)
     assert "Nothing is wrong." in answer.stdout
     (tmp_path / "kept" / "jobs.sqlite3").write_bytes(b"not a database" * 1000)
     answer = ask()

@@ -136,6 +136,9 @@ def test_pages_are_newest_first_and_filtered(store: Store) -> None:
     assert found(states=[]) == []
     assert found(text="woman") == [3, 0]
     assert found(text="äRGER") == [2]
+    records.append(add(store, "seeds", parameters={"seed": 40, "n_images": 3}))
+    records.append(add(store, "the best", parameters={"seed": 43, "n_images": 1, "candidates": 8}))
+    assert [found(text=text) for text in ("39", "40", "42", "50", "51", "9" * 30)] == [[], [5], [5], [6], [], []]
     assert [found(text=text) for text in ("%", "_", "' or 1", "\x00", "\ud800")] == [[2], [3], [4], [], []]
     assert store.lasting_names([records[0].number, records[1].number]) == {
         records[0].number: ("0.png",), records[1].number: ()}
@@ -257,14 +260,54 @@ KIB = bytes(1024)
 ])
 def test_the_oldest_finished_go_first_and_waiting_ones_never(store: Store, keep: Retention, left: list[int]) -> None:
     records = [add(store) for _ in range(6)]
-    for number, at in ((1, 1.0), (0, 2.0), (2, 5.0), (4, 6.0), (5, 9.0)):  # in the order of their ends; 3 waits
+    for number, at in ((1, 1.0), (0, 2.0), (2, 5.0), (4, 6.0), (5, 9.0)):  # not in their order; 3 waits
         finish(store, records[number], at, KIB)
     gone = store.prune(keep, now=10.0)
-    assert gone == [records[i].id for i in (1, 0, 2, 4, 5) if i not in left]
+    assert gone == [records[i].id for i in (0, 1, 2, 4, 5) if i not in left]
     assert [store.find(record.id) is not None for record in records] == [i in left for i in range(6)]
     assert all(store.was_deleted(job_id) for job_id in gone)
     assert len(list((store.folder / "jobs").iterdir())) == len([i for i in left if i != 3])
     assert store.prune(keep, now=10.0) == []
+
+
+DAY = 86400.0
+AHEAD, UNSET = 2**32.0, 0.0  # a clock in 2106, and one of a machine without a battery
+
+
+@pytest.mark.parametrize(("keep", "ends", "left"), [
+    # the clock was ahead when 0 and 1 ended, and is right again: new pictures stay, old ones go
+    (Retention(max_jobs=2), [AHEAD, AHEAD + 1, 100.0, 101.0, 102.0], [3, 4]),
+    (Retention(max_bytes=2500), [AHEAD, AHEAD + 1, 100.0, 101.0, 102.0], [3, 4]),
+    # it was unset when the newest ended
+    (Retention(max_jobs=2), [100.0, 101.0, 102.0, UNSET, UNSET + 1], [3, 4]),
+    (Retention(max_age_s=10.0), [100.0, 101.0, 102.0, UNSET, UNSET + 1], [0, 1, 2, 3, 4]),
+    # what ended in the future is as old as what came after it
+    (Retention(max_age_s=10.0), [AHEAD, 50.0, 60.0, 101.0, 102.0], [3, 4]),
+    (Retention(max_age_s=10.0), [50.0, AHEAD, 100.0, 101.0, 102.0], [1, 2, 3, 4]),
+])
+def test_a_clock_that_was_wrong_removes_no_newer_job(store: Store, keep: Retention, ends: list[float], left: list[int]
+                                                     ) -> None:
+    records = [add(store) for _ in ends]
+    for record, at in zip(records, ends, strict=True):
+        finish(store, record, at, KIB)
+    store.prune(keep, now=103.0)
+    assert [i for i, record in enumerate(records) if store.find(record.id)] == left
+
+
+def test_jobs_that_are_known_to_have_ended_last_are_the_newest_whatever_their_numbers(store: Store) -> None:
+    records = [add(store) for _ in range(3)]
+    for record in records:
+        finish(store, record, content=KIB)
+    assert store.prune(Retention(max_jobs=1), 9.0, order=[records[0].number]) == [record.id for record in records[1:]]
+    assert store.find(records[0].id) is not None
+
+
+def test_a_job_known_to_be_young_stays_whatever_the_clock_says(store: Store) -> None:
+    records = [add(store) for _ in range(3)]
+    for record in records:
+        finish(store, record, UNSET)
+    gone = store.prune(Retention(max_age_s=DAY), 400 * DAY, young={records[1].number})
+    assert gone == [records[0].id]  # the last one ended after it, so it is no older
 
 
 def test_the_size_of_a_job_counts_all_that_removing_it_frees(store: Store) -> None:
@@ -337,7 +380,7 @@ def test_a_damaged_database_is_one_sentence(folder: Path) -> None:
 
 def test_a_newer_or_foreign_database_is_one_sentence_and_stays_as_it_is(folder: Path) -> None:
     for statement, sentence in (
-        ("PRAGMA user_version = 99", r"newer version of this program \(schema 99, this one knows 1\): update"),
+        ("PRAGMA user_version = 99", r"newer version of this program \(schema 99, this one knows 2\): update"),
         ("PRAGMA application_id = 7", "another program: choose another folder with --data-dir"),
     ):
         path = filled(folder / statement)

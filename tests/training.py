@@ -37,7 +37,7 @@ class Workplace:
         words: list[object] = ["--train", "--preset", "tiny", "--data", self.store, "--run", self.root / run,
                                "--model", model or self.copy_model(f"{run}-model"), "--batch-size", 4,
                                "--warmup-steps", 1, "--log-every", 1, "--save-every", 1000, "--device", "cpu",
-                               "--precision", "no"]
+                               "--precision", "no", "--replace"]  # the untrained networks that are there
         if component != "clip":
             words += ["--picture-every", 1000]
         if component != "vae":

@@ -1,0 +1,93 @@
+"""Where does a finished run put its component, and may it stand there?
+
+A run releases into `models/<name of the run>` unless it is told another folder, and replaces a component that is there
+only when it is told so, or when it made that component itself. So a first try never changes a model that draws. It does
+not know networks or data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint import INDEX, ModelFolderError, read_index, write_json
+
+BUNDLED = "models/celeba128"  # what commands read that change nothing
+RECORD = "released.json"  # in the folder of a run: what it has released
+STAND_ON = {  # which components no longer fit when another takes the place of this one
+    "clip": ("unet", "turbo", "emphasis", "correction"),
+    "vae": ("unet", "turbo", "preview", "correction"),
+    "unet": ("turbo", "emphasis", "correction"),
+}
+
+
+def add_release_options(parser: argparse.ArgumentParser, read_too: str = "") -> None:
+    """`--model` and `--replace`, in the same words for every command."""
+    parser.add_argument("--model", help=f"model folder to release to{read_too} (default: models/<name of the run>; to "
+                        f"measure: {BUNDLED})")
+    parser.add_argument("--replace", action="store_true", help="replace the component in the model folder")
+
+
+def of_preset(runs: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """The help of an option whose default is the preset's."""
+    return "default: " + ", ".join(f"{values[name]} ({preset})" for preset, values in runs.items())
+
+
+def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, runs: Mapping[str, Mapping[str, Any]],
+           changes: str = "") -> None:
+    """Fill in what the command line left open: the length of a run from its preset (``runs``), and the model folder.
+
+    ``changes`` names the flag of a command that changes a trained model, which must be told the folder. Ends the
+    process as argparse does where a number makes no sense.
+    """
+    for name, value in runs[args.preset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("steps", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    if args.model is None and changes:
+        parser.error(f"{changes} changes a trained model: say which, with --model FOLDER")
+    if args.model is None:
+        args.model = BUNDLED if args.eval else str(Path("models") / Path(args.run).name)
+
+
+def check_release(folder: str | Path, component: str, *, replace: bool, run: str | Path | None = None) -> None:
+    """Raises ModelFolderError where ``folder`` holds this component already, unless the run itself released it there or
+    ``replace`` was asked for."""
+    folder = Path(folder)
+    known = read_index(folder)["components"] if (folder / INDEX).exists() else {}
+    kept = folder / component / "config.json"
+    if replace or component not in known and not kept.exists():
+        return
+    mine = () if run is None else _released(Path(run)).get(component, ())
+    if component in known and known[component]["sha256"] in mine:
+        return
+    others = [name for name in STAND_ON.get(component, ()) if name in known or (folder / name).is_dir()]
+    fit = f", on which its {' and '.join(others)} depend{'s' * (len(others) == 1)}" if others else ""
+    raise ModelFolderError(f"{folder} holds a trained {component}{fit}: name another folder with --model, or replace "
+                           "it with --replace")
+
+
+@contextmanager
+def releasing(folder: str | Path, component: str, *, replace: bool, run: str | Path) -> Iterator[None]:
+    """Around the writing of a component: checks once more, and notes in the run's folder what it released."""
+    check_release(folder, component, replace=replace, run=run)
+    yield
+    released = _released(Path(run))
+    digest = str(read_index(folder)["components"][component]["sha256"])
+    mine = [*dict.fromkeys([*released.get(component, ()), digest])]
+    write_json(Path(run) / RECORD, {**released, component: mine})
+
+
+def _released(run: Path) -> dict[str, list[str]]:
+    """What a run has released: component -> hashes. Nothing where the note is absent or damaged."""
+    try:
+        found = json.loads((run / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
