@@ -33,8 +33,11 @@ from core.nn.openvino_backend import installed_version
 from tests.support.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "archive/README.md", "docs/benchmarks.md", "docs/sliders.md", "docs/training/PLAN.md",
+ASKING = ("README.md", "docs/server.md", "docs/editing.md")  # documents that ask a running server, in this order
+DOCUMENTS = (*ASKING, "archive/README.md", "docs/benchmarks.md", "docs/evaluation.md", "docs/model.md",
+             "docs/outside.md", "docs/sliders.md", "docs/training.md", "docs/training/PLAN.md",
              "models/celeba128/MODEL_CARD.md")
+README_BYTES = 10_000  # a newcomer reads no more; the rest is in docs/
 PORT = "127.0.0.1:5001"
 JOB = "<job_id>"
 STAND_FOR = {"S": "10", "P": "tiny", "W": "2", "N": "4", "$n": "4", "$w": "2", "runs/drawn-$n.npy": "runs/drawn-4.npy"}
@@ -86,6 +89,26 @@ def printed() -> list[tuple[str, list[str]]]:
             for words in programs(command):
                 found.setdefault(tuple(words), (document, words))
     return [one for one in found.values() if one[1][0] != "curl"]
+
+
+def test_readme_is_short_enough_to_be_read() -> None:
+    assert (ROOT / "README.md").stat().st_size <= README_BYTES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_and_image_is_there(document: str) -> None:
+    """Files that documents point to exist, and headings that they point into."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        path = (ROOT / document).parent / name if name else ROOT / document
+        assert path.exists(), f"{document} points to {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in anchors, f"{document} points to {target}; there are {', '.join(sorted(anchors))}"
 
 
 class Read(Exception):
@@ -281,7 +304,7 @@ def photograph(path: Path) -> None:
 def test_what_readme_asks_of_the_server(server: Server, tmp_path: Path) -> None:
     """Block by block, in order; `<job_id>` is the job of the request before."""
     photograph(tmp_path / "photo.jpg")
-    asked = [command for block in fences((ROOT / "README.md").read_text(encoding="utf-8"), "sh")
+    asked = [command for document in ASKING for block in fences((ROOT / document).read_text(encoding="utf-8"), "sh")
              for command in commands(block) if "curl" in command]
     assert len(asked) >= 8
     job = ""
@@ -300,7 +323,7 @@ def test_what_readme_asks_of_the_server(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_python_of_readme_draws(server: Server, tmp_path: Path) -> None:
-    (block,) = fences((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    (block,) = fences((ROOT / "docs" / "server.md").read_text(encoding="utf-8"), "python")
     code = block.replace(PORT, f"127.0.0.1:{server.port}")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
     files = sorted(tmp_path.glob("face-*.png"))
