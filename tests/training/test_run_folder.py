@@ -313,7 +313,7 @@ def test_a_resumed_run_remembers_its_skipped_steps(place: Workplace, monkeypatch
     stopped = place.train("unet", "skipping", "--steps", 6)
     assert conditional_ldm.main([*stopped, "--stop-at", "4"]) == 0
     assert conditional_ldm.main(stopped) == 0
-    counts = [row["skipped"] for row in rows(place.root / "skipping")]
+    counts = [row["skipped"] for row in rows(place.root / "skipping") if "skipped" in row]  # others: of validation
     assert counts == [1, 1, 2, 2, 3, 3]
 
 

@@ -210,11 +210,14 @@ def attack(live: Live) -> Attack:
     sent: set[str] = set()
     png = {"image": as_text(some_picture("PNG")(1))}
     verified = ask(live, "POST", "/verify", png).json()["job_id"]
+    kept = ask(live, "POST", "/text_to_image", {"prompt": "a face", "n_images": 1, "n_inf_steps": 2}).json()["job_id"]
 
     @schemathesis.hook
     def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-        """Mend what no JSON Schema can say: a key is used once, numbers of images, latents and candidates fit, and only
-        a verification has a verdict."""
+        """Mend what no JSON Schema can say: a key is used once, numbers of images, latents and candidates fit, only a
+        verification has a verdict, and only an image that is there can be a favourite."""
+        if case.operation.path.endswith("/favourite") and len(sent) % 2:
+            case.path_parameters |= {"job_id": kept, "index": 0}
         if case.operation.path.endswith("/verdict") and len(sent) % 2:
             case.path_parameters["job_id"] = verified
         key, body = case.headers.get("Idempotency-Key", ""), case.body
