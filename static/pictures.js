@@ -189,7 +189,7 @@ const offerUndo = (what, undo, gone) => toast(`${what}.`, {
   action: "Undo", act: async () => { if (await undo()) announce("Brought back."); }, gone });
 
 /** Delete pictures at once; the server brings them back when that is taken back. */
-export async function deletePictures(list, what = "Picture deleted") {
+export function deletePictures(list, what = "Picture deleted") {
   const each = async (hidden, method, more = "") => {
     const veil = (on) => list.forEach(({ key, job }) => hide(key, { ...job, key }, on));
     veil(hidden);
@@ -202,7 +202,8 @@ export async function deletePictures(list, what = "Picture deleted") {
       return false;
     }
   };
-  if (await each(true, "DELETE")) offerUndo(what, () => each(false, "POST", "/restore"));
+  const done = each(true, "DELETE"); // offered before the server has answered: who is quick is not ignored
+  offerUndo(what, async () => await done && each(false, "POST", "/restore"));
 }
 
 /** Hide a job and delete it when nobody has taken that back in time; its favourites stay. */

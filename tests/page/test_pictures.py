@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Download, Page, expect
+from playwright.sync_api import Browser, Download, Page, Route, expect
 
 from core.imaging.png_metadata import read_request
 from tests.support.browsing import Site, generate, visit, watched_page, write_prompt
@@ -146,6 +146,25 @@ def test_delete_can_be_undone_until_it_is_done(page: Page, site: Site) -> None:
     assert gone.value.status == 204
     assert client.get(f"/jobs/{job_id}/").status_code == 410
     expect(page.locator(f'.job[data-job="{job_id}"]')).to_have_count(0)
+
+
+def test_who_takes_a_deletion_back_before_the_server_answered_is_heard(page: Page, site: Site) -> None:
+    """Ctrl+Z while the DELETE of a picture is still on its way: restored as soon as it was deleted."""
+    job_id = drawn(page, site, "somebody to bring back at once")
+    page.get_by_role("button", name=re.compile("^Face 1 of 2: somebody to bring back")).click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    held: list[Route] = []
+    page.route("**/images/0", lambda route: held.append(route))
+    page.keyboard.press("Delete")
+    expect(page.get_by_role("button", name="Undo")).to_be_visible()
+    page.keyboard.press("Escape")
+    with page.expect_response(lambda answer: answer.url.endswith("/restore")) as brought_back:
+        page.keyboard.press("Control+z")
+        page.wait_for_timeout(50)
+        held.pop().continue_()
+    assert brought_back.value.status < 300
+    told = site.app.test_client().get(f"/jobs/{job_id}/?include=none").get_json()["response"]
+    assert [one["index"] for one in told] == [0, 1]
 
 
 def test_a_closed_page_deletes_what_was_deleted(page: Page, site: Site) -> None:
