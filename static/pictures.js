@@ -70,8 +70,12 @@ const favourites = new Set(); // their keys, as far as they were told here
 export const isFavourite = ({ key }) => favourites.has(key);
 
 /** What the server tells of a job's pictures: which are favourites. */
+const fresh = new Set(); // pressed a moment ago
 export function learn(job) {
-  for (const { index, favourite } of job.images ?? []) favourites[favourite ? "add" : "delete"](`${job.id}/${index}`);
+  for (const { index, favourite } of job.images ?? []) {
+    const key = `${job.id}/${index}`;
+    if (!fresh.has(key)) favourites[favourite ? "add" : "delete"](key); // or an older answer would undo what was pressed
+  }
   return job;
 }
 
@@ -84,6 +88,8 @@ export async function toggleFavourite({ key, job, index }) {
     for (const heart of document.querySelectorAll(".heart")) if (heart.dataset.key === key) heart.setAttribute("aria-pressed", String(value));
   };
   put(on);
+  fresh.add(key);
+  setTimeout(() => fresh.delete(key), 2000);
   try {
     await favour(job.id, index, on);
     announce(on ? "Kept as a favourite." : "No longer a favourite.");
