@@ -69,8 +69,9 @@ const favourites = new Set(); // their keys, as far as they were told here
 
 export const isFavourite = ({ key }) => favourites.has(key);
 
-/** What the server tells of a job's pictures: which are favourites. */
 const fresh = new Set(); // pressed a moment ago
+
+/** What the server tells of a job's pictures: which are favourites. */
 export function learn(job) {
   for (const { index, favourite } of job.images ?? []) {
     const key = `${job.id}/${index}`;
