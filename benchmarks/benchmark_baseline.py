@@ -115,9 +115,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     from conditional_ldm import encode_prompts, load_unet
     from core.evaluation.attribute_classifier import look
+    from core.evaluation.suite import Evaluation, Settings
     from core.nn import layers
     from dataset import FaceStore
-    from evaluate import Evaluation, Settings
     from train_clip import load_clip
     from vae import load_vae
 

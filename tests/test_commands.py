@@ -18,12 +18,12 @@ import train_clip
 import vae
 from conditional_ldm import load_unet
 from core.diffusion.schedulers import SAMPLERS
+from core.evaluation.prompts import VISIBLE
 from core.nn.checkpoint import ModelFolderError, component_hash, read_index
 from core.text.captions import analyze
 from core.text.lexicon import ATTRIBUTES
 from core.training.accelerator import make_accelerator
 from core.training.data_sources import DataError
-from evaluate import VISIBLE
 from tests.support.training import Workplace, checkpoint, make_workplace
 from train_clip import load_clip
 from vae import encoder_hash, load_vae, with_kernel

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import evaluate
-from core.evaluation import metrics, report
+from core.evaluation import metrics, report, suite
 from core.evaluation.attribute_classifier import ResNet, augment, load_judge, look, look_at_store, train_judge
+from core.evaluation.generation import Sampling, generate_images
+from core.evaluation.prompts import VISIBLE, draw_prompts
 from core.imaging import spectrum
 from core.nn import layers
 from core.nn.checkpoint import ModelFolderError, read_index, update_index
@@ -168,6 +170,13 @@ def test_precision_and_recall_tell_worse_pictures_from_fewer_kinds() -> None:
     assert min(whole) > 0.8 and half[0] > 0.8 and half[1] < 0.55 and max(off) < 0.1
     with pytest.raises(ValueError, match="more than 3 points"):
         metrics.precision_and_recall(made[:3], real)
+
+
+def test_distances_between_points_and_their_mean() -> None:
+    corners = np.array([[0.0, 0], [3, 0], [0, 4]])
+    assert metrics.mean_pairwise_distance(corners) == pytest.approx((3 + 4 + 5) / 3)
+    assert metrics.euclidean_distances(corners, np.array([[3.0, 4]])).ravel() == pytest.approx([5, 4, 3])
+    assert metrics.largest_difference(np.array([[0, 250]], np.uint8), np.array([[3, 5]], np.uint8)) == 245
 
 
 @pytest.mark.parametrize("function", [metrics.frechet_distance, metrics.polynomial_mmd, metrics.precision_and_recall])
@@ -392,12 +401,12 @@ def test_comparison_lists_changes_and_refuses_another_judge() -> None:
 
 def test_prompts_assert_the_facts_of_held_out_pictures(store: FaceStore) -> None:
     attributes = store.attributes[store.select("test")]
-    prompts = evaluate.draw_prompts(attributes, 20, seed=3)
+    prompts = draw_prompts(attributes, 20, seed=3)
     truth = attributes[prompts.source]
     said = prompts.asserted >= 0
     assert said.any(1).all() and (truth[said] == (prompts.asserted[said] == 1)).all()
-    assert prompts.texts == evaluate.draw_prompts(attributes, 20, seed=3).texts
-    assert len(set(evaluate.VISIBLE)) == 20 and set(evaluate.VISIBLE) <= set(ATTRIBUTES)
+    assert prompts.texts == draw_prompts(attributes, 20, seed=3).texts
+    assert len(set(VISIBLE)) == 20 and set(VISIBLE) <= set(ATTRIBUTES)
 
 
 @pytest.mark.parametrize("flags", [["--parts", "nonsense"], ["--curve-steps", "two"], ["--samples", "1"]])
@@ -435,9 +444,9 @@ def test_choices_are_made_on_other_people_than_the_report(
 ) -> None:
     command = ["--data", str(store.folder), "--judge", str(judge_folder), "--cache", str(tmp_path / "cache"),
                "--parts", "ladder", "--device", "cpu", "--out", str(tmp_path / "out")]  # fmt: skip
-    settings = evaluate.Settings(data=str(store.folder), judge=str(judge_folder), cache=str(tmp_path / "cache"),
-                                 out=str(tmp_path / "out"), parts=("ladder",), device="cpu")  # fmt: skip
-    report, choice = (evaluate.Evaluation(dataclasses.replace(settings, split=one), store) for one in evaluate.HELD_OUT)
+    settings = suite.Settings(data=str(store.folder), judge=str(judge_folder), cache=str(tmp_path / "cache"),
+                              out=str(tmp_path / "out"), parts=("ladder",), device="cpu")  # fmt: skip
+    report, choice = (suite.Evaluation(dataclasses.replace(settings, split=one), store) for one in suite.HELD_OUT)
     assert set(report.unseen_rows) == set(store.select("test", px=128))
     assert set(choice.unseen_rows) == set(store.select("val", px=128))
     assert set(choice.train_rows) == set(report.train_rows)
@@ -448,22 +457,17 @@ def test_choices_are_made_on_other_people_than_the_report(
         evaluate.main([*command, "--split", "val", "--record"])
     assert "--split val is for choices" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate.main([*command, "--split", "test", "--fit-emphasis"])
+        evaluate.main(["fit-prompt-rewriting", "--model", "models/none", "--split", "test"])
     assert "--split test would spoil the report" in capsys.readouterr().err
 
 
-def test_bf16_is_warned_of_where_it_is_only_imitated(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(evaluate, "build_nearest", lambda settings: asked.append(settings.precision))
-    command = ["--precision", "bf16", "--device", "cpu", "--model", "models/none"]
-    for native in (True, False):
-        monkeypatch.setattr(evaluate, "has_bf16", lambda device, native=native: native)
-        assert evaluate.main([*command, "--build-nearest"]) == 0
-        assert ("this cpu has no bfloat16" in capsys.readouterr().err) == (not native)
-    assert asked == ["bf16", "bf16"]
+@pytest.mark.parametrize("command", [["report"], ["sliders", "Smiling"], ["draw-latents", "latents.npy"]])
+def test_bf16_is_refused_where_it_would_be_imitated(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("core.nn.device.has_bf16", lambda device: False)
     with pytest.raises(SystemExit):
-        evaluate.main([*command, "--sliders", "Smiling"])
+        evaluate.main([*command, "--precision", "bf16", "--device", "cpu", "--model", "models/none"])
     assert "bf16 on a device that has it" in capsys.readouterr().err
 
 
@@ -524,7 +528,7 @@ def test_a_whole_report_of_a_trained_model(
     assert made["crowd"]["n"] == 3 and 0 <= made["crowd"]["largest_rate_difference"] <= 1
     assert made["fid"]["n"] == 8 and made["fid"]["generated"] > 0
     assert made["vae"]["psnr_db"] < 30 and made["spectrum"]["vae"] > 0
-    assert set(made["seconds"]) == {"judge", *evaluate.PARTS, "fid"}
+    assert set(made["seconds"]) == {"judge", *suite.PARTS, "fid"}
     assert set(made["model"]["components"]) == {"clip", "vae", "preview", "unet"}
     plots = {"curve", "fidelity", "ladder", "spectrum"}
     pictures = {"samples", "crowd", "vae", "closest_features", "closest_pixels"}
@@ -537,30 +541,37 @@ def test_parts_are_recorded_one_after_the_other_for_the_same_weights() -> None:
              "fidelity": 2, "negations": 3, "spectrum": 4, "vae": 5,
              "settings": {"parts": ["samples", "vae"], "data": "a folder of one machine"}}
     curve = {"model_hash": "m", "judge": {"hash": "j"}, "settings": {"parts": ["curve"]}, "distances": 6, "curve": 7}
-    before = evaluate.kept_figures(first, {"model_hash": "of other weights", "crowd": 8})
+    before = suite.kept_figures(first, {"model_hash": "of other weights", "crowd": 8})
     assert before == {"model_hash": "m", "judge.hash": "j", "settings": {"parts": ["samples", "vae"]}, "distances": 1,
                       "fidelity": 2, "negations": 3, "spectrum": 4, "vae": 5}
-    assert evaluate.kept_figures(curve, before) == before | {"curve": 7}
-    assert evaluate.kept_figures(curve | {"judge": {"hash": "another"}}, before) == {
+    assert suite.kept_figures(curve, before) == before | {"curve": 7}
+    assert suite.kept_figures(curve | {"judge": {"hash": "another"}}, before) == {
         "model_hash": "m", "judge.hash": "another", "curve": 7}
 
 
 def test_each_face_comes_from_its_own_seed_and_prompt(model_folder: Path) -> None:
     prompts = ["a smiling woman", "", "a bald man with glasses"]
-    together = evaluate.generate_images(model_folder, prompts, [5, 6, 7], 2, 2.0)
+    faces, sampling = FaceGenerator.load(model_folder, "cpu"), Sampling(2, 2.0, seed=5)
+    together = generate_images(faces, sampling.requests(prompts))
     assert together.shape == (3, SIZE, SIZE, 3) and together.dtype == np.uint8
     for place, prompt in enumerate(prompts):
-        alone = evaluate.generate_images(model_folder, [prompt], [5 + place], 2, 2.0)
+        alone = generate_images(faces, sampling.requests([prompt], [5 + place]))
         assert np.abs(alone[0].astype(int) - together[place]).max() <= 1
     assert np.abs(together[0].astype(int) - together[1]).max() > 5
 
 
 def test_parts_that_need_others_say_so(
-    store: FaceStore, judge_folder: Path, model_folder: Path, tmp_path: Path
+    store: FaceStore, judge_folder: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = evaluate.Settings(str(model_folder), str(store.folder), str(judge_folder), str(tmp_path / "out"),
-                                 str(tmp_path / "cache"), ("memorisation",), samples=4, device="cpu")  # fmt: skip
+    settings = suite.Settings(str(model_folder), str(store.folder), str(judge_folder), str(tmp_path / "out"),
+                              str(tmp_path / "cache"), ("memorisation",), samples=4, device="cpu")  # fmt: skip
     with pytest.raises(ValueError, match="needs the part samples"):
-        evaluate.evaluate(settings)
+        evaluate.measure(settings)
+    with pytest.raises(ValueError, match="memorisation need a generator"):
+        suite.Evaluation(settings, store)
     with pytest.raises(ModelFolderError, match="not a model folder"):
-        evaluate.evaluate(dataclasses.replace(settings, model=str(tmp_path / "nothing")))
+        evaluate.measure(dataclasses.replace(settings, model=str(tmp_path / "nothing")))
+    for flags in (["--parts", "memorisation"], ["--parts", "vae", "--inception", "file.pt"]):
+        with pytest.raises(SystemExit):
+            evaluate.main(flags)
+        assert "needs the part samples" in capsys.readouterr().err

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.diffusion.guidance import GuidedBatch
 from core.evaluation.benchmark_tables import Row, Section, timed, told
+from core.evaluation.metrics import largest_difference
 from core.nn.device import pick_dtype
 from core.nn.openvino_backend import installed_version
 from core.process import tied
@@ -175,10 +176,12 @@ def compare_engines(load: Load, repeats: int) -> Section:
     drawn = {name: pixels_of(faces, 8, 0) for name, faces in loaded.items()}
     for name, faces in loaded.items():
         alone = np.concatenate([pixels_of(faces, 1, seed) for seed in (0, 3, 7)])
-        rows.append(Row(f"alone against in a batch of 8, grey levels, {name}", [spread(alone, drawn[name][[0, 3, 7]])],
+        off = largest_difference(alone, drawn[name][[0, 3, 7]])
+        rows.append(Row(f"alone against in a batch of 8, grey levels, {name}", [off],
                         at_most=1 if name.endswith("fp32") else None))  # fmt: skip
         if name != "torch fp32":
-            rows.append(Row(f"against torch fp32, grey levels, {name}", [spread(drawn[name], drawn["torch fp32"])]))
+            off = largest_difference(drawn[name], drawn["torch fp32"])
+            rows.append(Row(f"against torch fp32, grey levels, {name}", [off]))
     absent = f" Not on this CPU: {', '.join(missing)}." if missing else ""
     return Section("engines", rows, [f"{', '.join(f.info.engine for f in loaded.values())}.{absent}"])
 
@@ -201,10 +204,6 @@ def denoiser_call(faces: Any, rows: int) -> Callable[[], Any]:
 def pixels_of(faces: Any, images: int, seed: int) -> np.ndarray:
     """Uint8 [images, H, W, 3] after a few steps."""
     return np.stack([p.pixels for p in faces.generate(PROMPT, num_images=images, num_inference_steps=12, seed=seed)])
-
-
-def spread(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.abs(one.astype(int) - other).max())
 
 
 # ---- the server, as a client sees it ---------------------------------------------------------------------------------

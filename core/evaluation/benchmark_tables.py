@@ -85,7 +85,9 @@ def timed(do: Callable[..., T], *arguments: Any) -> tuple[float, T]:
 
 
 def machine(computes: str) -> str:
-    """The circumstances, in one sentence; `computes` says with what."""
+    """The circumstances, in one sentence; `computes` says with what, beside what the environment says of threads."""
+    if "OMP_WAIT_POLICY" in os.environ:
+        computes += f", OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}"
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
     cpu = named.group(1) if named else platform.processor() or platform.machine()

@@ -13,16 +13,19 @@ network takes part, so no retraining makes an index wrong; it belongs to the dat
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from core.nn.checkpoint import ModelFolderError, load_component, read_index, save_component
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
 
 COMPONENT = "nearest"
 SIDE = 16  # pixels of a thumbnail
@@ -127,11 +130,40 @@ def build(train: np.ndarray, held: Sequence[np.ndarray], components: int = COMPO
     mean = train.mean(0)
     values, vectors = np.linalg.eigh(np.cov(train - mean, rowvar=False).astype(np.float64))
     order = values.argsort()[::-1][:components]
-    spread = np.sqrt(np.maximum(values[order], 1e-6 * values.max()))
-    projection = (vectors[:, order] / spread).astype(np.float32)
+    deviations = np.sqrt(np.maximum(values[order], 1e-6 * values.max()))
+    projection = (vectors[:, order] / deviations).astype(np.float32)
     empty = Index(mean.astype(np.float32), projection, np.zeros((1, len(order)), np.int8), QUANTILES)
     raw = Index(empty.mean, projection, empty.reduce(train), QUANTILES)
     return Index(raw.mean, projection, raw.codes, np.quantile(raw.search(held)[0], QUANTILES).astype(np.float32))
+
+
+def build_of_store(
+    store: FaceStore, reconstruct: Callable[[np.ndarray], np.ndarray], samples: int, seed: int
+) -> tuple[Index, dict[str, Any]]:
+    """An index of all training pictures of a store, and how well it tells copies from unseen people.
+
+    Calibrated on the val pictures and checked on the test pictures, whose people it has not seen, and on ``samples``
+    reconstructions of training pictures, as they are and mirrored, which it must find.
+    """
+    rng, train = np.random.default_rng(seed), store.select("train")
+    # every whole picture at once would not fit in memory; their thumbnails do
+    parts = [thumbnails(store.images[chunk]) for chunk in np.array_split(train, -(-len(train) // 1024))]
+    held = {split: store.images[store.select(split, px=128)] for split in ("val", "test")}
+    index = build(np.concatenate(parts), views(held["val"]))
+    chosen = np.sort(rng.permutation(len(train))[:samples])
+    copies = reconstruct(store.images[train[chosen]])
+    distance, which = index.search(views(np.ascontiguousarray(copies[:, :, ::-1])))
+
+    def share_too_close(pixels: np.ndarray) -> float:
+        return float(np.mean([one.too_close for one in index.nearest(pixels)]))
+
+    return index, {
+        "n": len(train), "bytes": index.codes.nbytes, "too_close_below": index.threshold,
+        "copies": {"n": len(chosen), "called_too_close": share_too_close(copies),
+                   "mirrored_called_too_close": float((distance < index.threshold).mean()),
+                   "mirrored_and_the_right_one": float((which == chosen).mean())},
+        "unseen": {"n": len(held["test"]), "called_too_close": share_too_close(held["test"])},
+    }  # fmt: skip
 
 
 def save(index: Index, folder: str | Path, **extra: Any) -> None:

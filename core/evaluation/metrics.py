@@ -12,7 +12,8 @@ Precision and recall of a generative model: https://arxiv.org/abs/1904.06991.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ MS_SSIM_WEIGHTS = (0.0517, 0.3295, 0.3462, 0.2726)  # (0.0448, 0.2856, 0.3001, 0
 # ------------------------------------------------------------------------------------------- distances between two sets
 
 
-def _spread(x: Array) -> Array:
+def _covariance_factor(x: Array) -> Array:
     """A factor S of the covariance, S^T S, with as few rows as that takes. Shapes: [N, D] -> [min(N, D), D]."""
     centred: Array = (x - x.mean(0)) / np.sqrt(len(x) - 1)
     return centred if len(x) <= x.shape[1] else np.asarray(np.linalg.qr(centred, mode="r"))
@@ -55,9 +56,26 @@ def frechet_distance(a: Array, b: Array) -> float:
     """
     _check_sets(a, b)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    gap, spread_a, spread_b = a.mean(0) - b.mean(0), _spread(a), _spread(b)
-    cross = np.linalg.svd(spread_a @ spread_b.T, compute_uv=False).sum()
-    return float(max(gap @ gap + np.square(spread_a).sum() + np.square(spread_b).sum() - 2.0 * cross, 0.0))
+    gap, factor_a, factor_b = a.mean(0) - b.mean(0), _covariance_factor(a), _covariance_factor(b)
+    cross = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+    return float(max(gap @ gap + np.square(factor_a).sum() + np.square(factor_b).sum() - 2.0 * cross, 0.0))
+
+
+def euclidean_distances(a: Array, b: Array) -> Array:
+    """Between all rows of two sets. Shapes: [N, D], [M, D] -> [N, M]."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
+    return np.sqrt(squared.clip(0))
+
+
+def mean_pairwise_distance(features: Array) -> float:
+    """How much the members of a set differ: the mean over all pairs. Shapes: [N, D], N >= 2."""
+    return float(euclidean_distances(features, features)[np.triu_indices(len(features), 1)].mean())
+
+
+def largest_difference(one: Pictures, other: Pictures) -> int:
+    """Of two sets of pictures, in grey levels. Shapes: uint8, both the same."""
+    return int(np.abs(one.astype(int) - other).max())
 
 
 def polynomial_mmd(a: Array, b: Array) -> float:
@@ -282,6 +300,28 @@ def thumbnails(pictures: Pictures, size: int = 32, batch: int = 1024) -> Array:
         x = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch])).permute(0, 3, 1, 2).float()
         out[start : start + batch] = functional.avg_pool2d(x / 255.0, step).flatten(1).numpy()
     return out
+
+
+def inception_features(path: str, device: str) -> Callable[[Pictures], Array]:
+    """The features of true FID, by a network that the user brings: uint8 [N, H, W, 3] -> [N, 2048].
+
+    ``path`` is TorchScript that takes uint8 [B, 3, H, W] and gives the 2048 pooled features. Raises ValueError where it
+    gives something else.
+    """
+    with warnings.catch_warnings():
+        # torch would rather have torch.export, but the Inception files that people have are TorchScript
+        warnings.simplefilter("ignore", FutureWarning)
+        network = torch.jit.load(path, map_location=device).eval()
+
+    @torch.inference_mode()
+    def features(pictures: Pictures) -> Array:
+        batches = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).split(64)
+        found = torch.cat([network(batch.to(device)).float().cpu() for batch in batches])
+        if found.ndim != 2 or found.shape[1] != 2048:
+            raise ValueError(f"--inception gave {tuple(found.shape)}; FID needs its 2048 pooled features a picture")
+        return np.asarray(found.numpy())
+
+    return features
 
 
 # ----------------------------------------------------------------------------------------------------- reconstructions

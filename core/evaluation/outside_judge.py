@@ -19,7 +19,6 @@ Blind spots, measured on photographs:
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import subprocess
@@ -27,18 +26,23 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from scipy.special import ndtr, ndtri
 
+from core.evaluation.generation import Generator, Sampling, generate_images, reconstruct
+from core.evaluation.metrics import euclidean_distances, mean_pairwise_distance
 from core.evaluation.outside_setup import HOME, ROOT, need
 from core.evaluation.report import plain
 from core.imaging import spectrum
 from core.imaging.spectrum import Pictures
 from core.nn.checkpoint import write_atomically
 from core.process import Problem, clean_env, venv_python
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
 
 REFERENCE = ROOT / "models" / "outside" / "reference.npz"
 WELL_FORMED = 0.05  # the quantile among real faces below which a face is not
@@ -239,18 +243,6 @@ def well_formed(seen: Seen) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------- sets of pictures
 
 
-def distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Euclidean distances of identities. Shapes: [N, D], [M, D] -> [N, M]."""
-    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
-    squared = np.square(ours).sum(1)[:, None] + np.square(theirs).sum(1)[None] - 2 * ours @ theirs.T
-    return np.sqrt(squared.clip(0))
-
-
-def spread(identities: np.ndarray) -> float:
-    """Mean distance of two pictures of a set, two or more: how much its people differ (photographs: 0.85)."""
-    return float(distances(identities, identities)[np.triu_indices(len(identities), 1)].mean())
-
-
 def figures(pictures: Pictures, seen: Seen, training: np.ndarray | None = None) -> dict[str, Any]:
     """One row of the report, before it is set against photographs. Shapes: training [M, 128], identities."""
     quality = well_formed(seen)
@@ -258,11 +250,11 @@ def figures(pictures: Pictures, seen: Seen, training: np.ndarray | None = None) 
     found: dict[str, Any] = {
         "n": len(pictures), "fine_detail_share": spectrum.fine_detail_share(pictures), "well_formed": share,
         "standard_error": float(np.sqrt(share * (1 - share) / len(pictures))), "mean_quantile": float(quality.mean()),
-        "spread": spread(seen["identity"]), "found": float((seen["blaze"] >= FOUND).mean()),
+        "spread": mean_pairwise_distance(seen["identity"]), "found": float((seen["blaze"] >= FOUND).mean()),
         **{name: float(seen[name].mean()) for name in ("blaze", "hog", "mtcnn")},
     }  # fmt: skip
     if training is not None:
-        nearest = distances(seen["identity"], training).min(1)
+        nearest = euclidean_distances(seen["identity"], training).min(1)
         found |= {"nearest_median": float(np.median(nearest)), "nearest_least": float(nearest.min()),
                   "nearest_same_person": float((nearest < SAME_PERSON).mean())}  # fmt: skip
     return found
@@ -326,26 +318,35 @@ def write(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], ou
     return text
 
 
-def parse(arguments: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The options of `python evaluate.py outside`."""
-    parser = argparse.ArgumentParser("evaluate.py outside", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--setup", action="store_true", help="install the networks (350 MB), then stop")
-    parser.add_argument("--model", default="models/celeba128", help="model folder (default %(default)s)")
-    parser.add_argument("--data", default="archive/prepared", help="prepared store (default %(default)s)")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="whose photographs and captions")
-    parser.add_argument("--n", type=int, default=240, help="pictures of each kind (default %(default)s)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[50, 4], help="denoising steps (default: 50 and 4)")
-    parser.add_argument("--seed", type=int, default=0, help="of choices, captions and noise (default %(default)s)")
-    parser.add_argument("--pool", type=int, default=2000, help="training pictures searched for the nearest person, "
-                        "0 for none (default %(default)s)")  # fmt: skip
-    parser.add_argument("--pictures", type=Path, nargs="+", metavar="PATH", help="judge these in place of the model: "
-                        ".npy files (uint8 [n, 128, 128, 3]) or folders of pictures")  # fmt: skip
-    parser.add_argument("--out", default="runs/outside", help="where report.json and table.md go (default %(default)s)")
-    parser.add_argument("--cache", default="runs/outside-cache", help="what the networks saw (default %(default)s)")
-    options = parser.parse_args(arguments)
-    if options.n < 2 or options.pool < 0 or min(options.steps) < 1:
-        parser.error("--n must be at least 2, --pool at least 0 and --steps at least 1")
-    return parser, options
+def rows_of(store: FaceStore, split: str, n: int, pool: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the store: ``n`` sharp pictures of unseen people, and ``pool`` sharp training pictures, ascending.
+
+    Raises ValueError when there are fewer than two of the first.
+    """
+    shuffle = np.random.default_rng(seed).permutation
+    rows = shuffle(store.select(split, px=128))[:n]
+    if len(rows) < 2:
+        raise ValueError(f"{store.folder} has {len(rows)} sharp {split} pictures; 2 are needed")
+    return rows, np.sort(shuffle(store.select("train", px=128))[:pool])
+
+
+def generate_sets(
+    faces: Generator, photographs: Pictures, prompts: Sequence[str], steps: Sequence[int], seed: int
+) -> dict[str, Pictures]:
+    """What is set against photographs: their copies by the VAE, and faces generated for their captions, by name.
+
+    The faces are as users get them, with all the model's own settings and the invisible mark.
+    """
+    sets = {"photographs through this VAE": reconstruct(faces.vae, photographs)}
+    for count in steps:
+        requests = Sampling(count, seed=seed).requests(prompts, watermark=True)
+        sets[f"drawn, {count} steps"] = generate_images(faces, requests)
+    return sets
+
+
+def read_sets(paths: Sequence[Path]) -> dict[str, Pictures]:
+    """Pictures of files and folders by their names. Raises as `read_pictures`."""
+    return dict(zip(names_of(paths), map(read_pictures, paths), strict=True))
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -71,6 +71,7 @@ def set_up(home: Path = HOME) -> None:
         "the weights could not be read",
     )
     need(home)
+    print("the judge from outside is installed")
 
 
 def _fetch(npm: str, name: str, version: str, home: Path) -> None:

@@ -1,21 +1,29 @@
 """Which rewriting of prompts makes the model follow them best?
 
 Candidates are tried on held-out descriptions, the attribute classifier says how often the pictures agree, and the best
-is chosen. It does not know how a prompt is rewritten (`core/text/prompt_rewriting.py`), where the choice is kept, nor
-how pictures are made.
+is chosen. It does not know how a prompt is rewritten (`core/text/prompt_rewriting.py`) nor where the choice is kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from core.evaluation.attribute_classifier import Judge, look
+from core.evaluation.generation import Generator, Sampling, generate_images
+from core.evaluation.prompts import NEGATIONS, NEGATIONS_AIM, Prompts, draw_prompts
 from core.text.captions import phrases
 from core.text.lexicon import ATTRIBUTES
 from core.text.phrase_matcher import Fact
 from core.text.prompt_rewriting import Emphasis
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
 
 FEWEST = 16  # descriptions that state a fact, to judge by
 PHRASES = 2  # that are tried for saying it again, the commonest
@@ -93,3 +101,69 @@ def chosen(outcomes: Sequence[Outcome]) -> Emphasis:
     left = {one.trial.fact[0] for one in worth if one.trial.words is None}
     return Emphasis(tuple(name for name in ATTRIBUTES if name in left),
                     {name: again[name] for name in ATTRIBUTES if name in again})
+
+
+def search_on_people(
+    store: FaceStore, faces: Generator, judge: Judge, split: str, sampling: Sampling, most: int
+) -> tuple[Emphasis, dict[str, Any]]:
+    """`search` on people whom the model never saw (``split``), by what it generates for captions of their pictures.
+
+    ``faces`` rewrites no prompts. Of 32 times ``most`` captions each change is tried on at most ``most``.
+    """
+    rows = np.random.default_rng(sampling.seed).permutation(store.select(split, px=128))
+    prompts = draw_prompts(store.attributes[rows], 32 * most, sampling.seed)
+
+    def generated(places: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+        requests = sampling.requests(texts, [sampling.seed + place for place in places])
+        return look(judge, generate_images(faces, requests)).verdicts
+
+    def real(places: Sequence[int]) -> np.ndarray:
+        return look(judge, store.images[rows[prompts.source[list(places)]]]).verdicts
+
+    shares = store.attributes[store.select("train")].mean(axis=0).tolist()
+    emphasis, figures = search(prompts, shares, real, generated, most)
+    return emphasis, {"steps": sampling.num_inference_steps, **figures}
+
+
+def search(
+    prompts: Prompts,
+    shares: Sequence[float],
+    real: Callable[[Sequence[int]], np.ndarray],
+    generated: Callable[[Sequence[int], Sequence[str]], np.ndarray],
+    most: int,
+) -> tuple[Emphasis, dict[str, Any]]:
+    """Try every change of words on at most ``most`` descriptions each; returns the choice and what was tried.
+
+    ``shares`` [40] is how many training people have each attribute. ``real(places)`` and ``generated(places, texts)``
+    are the attribute classifier's verdicts, bool [N, 40], on the pictures that these prompts describe, and on faces
+    that the model generates for texts in their place, each from the seed of its place and without any rewriting.
+    """
+    found = trials(prompts.stated(), prompts.texts, dict(zip(ATTRIBUTES, shares, strict=True)), most)
+    everybody = sorted({place for trial in found for place in trial.places})
+    if not everybody:
+        return Emphasis(), {"tried": [], "left_out": [], "said_again": {}}
+    plain = dict(zip(everybody, generated(everybody, [prompts.texts[place] for place in everybody]), strict=True))
+    truth = dict(zip(everybody, real(everybody), strict=True))
+    asked = {(name, value): NEGATIONS_AIM for _, name, value in NEGATIONS}
+
+    def shows(seen: Mapping[int, np.ndarray], trial: Trial) -> list[bool]:
+        name, value = trial.fact
+        return [bool(seen[place][ATTRIBUTES.index(name)]) == value for place in trial.places]
+
+    outcomes = []
+    for trial in found:
+        wanted = max(fmean(map(float, shows(truth, trial))), asked.get(trial.fact, 0.0))
+        if fmean(map(float, shows(plain, trial))) < wanted:  # what is followed as it is needs no other words
+            texts = [trial.emphasis(prompts.texts[place]) for place in trial.places]
+            changed = dict(zip(trial.places, generated(trial.places, texts), strict=True))
+            outcomes.append(outcome(trial, wanted, shows(plain, trial), shows(changed, trial)))
+    emphasis = chosen(outcomes)
+    return emphasis, {
+        "tried": [
+            {"fact": f"{'' if one.trial.fact[1] else 'not '}{one.trial.fact[0]}", "words": one.trial.words,
+             "n": len(one.trial.places), "wanted": one.wanted, "plain": one.plain, "changed": one.changed,
+             "error": one.error, "kept": one.worth}
+            for one in outcomes
+        ],
+        "left_out": list(emphasis.left_out), "said_again": dict(emphasis.said_again),
+    }  # fmt: skip

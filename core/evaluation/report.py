@@ -1,4 +1,4 @@
-"""What does an evaluation look like to a person? JSON, plots, pictures, a table for the model card, a comparison.
+"""What does an evaluation look like to a person? JSON, plots, a table for the model card, a comparison.
 
 Everything here is drawn from the finished report (a plain dict) and a few arrays; it measures nothing and does not know
 how the numbers came about.
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from core.imaging.spectrum import Array, Pictures
+from core.imaging.spectrum import Array
 from core.nn.checkpoint import write_atomically
 
 # the columns of their table
@@ -97,24 +96,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
-def mosaic(pictures: Pictures, columns: int) -> Image.Image:
-    """Pictures [N, S, S, 3] in rows of ``columns``, white where the last row is short."""
-    size = pictures.shape[1]
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * size, columns * size, 3), 255, np.uint8)
-    for place, picture in enumerate(pictures):
-        y, x = divmod(place, columns)
-        sheet[y * size : (y + 1) * size, x * size : (x + 1) * size] = picture
-    return Image.fromarray(sheet)
-
-
-def save_pairs(left: Pictures, right: Pictures, path: Path, columns: int = 4) -> None:
-    """Closest pairs side by side: generated, then its nearest training picture, ``columns`` pairs a row."""
-    pairs = np.stack([left, right], axis=1).reshape(-1, *left.shape[1:])
-    mosaic(pairs, 2 * columns).save(path)
+# ---------------------------------------------------------------------------------------------------------------- plots
 
 
 def plot_all(report: Mapping[str, Any], curves: Mapping[str, tuple[Array, Array]], folder: Path) -> None:
@@ -228,6 +210,17 @@ def verdict(report: Mapping[str, Any]) -> str:
                          + (f"; not met: {'; '.join(missed)}" if missed else ""))
     lines.append(f"measured in {sum(report.get('seconds', {}).values()):.0f} s")
     return "\n".join(lines)
+
+
+def save_figures(folder: str | Path, name: str, figures: Mapping[str, Any], page: str = "") -> None:
+    """Write figures as NAME.json, and as NAME.md what a person reads; print the latter, where there is one, else them.
+    """
+    text, folder = json.dumps(figures, indent=1) + "\n", Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    if page:
+        (folder / f"{name}.md").write_text(page, encoding="utf-8")
+    print(page or text)
 
 
 def write(report: dict[str, Any], curves: Mapping[str, tuple[Array, Array]], folder: Path) -> dict[str, Any]:

@@ -4,7 +4,8 @@ For each attribute: how its own probability runs over the positions of the slide
 move with it (entanglement), and how far the person becomes another (identity). Distances are in the judge's features,
 over the mean distance between different people drawn for one prompt: 0 is the same picture, 1 somebody else.
 
-It draws nothing: it is given what the judge saw. Entanglement of directions: https://arxiv.org/abs/1907.10786
+It does not know how faces are generated or where the figures are kept. Entanglement of directions:
+https://arxiv.org/abs/1907.10786
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from core.evaluation.attribute_classifier import Seen
+from core.engine import DrawRequest
+from core.evaluation.attribute_classifier import Judge, Seen, look
+from core.evaluation.generation import Generator, Sampling, generate_images
+from core.evaluation.metrics import mean_pairwise_distance
+from core.evaluation.report import plain
+from core.evaluation.sample_grids import image_grid
 from core.text.attribute_sliders import sliders
 from core.text.lexicon import ATTRIBUTES
 
@@ -54,9 +61,7 @@ def strangers(features: np.ndarray, each: int) -> float:
     """The mean distance between different people of one prompt, `each` in a row. Shapes: features [N, D]."""
     if each < 2:
         raise ValueError(f"at least 2 people of each prompt are needed to compare with; got {each}")
-    pairs = [np.linalg.norm(features[i] - features[j]) for i in range(len(features)) for j in range(i)
-             if i // each == j // each]
-    return float(np.mean(pairs))
+    return float(np.mean([mean_pairwise_distance(people) for people in np.split(features, len(features) // each)]))
 
 
 def respond(attribute: str, seen: Sequence[Seen], log_odds: np.ndarray, far: float) -> Response:
@@ -87,6 +92,48 @@ def measure(
     }
 
 
+def measure_generator(
+    faces: Generator, judge: Judge, names: Sequence[str], people: int, sampling: Sampling
+) -> dict[str, Response]:
+    """These sliders of a model, on about so many people: as many of each of PROMPTS, the same at every position."""
+    from tqdm import tqdm
+
+    each = -(-people // len(PROMPTS))
+    bar = tqdm(total=1 + (len(POSITIONS) - 1) * len(names), desc="sliders", unit="position")
+
+    def look_at(attributes: Mapping[str, float]) -> Seen:
+        requests = [
+            DrawRequest(prompt, each, sampling.num_inference_steps, sampling.seed, sampling.guidance_scale,
+                        sampler=sampling.sampler, watermark=False, attributes=attributes)
+            for prompt in PROMPTS
+        ]  # fmt: skip
+        seen = look(judge, generate_images(faces, requests))
+        bar.update()
+        return seen
+
+    with bar:
+        return measure(look_at, names, each, judge.log_odds.cpu().numpy())
+
+
+def figures(found: Mapping[str, Response], sampling: Sampling, *, model_hash: str, judge_hash: str, people: int,
+            precision: str) -> dict[str, Any]:
+    """What was measured, on whom, with what: as JSON can hold it."""
+    return dict(plain({
+        "model_hash": model_hash, "judge_hash": judge_hash, "people": -(-people // len(PROMPTS)) * len(PROMPTS),
+        "steps": sampling.num_inference_steps, "precision": precision, "positions": POSITIONS,
+        "summary": summary(found), "sliders": {name: one.to_dict() for name, one in found.items()},
+    }))  # fmt: skip
+
+
+def strip(faces: Generator, seed: int, steps: int = 25) -> Image.Image:
+    """A person a row at every position of one slider: those of STRIP."""
+    requests = [
+        DrawRequest(prompt, 1, steps, seed, watermark=False, attributes={name: x})
+        for name, prompt in STRIP.items() for x in POSITIONS
+    ]  # fmt: skip
+    return image_grid(generate_images(faces, requests), len(POSITIONS))
+
+
 def summary(found: Mapping[str, Response]) -> dict[str, Any]:
     """The few numbers that ways of steering are compared by."""
     return {
@@ -102,7 +149,7 @@ def page(found: Mapping[str, Response], report: Mapping[str, Any]) -> str:
     total = report["summary"]
     return "\n\n".join((
         "# What each slider does",
-        f"Measured by `python evaluate.py --sliders` on {report['people']} people ({', '.join(PROMPTS)}; "
+        f"Measured by `python evaluate.py sliders` on {report['people']} people ({', '.join(PROMPTS)}; "
         f"{report['steps']} steps, {report['precision']}), judge `{report['judge_hash'][:12]}`, model "
         f"`{report['model_hash'][:12]}`. Probabilities are the judge's. Identity is the distance from the person at 0 "
         "in its features, 1 being somebody else. Named are the attributes whose probability differs by "

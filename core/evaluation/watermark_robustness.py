@@ -1,7 +1,8 @@
 """What does the invisible mark survive, what does it cost, and how often is it seen where it is not?
 
-`ORDEALS` are the things that happen to pictures on their way; `measure` marks pictures, sends them through each and
-looks for the mark, and looks for it in strangers' pictures that never had it. It knows nothing of data sets or models.
+`ORDEALS` are the things that happen to pictures on their way; `endure` marks pictures, sends them through each and
+looks for the mark, `stumble` looks for it in pictures that never had it, and `measure` does both to a store. It does
+not know how pictures are generated.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from core.imaging.watermark import FOUND_BELOW, find, mark
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
 
 Ordeal = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -99,6 +103,38 @@ def stumble(strangers: Iterable[np.ndarray]) -> dict[str, Any]:
         "p_value_least": float(values.min()),
         "calibration": {f"{bound:g}": float((values < bound).mean()) for bound in (0.1, 0.01, 0.001, 1e-4)},
     }
+
+
+def measure(
+    store: FaceStore, reconstruct: Callable[[np.ndarray], np.ndarray], *, samples: int, pool: int | None, seed: int
+) -> dict[str, Any]:
+    """What the mark survives on ``samples`` sharp test pictures and on their copies by the VAE, which are as smooth as
+    generated ones; and how often it is seen in real pictures without it.
+
+    Those are the sharp ones of the held-out people and of ``pool`` training pictures (None: all of them), and a quarter
+    as many soft ones.
+    """
+    from tqdm import tqdm
+
+    rng = np.random.default_rng(seed)
+    train = rng.permutation(store.select("train", px=128))
+    soft = rng.permutation(np.setdiff1d(store.select("train"), train))
+    sharp = np.concatenate([store.select("test", px=128), store.select("val", px=128), train[:pool]])
+    pictures = store.images[rng.permutation(store.select("test", px=128))[:samples]]
+    copies = reconstruct(pictures)
+    unmarked = {"sharp photographs": sharp, "soft photographs": soft[: len(sharp) // 4]}
+    return {
+        "marked": {"photographs": endure([*pictures], seed=seed), "decoded": endure([*copies], seed=seed)},
+        "unmarked": {
+            **{name: stumble(store.images[row] for row in tqdm(rows, desc=name)) for name, rows in unmarked.items()},
+            "decoded": stumble(copies),
+        },
+    }
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """All of it in Markdown."""
+    return f"{table(report['marked'])}\n\n{strangers(report['unmarked'])}\n"
 
 
 def table(measured: Mapping[str, Mapping[str, Any]]) -> str:

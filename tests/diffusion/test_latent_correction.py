@@ -29,6 +29,7 @@ from core.diffusion.sampling import Denoising
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.schedulers import SAMPLERS, make_scheduler, scheduler_config
 from core.engine import DrawRequest
+from core.evaluation.generation import Sampling, generate_latents
 from core.nn.checkpoint import load_component, read_index, save_component
 from generator import FaceGenerator
 from tests.support.training import Workplace, make_workplace
@@ -233,7 +234,8 @@ def test_the_command_measures_and_releases_it(
     assert again is not None and torch.equal(first.shift, again.shift) and torch.equal(first.transport, again.transport)
     faces = FaceGenerator.load(folder, device="cpu", engine="torch")
     assert faces.correction is not None
-    latents = evaluate.draw_latents(folder, ["a face"], [1], 2, 2.0)
-    assert not np.array_equal(latents, evaluate.draw_latents(folder, ["a face"], [1], 2, 2.0, corrected=False))
+    requests = Sampling(2, 2.0, seed=1).requests(["a face"])
+    latents, faces.correction = generate_latents(faces, requests), None
+    assert not np.array_equal(latents, generate_latents(faces, requests))
     with pytest.raises(SystemExit):
         evaluate.main([*words[:1], "two", *words[2:]])

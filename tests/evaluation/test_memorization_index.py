@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,21 +174,27 @@ def test_no_index_and_a_failing_one_stop_no_picture(
     assert "nothing is compared" in caplog.text
 
 
-def test_the_command_builds_one_that_finds_copies(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_a_store_finds_copies(store: Any) -> None:
     """Copies by a VAE are what a model could reproduce at best; here the copies are the pictures themselves."""
-    monkeypatch.setattr(evaluate, "reconstruct", lambda folder, pictures, device: np.asarray(pictures))
-    update_index(tmp_path / "model", name="x")
-    assert evaluate.main(["--build-nearest", "--data", str(store.folder), "--model", str(tmp_path / "model"),
+    built, report = memorization_index.build_of_store(store, np.asarray, samples=20, seed=0)
+    assert report["copies"]["called_too_close"] == report["copies"]["mirrored_called_too_close"] == 1.0
+    assert report["copies"]["mirrored_and_the_right_one"] == 1.0
+    assert report["n"] == len(store.select("train")) == len(built.codes)
+
+
+def test_the_command_builds_one_into_the_model_folder(store: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    assert evaluate.main(["index-training-images", "--data", str(store.folder), "--model", str(model),
                           "--out", str(tmp_path / "out"), "--samples", "20", "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "out" / "nearest.json").read_text())
-    assert report["copies"]["called_too_close"] == report["copies"]["mirrored_called_too_close"] == 1.0
-    assert report["copies"]["mirrored_and_the_right_one"] == 1.0 and report["n"] == len(store.select("train"))
-    assert image_assessment.find_index(tmp_path / "model") is not None
+    assert report["n"] == len(store.select("train")) and report["copies"]["n"] == 20
+    assert image_assessment.find_index(model) is not None
+    assert read_index(model)["components"]["nearest"]["measured"] == report
 
 
 def test_the_bundled_index_is_sound() -> None:
     found = memorization_index.load(DEFAULT_MODEL)
-    assert found is not None, "build it with: python evaluate.py --build-nearest"
+    assert found is not None, "build it with: python evaluate.py index-training-images"
     assert len(found.codes) > 50_000 and found.codes.nbytes <= 4 * 2**20
     assert (np.diff(found.held) >= 0).all() and 0 < found.threshold < found.held[-1]
     measured = read_index(DEFAULT_MODEL)["components"]["nearest"]["measured"]

@@ -83,12 +83,6 @@ def test_the_reference_knows_every_signal_and_holds_no_picture() -> None:
     assert outside_judge.REFERENCE.stat().st_size < 1_100_000
 
 
-def test_spread_and_nearest_are_distances() -> None:
-    corners = np.array([[0.0, 0], [3, 0], [0, 4]])
-    assert outside_judge.spread(corners) == pytest.approx((3 + 4 + 5) / 3)
-    assert outside_judge.distances(corners, np.array([[3.0, 4]])).ravel() == pytest.approx([5, 4, 3])
-
-
 def test_rows_are_set_against_photographs_and_softness_is_told(tmp_path: Path) -> None:
     from core.evaluation.metrics import resample
 

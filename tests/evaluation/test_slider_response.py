@@ -71,7 +71,7 @@ def test_one_command_measures_them_all(tiny_folder: Path, tmp_path: Path, monkey
     build_judge(models / "judge")
     folder = Path(shutil.copytree(tiny_folder, models / "tiny"))
     monkeypatch.setattr(slider_response, "STRIP", {"Smiling": "a woman"})
-    assert evaluate.main(["--sliders", "Smiling,Bald", "--model", str(folder), "--judge", str(models / "judge"),
+    assert evaluate.main(["sliders", "Smiling,Bald", "--model", str(folder), "--judge", str(models / "judge"),
                           "--samples", "6", "--steps", "3", "--out", str(tmp_path / "out"), "--record",
                           "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "out" / "sliders.json").read_text())
@@ -91,4 +91,4 @@ def test_one_command_measures_them_all(tiny_folder: Path, tmp_path: Path, monkey
         for one in report["sliders"].values())
     assert len(PROMPTS) == 3
     with pytest.raises(SystemExit):
-        evaluate.main(["--sliders", "Smiling,Grinning"])
+        evaluate.main(["sliders", "Smiling,Grinning"])

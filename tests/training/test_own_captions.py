@@ -14,6 +14,7 @@ import conditional_ldm
 import dataset
 import evaluate
 import train_clip
+from core.evaluation.prompts import training_captions
 from core.nn.checkpoint import ModelFolderError
 from core.training.data_sources import DataError
 from dataset import FaceStore
@@ -119,15 +120,15 @@ def test_what_needs_attributes_says_so(tmp_path: Path) -> None:
     place = make_workplace(tmp_path / "place")
     store = prepare(draw_shapes(tmp_path / "shapes", count=32), tmp_path / "store")
     with pytest.raises(DataError, match="own captions and no attributes"):
-        evaluate.evaluate(evaluate.Settings(model=str(place.model), data=str(store), judge=str(tmp_path / "judge")))
+        evaluate.main(["--model", str(place.model), "--data", str(store), "--judge", str(tmp_path / "judge")])
     with pytest.raises(DataError, match="own captions and no attributes"):
-        evaluate.fit_emphasis(evaluate.Settings(model=str(place.model), data=str(store)))
+        evaluate.main(["fit-prompt-rewriting", "--model", str(place.model), "--data", str(store)])
     command = place.train("unet", "favour", "--steps", 1, "--favour", "Eyeglasses")
     command[command.index("--data") + 1] = str(store)
     with pytest.raises(DataError, match="--favour Eyeglasses"):
         conditional_ldm.main(command)
-    texts = evaluate.training_captions(evaluate.Settings(model=str(place.model), data=str(store), samples=8))[2]
+    texts = training_captions(FaceStore.open(store), samples=8, seed=0)[1]
     assert set(texts) <= {text for captions in FaceStore.open(store).text_labels.values() for text in captions}
     (place.model / "vocabulary.json").write_text('{"red": "known"}')
     with pytest.raises(ModelFolderError, match="no words for these sliders"):
-        evaluate.measure_sliders(evaluate.Settings(model=str(place.model)), ["Smiling"])
+        evaluate.main(["sliders", "Smiling", "--model", str(place.model)])

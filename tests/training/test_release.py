@@ -111,13 +111,12 @@ def test_what_changes_a_trained_model_must_be_told_which(home: Path, capsys: pyt
         vae.main(["--finish", "--preset", "tiny", "--data", "archive/tiny", "--model", BUNDLED])
     with pytest.raises(ModelFolderError, match="trained unet"):
         conditional_ldm.main(["--distill", "guidance", "--data", "archive/tiny", "--model", BUNDLED])
-    for part, fit in (("correction", lambda some: evaluate.measure_correction(some, [2])),
-                      ("nearest", evaluate.build_nearest), ("emphasis", evaluate.fit_emphasis),
-                      ("vae", evaluate.fit_sharpness)):
+    for part, command in (("correction", "fit-correction"), ("nearest", "index-training-images"),
+                          ("emphasis", "fit-prompt-rewriting"), ("vae", "fit-sharpness")):
         if part != "vae":
             save_component(BUNDLED, part, {}, {})
         with pytest.raises(ModelFolderError, match=f"holds a trained {part}"):
-            fit(evaluate.Settings(model=BUNDLED, data="archive/tiny"))
+            evaluate.main([command, "--model", BUNDLED, "--data", "archive/tiny"])
     assert contents(home / BUNDLED)["unet/model.safetensors"] == before["unet/model.safetensors"]
     assert contents(home / BUNDLED)["vae/model.safetensors"] == before["vae/model.safetensors"]
 

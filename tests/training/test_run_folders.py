@@ -583,7 +583,7 @@ def test_the_report_ends_with_its_table(
               "targets": [{"figure": "vae.psnr_db", "value": 20.0, "min": 26, "met": False},
                           {"figure": "vae.ssim", "value": 0.9, "min": 0.8, "met": True}],
               "vae": {"psnr_db": 20.0}, "settings": {"guidance": 2}}
-    monkeypatch.setattr(evaluate, "evaluate", lambda settings: report)
+    monkeypatch.setattr(evaluate, "measure", lambda settings: report)
     assert evaluate.main(["--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "| VAE PSNR (dB) | 20 |" in lines and not any(line.startswith(("{", "}")) for line in lines)
