@@ -937,7 +937,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--equivariance", type=float, default=LatentRegularization().equivariance,
                         help="deterministic presets: weight of |E(moved image) - moved E(image)|^2")
     parser.add_argument("--drawn", nargs="+", metavar="FILE", help="--finish: latents that the UNet drew "
-                        "(evaluate.py --draw-latents FILE), half of every batch")
+                        "(evaluate.py draw-latents FILE), half of every batch")
     parser.add_argument("--finish-channels", type=int, default=32, help="--finish: width of the new stage")
     parser.add_argument("--measure", type=int, default=8192,
                         help="images that the latent statistics (and, at most 2048, the preview decoder) come from")

@@ -21,9 +21,9 @@ PARENTS = (
     ("unet", ("parents", "clip"), "clip", "train it again with `python conditional_ldm.py --train`"),
     ("turbo", ("parents", "unet"), "unet", "train it again with `python conditional_ldm.py --distill consistency`"),
     ("preview", ("encoder_sha256",), "vae", "fit it again with `python vae.py --fit-preview`"),
-    ("correction", ("unet",), "unet", "measure it again with `python evaluate.py --fit-correction`"),
-    ("emphasis", ("clip",), "clip", "measure it again with `python evaluate.py --fit-emphasis`"),
-    ("emphasis", ("unet",), "unet", "measure it again with `python evaluate.py --fit-emphasis`"),
+    ("correction", ("unet",), "unet", "measure it again with `python evaluate.py fit-correction`"),
+    ("emphasis", ("clip",), "clip", "measure it again with `python evaluate.py fit-prompt-rewriting`"),
+    ("emphasis", ("unet",), "unet", "measure it again with `python evaluate.py fit-prompt-rewriting`"),
 )
 # Widths that must agree: of a component, by which path in its config, and of which other.
 WIDTHS = (

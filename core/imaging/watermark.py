@@ -10,7 +10,7 @@ https://doi.org/10.1109/83.650120. Search by correlation after a crop: https://d
 
 It tells honest people what a picture is; it does not stop dishonest ones: who knows the key can put the pattern into a
 photograph, or take it out. A rotation by more than about a degree, or a crop of more than a fifth, hides it. What it
-withstands is measured by `python evaluate.py --watermark`. It knows neither files nor models.
+withstands is measured by `python evaluate.py watermark`. It knows neither files nor models.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEAST_SIDE = 32  # of a picture, its longer side at 128: below, there is too lit
 CUT = 2.0  # whitened values beyond this many local deviations are edges: they count no more than that
 SLACK = 2  # pixels that resizing may shift by
 NUM_TRIALS = 30_000  # fitted to 5,000 training photographs, see `p_value`
-FOUND_BELOW = 1e-5  # p-value; measured on tens of thousands of photographs by `evaluate.py --watermark`
+FOUND_BELOW = 1e-5  # p-value; measured on tens of thousands of photographs by `evaluate.py watermark`
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Does the invisible mark survive what happens to pictures, is it invisible, and is it never seen where it is not?
 
-On cartoon faces with the grain of a camera. The same on real photographs, with rates: `evaluate.py --watermark`.
+On cartoon faces with the grain of a camera. The same on real photographs, with rates: `evaluate.py watermark`.
 """
 
 from __future__ import annotations
