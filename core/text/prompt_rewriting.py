@@ -1,11 +1,11 @@
 """In which words does the text encoder hear a description, so that the model follows it?
 
 A model obeys some facts less than others: it overlooks glasses, and because it hears "bangs" in "no bangs", it may draw
-them there. What it follows better is measured on people it never
-saw (`python evaluate.py fit-prompt-rewriting`) and kept as a table: denials that are best left out, and facts that are best
-said again at the end. It costs nothing where a picture is drawn, and the network stays as it is. A text encoder reads
-only so much of a text: words are appended where there is room, and `unread_from` says which words are not read. It
-knows neither networks nor which facts those are.
+them there. What it follows better is measured on people it never saw (`python evaluate.py fit-prompt-rewriting`) and
+kept as a table: denials that are best left out, and facts that are best said again at the end. It costs nothing
+where a picture is drawn, and the network stays as it is. A text encoder reads only so much of a text: words are
+appended where there is room, and `unread_from` says which words are not read. It knows neither networks nor which facts
+those are.
 
 Negation is what contrastive text encoders are known to miss: https://arxiv.org/abs/2501.09425.
 """
