@@ -50,8 +50,8 @@ MEANS: dict[str, set[str]] = {
     "core.nn": {"numpy", "openvino", "safetensors", "torch"},
     "core.diffusion": {"diffusers", "numpy", "scipy", "torch"},
     "core.training": {"accelerate", "matplotlib", "numpy", "pandas", "PIL", "safetensors", "scipy", "torch", "tqdm"},
-    "core.evaluation": {"diffusers", "matplotlib", "numpy", "PIL", "scipy", "torch", "torchmetrics", "tqdm",
-                        "ai_edge_litert", "dlib", "onnx", "onnxruntime"},  # these in an environment of their own
+    "core.evaluation": {"diffusers", "matplotlib", "numpy", "PIL", "scipy", "torch", "torchmetrics", "torchvision",
+                        "tqdm", "ai_edge_litert", "dlib", "onnx", "onnxruntime"},  # these in an environment of their own
     "core.jobs": {"numpy"},
     "core.web": {"flask", "numpy", "prometheus_client", "pydantic", "pydantic_core", "typing_extensions", "waitress",
                  "werkzeug"},
