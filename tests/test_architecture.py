@@ -51,7 +51,7 @@ MEANS: dict[str, set[str]] = {
     "core.diffusion": {"diffusers", "numpy", "scipy", "torch"},
     "core.training": {"accelerate", "matplotlib", "numpy", "pandas", "PIL", "safetensors", "scipy", "torch", "tqdm"},
     "core.evaluation": {"diffusers", "matplotlib", "numpy", "PIL", "scipy", "torch", "torchmetrics", "torchvision",
-                        "tqdm", "ai_edge_litert", "dlib", "onnx", "onnxruntime"},  # these in an environment of their own
+                        "tqdm", "ai_edge_litert", "dlib", "onnx", "onnxruntime"},  # these in their own environment
     "core.jobs": {"numpy"},
     "core.web": {"flask", "numpy", "prometheus_client", "pydantic", "pydantic_core", "typing_extensions", "waitress",
                  "werkzeug"},
