@@ -126,10 +126,10 @@ def _drawn(
 ) -> Iterator[np.ndarray]:
     from tqdm import tqdm
 
-    from conditional_ldm import encode_prompts
     from core.diffusion.sampling import sample
     from core.diffusion.schedule import schedule_from_config
     from core.diffusion.schedulers import TURBO, make_scheduler
+    from core.diffusion.unet import encode_prompts
     from core.engine import usual_sampler
     from generator import FaceGenerator
 

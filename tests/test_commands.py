@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import conditional_ldm
 import train_clip
 import vae
-from conditional_ldm import load_unet
 from core.diffusion.schedulers import SAMPLERS
+from core.diffusion.unet import load_unet
 from core.nn.checkpoint import ModelFolderError, component_hash, read_index
 from core.text.captions import analyze
 from core.text.lexicon import ATTRIBUTES

@@ -245,6 +245,17 @@ def test_reconstruction_figures_of_known_errors() -> None:
     assert blurred["ssim"] < blurred["ms_ssim"] < 0.99  # the coarse scales are right, the fine ones lost
 
 
+def test_multiscale_ssim_of_plain_greys_is_their_luminance_at_the_coarsest_scale() -> None:
+    """Where nothing varies, contrast and structure agree at every scale; the last of the four weights is left."""
+    greys = torch.full((2, 3, SIZE, SIZE), 0.5), torch.full((2, 3, SIZE, SIZE), 0.6)
+    luminance = (2 * 0.5 * 0.6 + 0.01**2) / (0.5**2 + 0.6**2 + 0.01**2)
+    found = metrics.multiscale_ssim(reduction="none")(*greys)
+    assert found.tolist() == pytest.approx([luminance**0.2726] * 2, abs=1e-5)
+    assert sum(metrics.MS_SSIM_WEIGHTS) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="larger than 54"):
+        metrics.multiscale_ssim()(greys[0][..., :50, :50], greys[1][..., :50, :50])
+
+
 # -------------------------------------------------------------------------------------------------- agreement
 
 

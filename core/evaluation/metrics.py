@@ -7,7 +7,6 @@ pictures, reconstruction figures. It knows neither the judge whose features it c
 Frechet distance: https://arxiv.org/abs/1706.08500. Unbiased polynomial MMD: https://arxiv.org/abs/1801.01401.
 Bias of the Frechet distance in n (why every floor here has the same n): https://arxiv.org/abs/1911.07023.
 Precision and recall of a generative model: https://arxiv.org/abs/1904.06991.
-MS-SSIM: https://ieeexplore.ieee.org/document/1292216.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,9 +26,13 @@ from torch.nn import functional
 from core.imaging.spectrum import Array, Pictures
 from core.nn.layers import to_images, to_pixels
 
+if TYPE_CHECKING:
+    from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
+
 LADDER = ("blur_96", "blur_64", "blur_32", "jpeg_20", "noise", "half_mean_face", "warp_3", "warp_5")
 NEIGHBOURS = 3  # for precision and recall, as in the paper
 BLURS = ("blur_96", "blur_64", "blur_32")
+MS_SSIM_WEIGHTS = (0.0517, 0.3295, 0.3462, 0.2726)  # (0.0448, 0.2856, 0.3001, 0.2363) over their sum
 
 
 # ------------------------------------------------------------------------------------------- distances between two sets
@@ -283,30 +287,36 @@ def thumbnails(pictures: Pictures, size: int = 32, batch: int = 1024) -> Array:
 # ----------------------------------------------------------------------------------------------------- reconstructions
 
 
+def multiscale_ssim(reduction: str = "elementwise_mean") -> MultiScaleStructuralSimilarityIndexMeasure:
+    """MS-SSIM as this project measures it everywhere: images [B, 3, H, W] in [0, 1] against others, 1 for equal ones.
+
+    Four scales, so sides of 63 pixels or more (torchmetrics raises ValueError otherwise): at the fifth scale of the
+    paper a 128 px face is 8 pixels wide, narrower than the Gaussian window of 11. The weights are the paper's first
+    four over their sum. torchmetrics takes the window from its sigma of 1.5; `kernel_size` only feeds a check.
+    ``reduction`` "none" gives one number an image, otherwise their mean. https://ieeexplore.ieee.org/document/1292216
+    """
+    from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
+
+    return MultiScaleStructuralSimilarityIndexMeasure(
+        data_range=1.0, kernel_size=7, betas=MS_SSIM_WEIGHTS, reduction=reduction
+    )
+
+
 def reconstruction_figures(originals: Pictures, copies: Pictures, batch: int = 64) -> dict[str, float]:
     """PSNR in dB, SSIM, MS-SSIM (mean over pictures) and the mean squared error on the [-1, 1] scale.
 
     uint8 pictures are compared on 0..1 with data_range 1.0. Shapes: both [N, S, S, 3].
     """
-    from torchmetrics.functional.image import (
-        multiscale_structural_similarity_index_measure,
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    # The Gaussian window is set by sigma = 1.5 (11 taps) whatever kernel_size says; kernel_size only feeds a check that
-    # refuses five scales under 161 pixels, and 7 lets a 128 px picture through it.
-    smallest = originals.shape[1]
-    betas = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333) if smallest >= 112 else (0.5, 0.5)
+    multiscale = multiscale_ssim(reduction="none")
     found: dict[str, list[Tensor]] = {"psnr_db": [], "ssim": [], "ms_ssim": [], "mse": []}
     for start in range(0, len(originals), batch):
         target = to_images(originals[start : start + batch]) / 2.0 + 0.5
         copy = to_images(copies[start : start + batch]) / 2.0 + 0.5
         psnr = peak_signal_noise_ratio(copy, target, 1.0, reduction="none", dim=(1, 2, 3))
         ssim = structural_similarity_index_measure(copy, target, data_range=1.0, reduction="none")
-        ms_ssim = multiscale_structural_similarity_index_measure(
-            copy, target, data_range=1.0, kernel_size=7, betas=betas, reduction="none"
-        )
+        ms_ssim = multiscale(copy, target)
         mse = (2.0 * (copy - target)).square().mean((1, 2, 3))
         for name, value in zip(found, (psnr, ssim, ms_ssim, mse), strict=True):
             found[name].append(torch.as_tensor(value))

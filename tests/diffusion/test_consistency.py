@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import conditional_ldm
-from conditional_ldm import load_turbo, load_unet
 from core.diffusion.conditioning import Condition
 from core.diffusion.distillation import consistency_error, consistency_goal, end_of_path, pseudo_huber, step_down
 from core.diffusion.sampling import sample
 from core.diffusion.schedule import NoiseSchedule, per_image
 from core.diffusion.schedulers import TURBO, ConsistencySteps, make_scheduler, scheduler_config
+from core.diffusion.unet import load_turbo, load_unet
 from core.engine import DrawRequest
 from core.nn.checkpoint import (
     ModelFolderError,

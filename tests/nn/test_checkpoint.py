@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import core.nn.checkpoint
-from conditional_ldm import load_unet
+from core.diffusion.unet import load_unet
 from core.nn.checkpoint import (
     ModelFolderError,
     build,
