@@ -200,11 +200,13 @@ def run_one(purpose: str, commands: Sequence[Command], argv: Sequence[str] | Non
         parser.error(f"give one of {', '.join(flags)}" + (", not several" if found else ""))
     command, place = found[0]
     parser = command.parser()
-    args, unknown = parser.parse_known_args([*words[: place.start], *words[place.stop :]])
-    for word in unknown:
+    words = [*words[: place.start], *words[place.stop :]]
+    for word in parser.parse_known_args(words)[1]:
         name = word.split("=")[0]
         takers = [one.flag for one in commands if name.startswith("-") and name in one.parser().format_help().split()]
-        parser.error(f"{name} belongs to {', '.join(takers)}" if takers else f"unrecognized argument: {word}")
+        if takers:
+            parser.error(f"{name} belongs to {', '.join(takers)}")
+    args = parser.parse_args(words)
     check_numbers(parser, args)
     command.check(parser, args)
     command.run(args)

@@ -323,7 +323,8 @@ def test_the_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             conditional_ldm.main(words)
     said = capsys.readouterr().err
-    assert "takes no --init" in said and "--self-guidance belongs to --distill guidance" in said
+    assert "--init belongs to --distill guidance" in said and "--self-guidance belongs to --distill guidance" in said
+    assert "give one of --distill guidance, --distill consistency" in said
 
 
 # ---- what draws ------------------------------------------------------------------------------------------------------
