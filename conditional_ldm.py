@@ -121,8 +121,8 @@ def train(args: argparse.Namespace) -> None:
                     how=circumstances(args, accelerator, loss_weight=args.loss_weight, begin=list(args.begin),
                                       accumulate=args.accumulate, compile=args.compile))
     loss = denoising_loss(compiled(model, args.compile, accelerator), schedule)
-    best = fit(Training(model, loss, lambda network: denoising_loss(network, schedule), data, optimizers, emas, run),
-               args, accelerator)
+    best = fit(Training(model=model, loss=loss, validate=lambda network: denoising_loss(network, schedule), data=data,
+                        optimizers=optimizers, emas=emas, run=run), args, accelerator)
     if best is not None:
         network, found = best
         facts = settings | found | {"loss_weight": args.loss_weight}
@@ -295,13 +295,13 @@ def fit_soft_from(args: argparse.Namespace) -> tuple[int, int]:
     """
     from core.training.accelerator import make_accelerator
     from core.training.resolution import ResolutionFit, fit_thresholds
-    from core.training.unet_data import Encoders, encoded
+    from core.training.unet_data import encoded
     from dataset import FaceStore
 
     accelerator = make_accelerator(args.device, "no")
     store = FaceStore.open(args.data)
     rows, vae = store.select(split="train"), load_vae(args.model, accelerator.device)
-    cache = encoded(Encoders(vae, encoder_hash(vae), None, None), store, rows, Path(args.cache), accelerator)
+    cache = encoded(vae, encoder_hash(vae), store, rows, Path(args.cache), accelerator)
     how = replace(ResolutionFit(), steps=min(args.steps, ResolutionFit.steps))
     found = fit_thresholds(cache.mean[0], store.px[rows], NoiseSchedule(args.schedule), how, args.seed)
     for soft, (_, areas) in found.items():

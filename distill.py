@@ -79,8 +79,8 @@ def train_guidance(args: argparse.Namespace) -> None:
     run = open_run(args, settings, {"model": student, **optimizers, **emas}, accelerator)
     network = compiled(student, args.compile, accelerator)
     loss = guidance_loss(network, schedule, compiled_teacher(teacher, args.compile, accelerator))
-    best = fit(Training(student, loss, lambda one: guidance_loss(one, schedule, teacher), data, optimizers, emas, run,
-                        held_out=256), args, accelerator)
+    best = fit(Training(model=student, loss=loss, validate=lambda one: guidance_loss(one, schedule, teacher), data=data,
+                        optimizers=optimizers, emas=emas, run=run, held_out=256), args, accelerator)
     if best is None:
         return
     network, found = best
@@ -132,8 +132,9 @@ def train_consistency(args: argparse.Namespace) -> None:
     loss = consistency_loss(compiled(student, args.compile, accelerator), schedule,
                             compiled_teacher(teacher, args.compile, accelerator),
                             compiled(target, args.compile, accelerator))
-    best = fit(Training(student, loss, lambda one: consistency_loss(one, schedule, teacher), data, optimizers, emas,
-                        run, held_out=256, grid=GridOptions(steps=TURBO_STEPS, sampler=TURBO)), args, accelerator)
+    best = fit(Training(model=student, loss=loss, validate=lambda one: consistency_loss(one, schedule, teacher),
+                        data=data, optimizers=optimizers, emas=emas, run=run, held_out=256,
+                        grid=GridOptions(steps=TURBO_STEPS, sampler=TURBO)), args, accelerator)
     if best is not None:
         network, found = best
         with releasing(args.model, "turbo", replace=args.replace, run=args.run):

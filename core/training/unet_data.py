@@ -19,7 +19,10 @@ from torch import Tensor
 
 from core.command import SettingError
 from core.diffusion.schedule import NoiseSchedule
+from core.nn.autoencoder import VAE
+from core.nn.clip import CLIP
 from core.nn.layers import to_images
+from core.nn.tokenizer import Tokenizer
 from core.training.caption_cache import build_caption_bank, cached_bank, encode_captions, fits_encoded
 from core.training.data_sources import DataError
 from core.training.latent_cache import LatentCache, Lessons, cached_latents, held_out
@@ -53,12 +56,12 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Encoders:
-    """What turns pictures and captions into what a UNet learns from. ``encoder`` is the hash of the VAE's encoder."""
+    """What turns pictures and captions into what a UNet learns from. ``encoder`` is `encoder_hash` of the VAE."""
 
-    vae: Any
+    vae: VAE
     encoder: str
-    clip: Any
-    tokenizer: Any
+    clip: CLIP
+    tokenizer: Tokenizer
 
 
 class TrainingData:
@@ -72,7 +75,7 @@ class TrainingData:
                             "attributes")
         self.store, self.encoders, self.schedule = store, encoders, schedule
         indices = store.select(split="train", px=options.px)
-        cache = encoded(encoders, store, indices, Path(options.cache), accelerator)
+        cache = encoded(encoders.vae, encoders.encoder, store, indices, Path(options.cache), accelerator)
         bank = cached_bank(Path(options.cache) / "captions.npz", store, indices, encoders.tokenizer, accelerator,
                            captions_per_image=options.captions_per_image, seed=options.seed,
                            empty_share=0.0).to(accelerator.device)
@@ -102,9 +105,9 @@ class TrainingData:
         return list(held_out(encode, bank, clip.encode_text, self.schedule, accelerator))
 
 
-def encoded(encoders: Encoders, store: FaceStore, indices: np.ndarray, folder: Path, accelerator: Any) -> LatentCache:
-    """The latents of the chosen images, made anew where ``folder`` has those of another encoder or of other images."""
-    vae = encoders.vae
+def encoded(vae: VAE, encoder: str, store: FaceStore, indices: np.ndarray, folder: Path, accelerator: Any
+            ) -> LatentCache:
+    """The latents of the chosen images, made anew where ``folder`` has those of another ``encoder`` or other images."""
     _, scale = vae.statistics
 
     @torch.inference_mode()
@@ -118,7 +121,7 @@ def encoded(encoders: Encoders, store: FaceStore, indices: np.ndarray, folder: P
         return found[0], found[1]
 
     names = "\n".join(store.image_id[indices]).encode()
-    key = {"encoder": encoders.encoder, "images": hashlib.sha256(names).hexdigest()}
+    key = {"encoder": encoder, "images": hashlib.sha256(names).hexdigest()}
     return cached_latents(folder, key, (len(indices), vae.config.latent_channels, 16, 16), encode, accelerator)
 
 
