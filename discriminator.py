@@ -1,15 +1,13 @@
 """Which picture is real? The adversary of the VAE's decoder, its losses, and the weight that balances it.
 
 A spectrally normalised PatchGAN: it judges overlapping patches, never the whole face, so that it teaches texture and
-leaves identity to the reconstruction loss. `TextureCritic` finishes a decoder that is trained already; what is left to
-hear then is faint, so its gradient is penalised instead of its layers normalised. Both see pictures as Haar bands: what
-a decoder leaves out is fine detail, a few per cent of the pixel values, which a network of this size hardly finds in
-raw pixels (see the training log). It does not know how the VAE works or where pictures come from.
+leaves identity to the reconstruction loss. It sees pictures as Haar bands: what a decoder leaves out is fine detail, a
+few per cent of the pixel values, which a network of this size hardly finds in raw pixels. It does not know how the VAE
+works or where pictures come from.
 
 Sources: PatchGAN https://arxiv.org/abs/1611.07004, wavelet bands https://arxiv.org/abs/2102.06108, spectral
 normalisation https://arxiv.org/abs/1802.05957, hinge loss https://arxiv.org/abs/1705.02894, feature matching
-https://arxiv.org/abs/1711.11585 (eq. 4), adaptive weight https://arxiv.org/abs/2012.09841 (eq. 7), relativistic loss
-with two gradient penalties https://arxiv.org/abs/2501.05417.
+https://arxiv.org/abs/1711.11585 (eq. 4), adaptive weight https://arxiv.org/abs/2012.09841 (eq. 7).
 """
 
 from __future__ import annotations
@@ -93,46 +91,3 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     (grad_rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (grad_adv,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (grad_rec.norm() / (grad_adv.norm() + 1e-6)).clamp(0.0, limit).detach()
-
-
-# ----------------------------------------------------------------------------------------------------------- finishing
-
-
-class TextureCritic(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] -> patch logits [B, 1, H/8, W/8], higher for what looks more real.
-
-    A first stage at the resolution of the Haar bands, then two strided ones; each logit sees 40 x 40 pixels.
-    """
-
-    def __init__(self, channels: tuple[int, int, int]) -> None:
-        super().__init__()
-        a, b, c = channels
-        self.stages = nn.Sequential(
-            nn.Conv2d(12, a, 3, padding=1), nn.LeakyReLU(0.2),
-            nn.Conv2d(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
-            nn.Conv2d(b, c, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
-            nn.Conv2d(c, 1, 3, padding=1),
-        )  # fmt: skip
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.stages(haar_bands(images))  # type: ignore[no-any-return]
-
-
-TEXTURE_CHANNELS = {"celeba128": (64, 128, 192), "tiny": (8, 12, 16)}
-
-
-def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
-    """Mean softplus(worse - better), patch by patch: log 2 where neither is told from the other.
-
-    The critic is taught with (real, fake), the generator with (fake, real).
-    """
-    return F.softplus(worse.float() - better.float()).mean()
-
-
-def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm of the gradient of all logits by the images they are of, over the number of logits.
-
-    Half of it, times a weight, is R1 for real pictures and R2 for generated ones. It has a gradient of its own.
-    """
-    (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return slope.float().square().sum() / logits.numel()

@@ -33,9 +33,10 @@ from core.evaluation import slider_response as response
 from core.evaluation import watermark_robustness as robustness
 from core.evaluation.attribute_classifier import has_judge, load_judge, train_judge
 from core.evaluation.command_line import USUAL, Misuse, parse
-from core.evaluation.generation import Sampling, generate_latents, reconstruct
+from core.evaluation.generation import Sampling, reconstruct
 from core.evaluation.prompts import draw_prompts, training_captions
 from core.evaluation.suite import QUICK, Evaluation, Settings, kept_figures
+from core.nn.autoencoder import load_vae
 from core.nn.checkpoint import ModelFolderError, load_component, read_index, update_index
 from core.nn.device import pick_device
 from core.nn.rewriting_rules import save_emphasis
@@ -46,7 +47,7 @@ from core.text.prompt_rewriting import Emphasis
 from core.training.release import check_release
 from dataset import DataError, FaceStore
 from generator import FaceGenerator
-from vae import load_vae, release, with_kernel
+from vae import release, with_kernel
 
 ROOT = Path(__file__).resolve().parent
 
@@ -178,10 +179,7 @@ def fit_sharpness(args: Any) -> None:
     vae, training = load_vae(args.model), config.get("training", {})
     with tempfile.TemporaryDirectory() as aside:  # a run that ends early leaves the model as it was
         soft = shutil.copytree(args.model, Path(aside) / "model")
-        try:
-            release(with_kernel(vae, None), soft, training)
-        except ValueError as error:  # a decoder that has been finished
-            raise Misuse(str(error)) from None
+        release(with_kernel(vae, None), soft, training)
         real = store.images[np.sort(rows[: len(prompts)])]
         kernel, found = calibration.fit_sharpness(open_generator(args, soft), prompts, sampling_of(args), real)
     release(with_kernel(vae, kernel), Path(args.model), training)
@@ -212,15 +210,6 @@ def fit_prompt_rewriting(args: Any) -> None:
     reporting.save_figures(args.out, "emphasis", figures)
 
 
-def draw_latents(args: Any) -> None:
-    """Whitened latents that this model generates for training captions, as a .npy for `vae.py --finish`."""
-    _, prompts = training_captions(FaceStore.open(args.data), args.samples, args.seed)
-    latents = generate_latents(open_generator(args), sampling_of(args).requests(prompts))
-    args.file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(args.file, latents)
-    print(f"{len(latents)} latents in {args.file}")
-
-
 def train_classifier(args: Any) -> None:
     """Train and freeze the attribute classifier that every report is measured by."""
     store = FaceStore.open(args.data)
@@ -232,7 +221,7 @@ def train_classifier(args: Any) -> None:
 COMMANDS = {
     "report": report, "outside": outside, "sliders": measure_sliders, "watermark": watermark, "benchmark": benchmark,
     "fit-sharpness": fit_sharpness, "fit-prompt-rewriting": fit_prompt_rewriting, "fit-correction": fit_correction,
-    "draw-latents": draw_latents, "index-training-images": index_training_images, "train-classifier": train_classifier,
+    "index-training-images": index_training_images, "train-classifier": train_classifier,
 }  # fmt: skip
 
 

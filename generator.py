@@ -52,7 +52,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conditional_ldm import encode_prompts, load_turbo, load_unet, read_schedule
 from core.diffusion.conditioning import Condition, Flat, join_conditions
 from core.diffusion.guidance import START, Guidance, GuidedBatch, pushes
 from core.diffusion.initial_noise import starting_noise
@@ -63,6 +62,7 @@ from core.diffusion.latent_correction import Correction, load_correction
 from core.diffusion.sampling import Denoising, NotFiniteError
 from core.diffusion.schedule import NoiseSchedule, schedule_from_config
 from core.diffusion.schedulers import TURBO, TURBO_STEPS, make_scheduler, set_timesteps
+from core.diffusion.unet import encode_prompts, load_turbo, load_unet, read_schedule
 from core.engine import DrawRequest, Interpolation, JobError, usual_sampler, usual_strength
 from core.evaluation.attribute_classifier import Judge, best, find_judge
 from core.evaluation.image_assessment import compare, find_index, hear

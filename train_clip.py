@@ -1,15 +1,14 @@
-"""What does a sentence mean in pictures? The text encoder, its tokenizer, and the image tower it learns with.
+"""How does a text encoder learn what a sentence means in pictures?
 
-A small CLIP trained from scratch: a transformer over sub-words and a convolutional tower over pixels, contrasted with
-*soft* targets, because one caption ("a smiling woman") is true of many pictures in a batch. The text side conditions
-the UNet; the feature maps of the image side serve the VAE as a perceptual loss. It does not know about diffusion.
-Long because the tokenizer, both towers and what they are trained on are one component, released and checked together.
+Presets, contrastive loss, training loop, release, command line. The networks are in core/nn/clip.py, the tokenizer in
+core/nn/tokenizer.py. Captions and pictures are contrasted with *soft* targets, because one caption ("a smiling woman")
+is true of many pictures in a batch. It does not know about diffusion.
 
     python train_clip.py --train      tokenizer, caption bank, both towers, release to the model folder
     python train_clip.py --eval       retrieval and zero-shot attribute accuracy on people never seen
 
-Sources: CLIP https://arxiv.org/abs/2103.00020, byte-level BPE with dropout https://arxiv.org/abs/1910.13267, soft
-targets (PyramidCLIP) https://arxiv.org/abs/2204.14095; here the targets come from the facts that each caption states.
+Sources: CLIP https://arxiv.org/abs/2103.00020, soft targets (PyramidCLIP) https://arxiv.org/abs/2204.14095; here the
+targets come from the facts that each caption states.
 """
 
 from __future__ import annotations
@@ -19,165 +18,25 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.command import check_numbers, run_command, run_lock
-from core.nn.checkpoint import (
-    build,
-    file_hash,
-    git_commit,
-    load_component,
-    save_component,
-    write_atomically,
-    write_json,
-)
-from core.nn.layers import PixelNorm, ResBlock
+from core.command import Command, run_command, run_lock, run_one
+from core.nn.checkpoint import file_hash, git_commit, save_component, write_json
+from core.nn.clip import CLIP, CLIPConfig, load_clip
+from core.nn.layers import to_images
+from core.nn.tokenizer import Tokenizer, train_tokenizer
 from core.quiet import keep_quiet
 
 if TYPE_CHECKING:
     from dataset import FaceStore
 
 EXAMPLES = 32  # of a person's own captions, kept beside the model: prompts that it can read
-
-# ----------------------------------------------------------------------------------------------------------- tokenizer
-
-PAD, START, END = "[PAD]", "[START]", "[END]"
-
-
-class Tokenizer:
-    """Lower-cased byte-level BPE; every string has tokens, whatever its script, so nothing is ever "unknown".
-
-    Calling it gives ids [B, L] int64 and mask [B, L] bool (True = real token), padded to the longest of the batch.
-    """
-
-    def __init__(self, backend: Any, max_length: int) -> None:
-        self.backend, self.max_length = backend, max_length
-        backend.enable_truncation(max_length)
-        backend.no_padding()
-        backend.encode_special_tokens = True  # a prompt that says "[END]" means those five characters
-
-    @property
-    def size(self) -> int:
-        """Number of pieces, special ones included."""
-        return int(self.backend.get_vocab_size())
-
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, with start and end, truncated to ``max_length``."""
-        clean = [text.encode("utf-8", "replace").decode() for text in texts]  # JSON can carry half a surrogate pair
-        return [encoding.ids for encoding in self.backend.encode_batch(clean)]
-
-    def read_to(self, text: str) -> int:
-        """How many characters of a text are among its tokens; those after them are cut off at ``max_length``."""
-        lost = self.backend.encode(text.encode("utf-8", "replace").decode()).overflowing
-        return int(lost[0].offsets[1][0]) if lost else len(text)  # offsets[0] is that of the start token
-
-    def dropout_ids(self, texts: Sequence[str], seeds: Sequence[int], dropout: float, variants: int = 32
-                    ) -> list[list[int]]:
-        """Like `ids` with every merge left out with probability ``dropout``: text i depends on seeds[i] alone.
-
-        The library has this dropout too, but its random numbers cannot be seeded, so a resumed run would read others.
-        Each word is drawn from a table of ``variants`` ways to split it.
-        """
-        model = json.loads(self.backend.to_str())["model"]
-        vocabulary, ranks = model["vocab"], {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
-        table: dict[str, list[list[int]]] = {}
-
-        def split(word: str, rng: random.Random) -> list[int]:
-            pieces = list(word)
-            while True:
-                merges = [(ranks[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False))
-                          if pair in ranks and rng.random() >= dropout]
-                if not merges:
-                    return [vocabulary[piece] for piece in pieces]
-                _, i = min(merges)
-                pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
-
-        rows = []
-        for text, seed in zip(texts, seeds, strict=True):
-            rng, row = random.Random(seed), []
-            clean = self.backend.normalizer.normalize_str(text)
-            for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(clean):
-                if word not in table:
-                    table[word] = [split(word, random.Random(f"{word} {i}")) for i in range(variants)]
-                row += table[word][int(rng.random() * variants)]
-            rows.append([vocabulary[START], *row[: self.max_length - 2], vocabulary[END]])
-        return rows
-
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        rows = self.ids(texts)
-        ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int64)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
-        return ids, mask
-
-    def save(self, path: Path) -> None:
-        """Write ``tokenizer.json``."""
-        write_atomically(path, self.backend.to_str(pretty=True).encode())
-
-    @staticmethod
-    def readable(path: Path) -> bool:
-        """Whether there is a file that `load` can read; says so where there is one that it cannot."""
-        from tokenizers import Tokenizer as Backend
-
-        if not path.exists():
-            return False
-        try:
-            Backend.from_file(str(path))
-        except Exception as error:  # the library raises nothing more specific
-            print(f"{path} is damaged ({error}); it is learned anew")
-            return False
-        return True
-
-    @staticmethod
-    def load(path: Path, max_length: int) -> Tokenizer:
-        """Read ``tokenizer.json``."""
-        from tokenizers import Tokenizer as Backend
-
-        return Tokenizer(Backend.from_file(str(path)), max_length)
-
-
-def train_tokenizer(texts: Sequence[str], max_pieces: int, max_length: int) -> Tokenizer:
-    """Learn at most ``max_pieces`` (<= 4096) sub-words from texts."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
-
-    backend = Backend(models.BPE())
-    backend.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    trainer = trainers.BpeTrainer(vocab_size=max_pieces, special_tokens=[PAD, START, END], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  min_frequency=min(20, max(2, len(texts) // 2000)))  # 20 for CelebA
-    backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(piece, backend.token_to_id(piece)) for piece in (START, END)])
-    return Tokenizer(backend, max_length)
-
-
-# ------------------------------------------------------------------------------------------------------------ networks
-
-
-@dataclass(frozen=True)
-class CLIPConfig:
-    """Sizes of both towers; ``pieces`` is set from the trained tokenizer."""
-
-    pieces: int = 4096
-    max_length: int = 80
-    text_width: int = 192
-    text_layers: int = 4
-    text_heads: int = 4
-    image_channels: tuple[int, int, int] = (64, 128, 256)  # at H/4, H/8, H/16
-    image_blocks: tuple[int, int, int] = (1, 1, 2)
-    embed_dim: int = 192
-
 
 PRESETS = {
     "celeba128": CLIPConfig(),
@@ -188,112 +47,6 @@ RUNS = {  # how long a run of each preset is
     "celeba128": {"steps": 4000, "batch_size": 256, "warmup_steps": 100},
     "tiny": {"steps": 10, "batch_size": 8, "warmup_steps": 1},
 }
-
-
-@dataclass
-class TextEmbedding:
-    """tokens [B, L, E], mask [B, L] (True = real token), pooled [B, E]."""
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
-
-
-class TextBlock(nn.Module):
-    """Pre-norm self-attention over real tokens, then a feed-forward of four times the width. [B, L, E] -> same."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, L, D]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.feed(self.norm2(x))
-
-
-class TextEncoder(nn.Module):
-    """Token ids [B, L] and mask [B, L] -> TextEmbedding; the start token's output is the pooled embedding."""
-
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(config.pieces, config.text_width)
-        self.positions = nn.Parameter(torch.randn(config.max_length, config.text_width) * 0.02)
-        self.blocks = nn.ModuleList(TextBlock(config.text_width, config.text_heads) for _ in range(config.text_layers))
-        self.norm = nn.LayerNorm(config.text_width)
-        nn.init.normal_(self.tokens.weight, std=0.05)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> TextEmbedding:
-        x = self.tokens(ids) + self.positions[: ids.shape[1]]
-        for block in self.blocks:
-            x = block(x, mask)
-        x = self.norm(x).float()
-        return TextEmbedding(x, mask, x[:, 0])
-
-
-class ImageTower(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] -> embedding [B, embed_dim] (not normalised)."""
-
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__()
-        widths = config.image_channels
-        self.door = nn.Conv2d(48, widths[0], 3, padding=1)
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
-            for width, blocks in zip(widths, config.image_blocks, strict=True)
-        )
-        self.downs = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.norm = PixelNorm(widths[-1])
-        self.head = nn.Linear(widths[-1], config.embed_dim)
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps at H/4, H/8 and H/16, each [B, C, h, w]; the VAE's perceptual loss compares these."""
-        x = self.door(F.pixel_unshuffle(images, 4))
-        maps = [self.stages[0](x)]
-        for down, stage in zip(self.downs, list(self.stages)[1:], strict=True):
-            maps.append(stage(down(F.pixel_unshuffle(maps[-1], 2))))
-        return maps
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(F.silu(self.norm(self.features(images)[-1])).mean((2, 3)))
-
-
-class CLIP(nn.Module):
-    """Both towers and the learned temperature."""
-
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.text = TextEncoder(config)
-        self.text_head = nn.Linear(config.text_width, config.embed_dim, bias=False)
-        self.image = ImageTower(config)
-        self.log_temperature = nn.Parameter(torch.tensor(2.3))  # similarity is multiplied by exp of this
-
-    def encode_text(self, ids: Tensor, mask: Tensor) -> TextEmbedding:
-        """Ids and mask [B, L] -> token and pooled embeddings for conditioning."""
-        return self.text(ids, mask)
-
-    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids and mask [B, L] -> unit vectors [B, embed_dim] in the space shared with pictures."""
-        return F.normalize(self.text_head(self.text(ids, mask).pooled).float(), dim=-1)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> unit vectors [B, embed_dim]."""
-        return F.normalize(self.image(images).float(), dim=-1)
-
-
-def load_clip(folder: str | Path, device: torch.device | str = "cpu") -> tuple[CLIP, Tokenizer]:
-    """The trained CLIP and its tokenizer of a model folder, ready for inference (no gradients)."""
-    config, state = load_component(folder, "clip")
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in config["network"].items()}
-    model = build(lambda: CLIP(CLIPConfig(**fields)), state, "CLIP")
-    tokenizer = Tokenizer.load(Path(folder) / "clip" / "tokenizer.json", model.config.max_length)
-    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), tokenizer
 
 
 # ---------------------------------------------------------------------------------------------------------------- loss
@@ -337,10 +90,10 @@ def contrastive_loss(text: Tensor, image: Tensor, scale: Tensor, targets: Tensor
 
 def train(args: argparse.Namespace) -> None:
     """The training loop of CLIP; the same command resumes. Ends by releasing weights, tokenizer and vocabulary."""
-    from core.nn.layers import to_images
     from core.training.accelerator import (
         attention_kernel,
         average_gradients,
+        gather_with_gradient,
         make_accelerator,
         mean_over_processes,
         process_slice,
@@ -452,21 +205,11 @@ def train(args: argparse.Namespace) -> None:
         print(f"released to {args.model}/clip")
 
 
-def gather_with_gradient(accelerator: Any, values: Tensor) -> Tensor:
-    """Rows of all processes in order; the gradient flows into this process's own rows."""
-    if accelerator.num_processes == 1:
-        return values
-    whole = accelerator.gather(values.detach()).clone()
-    whole[accelerator.process_index * len(values) : (accelerator.process_index + 1) * len(values)] = values
-    return whole
-
-
 @torch.inference_mode()
 def held_out_excess(model: CLIP, tokenizer: Tokenizer, store: FaceStore, rows: np.ndarray, accelerator: Any
                     ) -> float | None:
     """What ``excess`` is in training, on one batch of held-out pictures and one caption each, the same every time; None
     where the store has fewer than two of them."""
-    from core.nn.layers import to_images
     from core.training.augmentation import load_pixels
     from core.training.caption_cache import draw_texts
 
@@ -507,7 +250,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     zero-shot accuracy needs attributes. Raises DataError where no figure can be measured.
     """
     from core.evaluation.metrics import retrieval
-    from core.nn.layers import to_images
+    from core.evaluation.zero_shot import zero_shot
     from core.training.accelerator import make_accelerator
     from core.training.augmentation import load_pixels
     from core.training.caption_cache import captions_fit, draw_texts
@@ -555,93 +298,58 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def zero_shot(model: CLIP, tokenizer: Tokenizer, image: Tensor, attributes: Tensor) -> dict[str, float]:
-    """How well the difference between two kinds of captions tells the images [I, E] that have an attribute from those
-    that lack it (area under the ROC curve), for each attribute [I, 40] in {-1, 1} of which both are there."""
-    from core.text.lexicon import ATTRIBUTES
-
-    scores = {}
-    for column, name in enumerate(ATTRIBUTES):
-        sides = []
-        for prompts in attribute_prompts(name):
-            embedded = model.embed_text(*(t.to(image.device) for t in tokenizer(prompts)))
-            sides.append(F.normalize(embedded.mean(0), dim=0))
-        truth = attributes[:, column] > 0
-        if bool(truth.any()) and not bool(truth.all()):
-            scores[name] = round(rank_auc(image @ (sides[0] - sides[1]), truth), 4)
-    return scores
+# ------------------------------------------------------------------------------------------------------------ commands
 
 
-def rank_auc(scores: Tensor, truth: Tensor) -> float:
-    """Area under the ROC curve of scores [N] for booleans [N] (Mann-Whitney; 0.5 = chance)."""
-    ranks = torch.empty(len(scores), dtype=torch.float64)
-    ranks[scores.cpu().argsort()] = torch.arange(1, len(scores) + 1, dtype=torch.float64)
-    positives = truth.cpu()
-    count, others = int(positives.sum()), int((~positives).sum())
-    return float((ranks[positives].sum() - count * (count + 1) / 2) / (count * others))
+def train_options(parser: argparse.ArgumentParser) -> None:
+    """Those of --train."""
+    from core.training.options import RunDefaults, add_run
+    from core.training.release import add_release_options
+
+    add_run(parser, RUNS, RunDefaults("runs/clip", learning_rate=1e-3, decay_share=0.4, log_every=10, save_every=100,
+                                      picture_every=None))
+    add_release_options(parser)
+    parser.add_argument("--captions-per-image", type=int, default=8)
+    parser.add_argument("--validate-every", type=int, default=100, help="steps between two points of the validation "
+                        "curve")
 
 
-def attribute_prompts(name: str, count: int = 16, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Pairs of captions that differ in this one fact and agree in every other: those with it, and those without."""
-    from core.text.captions import draw_caption
+def check_train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Fill in what --train leaves open."""
+    from core.training.options import fill_from_preset
+    from core.training.release import fill_model
 
-    rng = random.Random(seed)
-    sides: tuple[list[str], list[str]] = ([], [])
-    for _ in range(2000):
-        attributes = {"Male": rng.random() < 0.5}  # what a caption is not told, it does not mention
-        pair = [draw_caption(attributes | {name: wanted}, rng, length="short") for wanted in (True, False)]
-        others = [{key: value for key, value in caption.facts.items() if key != name} for caption in pair]
-        if others[0] == others[1] and all(name in caption.facts for caption in pair):
-            for side, caption in zip(sides, pair, strict=True):
-                side.append(caption.text)
-            if len(sides[0]) == count:
-                break
-    if not sides[0]:  # the grammar never says this fact alone: contrast its plain name with silence
-        sides[0].append(f"a person, {name.replace('_', ' ').lower()}")
-        sides[1].append("a person")
-    return sides
+    fill_from_preset(parser, args, RUNS)
+    fill_model(args)
+
+
+def eval_options(parser: argparse.ArgumentParser) -> None:
+    """Those of --eval."""
+    from core.training.options import add_data, add_device, add_measured_model, add_run_folder
+
+    add_data(parser)
+    add_measured_model(parser)
+    add_run_folder(parser, "runs/clip")
+    parser.add_argument("--samples", type=int, default=100000, help="at most this many test images")
+    add_device(parser)
+
+
+def train_alone(args: argparse.Namespace) -> None:
+    """`train`, in a folder that no other process trains in."""
+    with run_lock(args.run):
+        train(args)
+
+
+COMMANDS = (
+    Command("--train", "learn tokenizer and both towers, and release them", train_options, train_alone, check_train),
+    Command("--eval", "measure retrieval and zero-shot accuracy", eval_options, evaluate),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    from core.training.release import add_release_options, of_preset, settle
-
     keep_quiet()
-    parser = argparse.ArgumentParser(description="Train or measure the text encoder and the image tower.",
-                                     allow_abbrev=False)
-    mode = parser.add_mutually_exclusive_group(required=True)
-    mode.add_argument("--train", action="store_true")
-    mode.add_argument("--eval", action="store_true")
-    parser.add_argument("--data", default="archive/prepared", help="prepared store (python dataset.py --prepare)")
-    add_release_options(parser)
-    parser.add_argument("--run", "--run-folder", default="runs/clip",
-                        help="folder of this run; the same command resumes from it (torchrun has a --run of its own)")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="celeba128")
-    parser.add_argument("--steps", type=int, help=of_preset(RUNS, "steps"))
-    parser.add_argument("--stop-at", type=int, help="stop early after this many steps, resumable")
-    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="the same by the clock")
-    parser.add_argument("--batch-size", type=int, help=of_preset(RUNS, "batch_size"))
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--warmup-steps", type=int, help=of_preset(RUNS, "warmup_steps"))
-    parser.add_argument("--decay-share", type=float, default=0.4)
-    parser.add_argument("--captions-per-image", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=100000, help="--eval: at most this many test images")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
-    parser.add_argument("--log-every", type=int, default=10)
-    parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--validate-every", type=int, default=100, help="steps between two points of the validation "
-                        "curve")
-    args = parser.parse_args(argv)
-    settle(parser, args, RUNS)
-    check_numbers(parser, args)
-    if args.train:
-        with run_lock(args.run):
-            train(args)
-    else:
-        evaluate(args)
-    return 0
+    return run_one("Train or measure the text encoder and the image tower.", COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -28,16 +28,18 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # finds the modules of the root
 
-from conditional_ldm import Faces
+from conditional_ldm import open_data
 from core.diffusion.conditioning import Condition, Flat
 from core.diffusion.sampling import sample
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.schedulers import make_scheduler, scheduler_config
+from core.diffusion.unet import encode_prompts
 from core.nn.openvino_backend import CompileError, Compiler
 from core.training.accelerator import average_gradients, make_accelerator, process_slice
 from core.training.ema import PowerEMA
 from core.training.optim import StepGuard, learning_rate
 from core.training.run_folder import RunFolder, run_steps
+from core.training.unet_data import DataOptions
 
 
 class Baseline(nn.Module):
@@ -75,10 +77,10 @@ class Baseline(nn.Module):
 def train(args: argparse.Namespace) -> None:
     """Noise prediction with unweighted squares (https://arxiv.org/abs/2006.11239, eq. 14)."""
     accelerator, schedule = make_accelerator(args.device, args.precision), NoiseSchedule()
-    device, faces = accelerator.device, Faces(args, accelerator, schedule)
+    device, data = accelerator.device, open_data(DataOptions.of(args), args.model, schedule, accelerator)
     torch.manual_seed(args.seed)
-    channels = faces.vae.config.latent_channels
-    model = Baseline(channels, faces.clip.config.text_width).to(device, memory_format=torch.channels_last)
+    channels = data.encoders.vae.config.latent_channels
+    model = Baseline(channels, data.encoders.clip.config.text_width).to(device, memory_format=torch.channels_last)
     network = torch.compile(model) if args.compile else model
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -92,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
                                         warmup_steps=args.warmup_steps, decay_share=args.decay_share)
-        for batch in faces.lessons.batch(step, mine, accelerator):
+        for batch in data.lessons.batch(step, mine, accelerator):
             with accelerator.autocast():
                 answer = network(schedule.add_noise(batch.z, batch.noise, batch.timestep), batch.timestep,
                                  batch.condition)
@@ -113,7 +115,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Draw for held-out captions with the averaged weights, and compare with real pictures of other people."""
     from safetensors.torch import load_file
 
-    from conditional_ldm import encode_prompts, load_unet
+    from core.diffusion.unet import load_unet
     from core.evaluation.attribute_classifier import look
     from core.evaluation.suite import Evaluation, Settings
     from core.nn import layers
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
-    args = parser.parse_args(argv, argparse.Namespace(favour=[], distill=None, px=None, sharp_times=1, soft_from=None))
+    args = parser.parse_args(argv, argparse.Namespace(favour=[], px=None, sharp_times=1, soft_from=None))
     if args.what == "train":
         train(args)
     else:

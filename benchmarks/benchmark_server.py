@@ -103,10 +103,10 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
     """Text, noise, `core.diffusion.sampling.sample`, decoder, PNG: what no server could leave out."""
     import torch
 
-    from conditional_ldm import encode_prompts
     from core.diffusion.sampling import sample
     from core.diffusion.schedule import schedule_from_config
     from core.diffusion.schedulers import make_scheduler
+    from core.diffusion.unet import encode_prompts
     from core.engine import usual_sampler
     from core.imaging.png_metadata import encode_png
     from core.imaging.watermark import VERSION, mark

@@ -1,5 +1,7 @@
-"""How does a command of this project end: done, stopped by a signal, or with one sentence about what is wrong?
+"""How does a command of this project begin and end: by which flag, and done, stopped by a signal, or with one sentence?
 
+A script of several commands has a table of them (`Command`): the flag that asks for each, its own options, what runs
+it.
 Every script ends with ``sys.exit(run_command(main))``. Ctrl-C and SIGTERM end a command at once, except where a
 training loop asks for `patience`: then the signal is a wish, which the loop sees in `stop_signal`, saves and ends.
 Errors that a person can mend are `UserError`s; they and a full disk are one sentence, everything else keeps its
@@ -9,21 +11,23 @@ traceback, because it is a fault of ours. It knows neither training nor data.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 MINIMA: Mapping[str, float] = {  # of numbers that training commands take
     "accumulate": 1, "batch_size": 1, "captions_per_image": 1, "decay_share": 0, "epochs": 0, "favour_times": 1,
-    "finish_channels": 1, "gan_start": 0, "learning_rate": 0, "log_every": 1, "measure": 1, "n_images": 1,
-    "n_inf_steps": 1, "picture_every": 1, "samples": 1, "save_every": 1, "seed": 0, "sharp_times": 1, "steps": 0,
-    "stop_after": 0, "stop_at": 1, "validate_every": 1, "warmup_steps": 0,
+    "gan_start": 0, "learning_rate": 0, "log_every": 1, "measure": 1, "n_images": 1, "n_inf_steps": 1,
+    "picture_every": 1, "samples": 1, "save_every": 1, "seed": 0, "sharp_times": 1, "steps": 0, "stop_after": 0,
+    "stop_at": 1, "validate_every": 1, "warmup_steps": 0,
 }
 PATIENCE_S = 1.0  # a launcher passes Ctrl-C on to processes that have heard it: the same wish, not a second one
 
@@ -137,6 +141,76 @@ def check_numbers(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         value = getattr(options, name, None)
         if value is not None and not 0 <= value <= 1:
             parser.error(f"--{name.replace('_', '-')} is {value}; it is a share, from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One thing that a script does.
+
+    flag: what is typed to ask for it, "--train" or "--distill guidance". purpose: for --help. add_options: adds to a
+    parser the options that this command takes, and no others. run: does it. check: ends with a usage message where
+    options do not fit each other, and fills in what they leave open.
+    """
+
+    flag: str
+    purpose: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], object]
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] = lambda parser, args: None
+
+    def parser(self) -> argparse.ArgumentParser:
+        """What reads the words after the flag."""
+        name = f"{Path(sys.argv[0]).name} {self.flag}"
+        parser = argparse.ArgumentParser(prog=name, description=self.purpose, allow_abbrev=False)
+        self.add_options(parser)
+        return parser
+
+    def place(self, words: Sequence[str]) -> slice | None:
+        """Where a command line asks for it."""
+        own = self.flag.split()
+        starts = range(len(words) - len(own) + 1)
+        return next((slice(i, i + len(own)) for i in starts if list(words[i : i + len(own)]) == own), None)
+
+
+def run_one(purpose: str, commands: Sequence[Command], argv: Sequence[str] | None,
+            elsewhere: Mapping[str, str] | None = None) -> int:
+    """Run the one command of a script that its command line asks for; returns the exit code.
+
+    ``elsewhere`` names other scripts that answer a flag: "--distill" -> "distill" gives the whole command line to the
+    ``main`` of distill.py. Ends as argparse does where no command is asked for, or two, or where an option is another
+    command's.
+    """
+    words = [part for word in (sys.argv[1:] if argv is None else argv)
+             for part in (word.split("=", 1) if any(word.startswith(f"{c.flag.split()[0]}=") for c in commands)
+                          else [word])]
+    found = [(command, place) for command in commands if (place := command.place(words)) is not None]
+    others = [flag for flag in elsewhere or {} if flag in [word.split("=")[0] for word in words]]
+    flags = [*(command.flag for command in commands), *(elsewhere or {})]
+    if len(found) == 0 and len(others) == 1 and elsewhere is not None:
+        return int(importlib.import_module(elsewhere[others[0]]).main(words))
+    if len(found) != 1 or others:
+        table = "".join(f"  {command.flag:24} {command.purpose}\n" for command in commands)
+        table += "".join(f"  {flag:24} see {script}.py --help\n" for flag, script in (elsewhere or {}).items())
+        parser = argparse.ArgumentParser(description=purpose, usage="%(prog)s COMMAND [OPTION ...]", allow_abbrev=False,
+                                         formatter_class=argparse.RawDescriptionHelpFormatter,
+                                         epilog=f"commands (COMMAND --help lists the options of one):\n{table}")
+        if not found and not others and {"-h", "--help"} & set(words):
+            parser.print_help()
+            return 0
+        parser.error(f"give one of {', '.join(flags)}" + (", not several" if found else ""))
+    command, place = found[0]
+    parser = command.parser()
+    words = [*words[: place.start], *words[place.stop :]]
+    for word in parser.parse_known_args(words)[1]:
+        name = word.split("=")[0]
+        takers = [one.flag for one in commands if name.startswith("-") and name in one.parser().format_help().split()]
+        if takers:
+            parser.error(f"{name} belongs to {', '.join(takers)}")
+    args = parser.parse_args(words)
+    check_numbers(parser, args)
+    command.check(parser, args)
+    command.run(args)
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------------------- locks

@@ -129,12 +129,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def quick_grids() -> Iterator[None]:
     """The pictures of a training run take three steps: of a network that has learned nothing, twenty show no more."""
-    from functools import partial
-
-    import conditional_ldm
+    from core.evaluation import prompt_sheets
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conditional_ldm, "draw_grid", partial(conditional_ldm.draw_grid, steps=3))
+        patch.setattr(prompt_sheets, "OF_A_RUN", prompt_sheets.GridOptions(steps=3))
         yield
 
 

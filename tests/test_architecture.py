@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NETWORKS = {"vae", "discriminator", "train_clip", "conditional_ldm"}
+NETWORKS = {"vae", "discriminator", "train_clip", "conditional_ldm", "distill"}
 PIXELS = "core.training.augmentation"  # the one module of training that needs nothing that serving has not loaded
 MINIMUM = NETWORKS | {"start", "api", "generator", "evaluate", "dataset"}
 
@@ -47,7 +47,7 @@ MEANS: dict[str, set[str]] = {
     "core.quiet": set(),
     "core.text": set(),
     "core.imaging": {"numpy", "PIL"},
-    "core.nn": {"numpy", "openvino", "safetensors", "torch"},
+    "core.nn": {"numpy", "openvino", "safetensors", "tokenizers", "torch"},
     "core.diffusion": {"diffusers", "numpy", "scipy", "torch"},
     "core.training": {"accelerate", "matplotlib", "numpy", "pandas", "PIL", "safetensors", "scipy", "torch", "tqdm"},
     "core.evaluation": {"diffusers", "matplotlib", "numpy", "PIL", "scipy", "torch", "torchmetrics", "torchvision",
@@ -306,7 +306,7 @@ def randomness_is_passed_in(source: Source) -> list[str]:
     """The libraries' hidden generators are seeded by a command only, or put back afterwards: (seed, step) says all."""
     seeders = {"random.seed", "np.random.seed", "numpy.random.seed", "torch.manual_seed", "torch.seed", "set_seed"}
     seeders |= {"torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "accelerate.utils.set_seed"}
-    commands = {"main", "train", "finish"} if source.module in MINIMUM else set()
+    commands = {"main", "train", "fit"} if source.module in MINIMUM else set()
     scopes = [n for n in source.tree.body if isinstance(n, ast.FunctionDef) and n.name in commands]
     scopes += [n for n in ast.walk(source.tree) if isinstance(n, ast.With) and "fork_rng" in ast.unparse(n.items[0])]
     allowed = {id(node) for scope in scopes for node in ast.walk(scope)}

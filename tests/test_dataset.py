@@ -22,7 +22,8 @@ from PIL import Image
 import dataset
 from core.text.lexicon import ATTRIBUTES
 from core.training.data_preparation import prepare
-from core.training.data_sources import drawn_split, keep_people_together, read_pairs, scan
+from core.training.data_sources import drawn_split, keep_people_together, read_pairs
+from core.training.source_files import scan
 from core.training.synthetic_faces import draw_face, random_attributes
 from dataset import DataError, FaceStore, load_text_labels, main, synthetic_store
 

@@ -461,7 +461,7 @@ def test_choices_are_made_on_other_people_than_the_report(
     assert "--split test would spoil the report" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["report"], ["sliders", "Smiling"], ["draw-latents", "latents.npy"]])
+@pytest.mark.parametrize("command", [["report"], ["sliders", "Smiling"], ["fit-sharpness"]])
 def test_bf16_is_refused_where_it_would_be_imitated(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

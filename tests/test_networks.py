@@ -22,9 +22,14 @@ import conditional_ldm
 import discriminator
 import train_clip
 import vae
-from conditional_ldm import ConditionalUNet, encode_prompts, favoured_rows, load_unet
 from core.diffusion.conditioning import Condition, join_conditions
+from core.diffusion.unet import Attention, ConditionalUNet, encode_prompts, load_unet, sinusoid
 from core.evaluation.metrics import retrieval
+from core.evaluation.reconstruction import reconstruction_metrics
+from core.evaluation.zero_shot import rank_auc
+from core.nn.autoencoder import Posterior
+from core.nn.latent_statistics import measure_latents
+from core.nn.layers import PixelNorm, ResBlock
 from core.text.captions import Caption
 from core.text.lexicon import ATTRIBUTES
 from core.training.accelerator import make_accelerator
@@ -37,9 +42,10 @@ from core.training.caption_cache import (
     encode_captions,
 )
 from core.training.latent_cache import LatentCache
+from core.training.unet_data import favoured_rows
 from dataset import FaceStore, synthetic_store
 from train_clip import CLIP, Tokenizer, load_clip
-from vae import VAE, Posterior, load_vae
+from vae import VAE, load_vae
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +128,7 @@ def test_nothing_leaks_between_places_or_depends_on_the_size(tiny_folder: Path) 
     z = seeded(1, 4, 24, 24)
     whole, crop = network.decode(z), network.decode(z[..., 4:20, 4:20])
     assert torch.allclose(whole[..., 80:112, 80:112], crop[..., 48:80, 48:80], atol=1e-5)
-    norm = vae.PixelNorm(6)
+    norm = PixelNorm(6)
     x = 5 * seeded(2, 6, 4, 4) + 3
     assert torch.allclose(norm(x).mean(1), torch.zeros(2, 4, 4), atol=1e-5)
     assert torch.allclose(norm(x).var(1, unbiased=False), torch.ones(2, 4, 4), atol=1e-3)
@@ -131,11 +137,11 @@ def test_nothing_leaks_between_places_or_depends_on_the_size(tiny_folder: Path) 
 
 def test_new_blocks_are_the_identity() -> None:
     x = seeded(2, 8, 4, 4)
-    assert torch.equal(vae.ResBlock(8)(x), x)
+    assert torch.equal(ResBlock(8)(x), x)
     network = ConditionalUNet(conditional_ldm.PRESETS["tiny"])
     prompt = told(2, length=5, width=32)
     assert not bool(network(seeded(2, 4, 16, 16), torch.tensor([3.0, 700.0]), prompt).any())  # starts by predicting 0
-    attention = conditional_ldm.Attention(8, 8, 4)
+    attention = Attention(8, 8, 4)
     assert torch.equal(attention(x.flatten(2).mT), x.flatten(2).mT)
 
 
@@ -162,8 +168,8 @@ def test_posterior_samples_follow_mean_std_and_generator() -> None:
 def test_whitening_is_measured_and_comes_back(tiny_folder: Path, store: FaceStore) -> None:
     network = load_vae(tiny_folder)
     pixels = torch.from_numpy(store.images[:16].copy())
-    mean, std = vae.measure_latents(network, pixels, batch_size=8)
-    assert torch.allclose(mean, vae.measure_latents(network, pixels, batch_size=8)[0], atol=0)
+    mean, std = measure_latents(network, pixels, batch_size=8)
+    assert torch.allclose(mean, measure_latents(network, pixels, batch_size=8)[0], atol=0)
     network.latent_mean.copy_(mean)
     network.latent_std.copy_(std)
     posterior = network.encode(vae.to_images(pixels))
@@ -230,9 +236,9 @@ def test_reconstruction_metrics_use_the_range_of_the_pixels(store: FaceStore) ->
             return torch.where(images < 0, images + 0.2, images - 0.2)
 
     pixels = torch.from_numpy(store.images[:2].copy())
-    same = vae.reconstruction_metrics(Brighter(), pixels)  # type: ignore[arg-type]
+    same = reconstruction_metrics(Brighter(), pixels)  # type: ignore[arg-type]
     assert same["psnr_db"] > 80 and same["ssim"] > 0.999 and same["ms_ssim"] > 0.999 and same["n"] == 2
-    moved = vae.reconstruction_metrics(Shifted(), pixels)  # type: ignore[arg-type]
+    moved = reconstruction_metrics(Shifted(), pixels)  # type: ignore[arg-type]
     assert moved["psnr_db"] == pytest.approx(20, abs=0.01) and moved["ms_ssim"] < same["ms_ssim"]
 
 
@@ -502,9 +508,9 @@ def test_a_figure_that_chance_would_reach_too_is_refused() -> None:
 
 def test_rank_auc_has_its_known_values() -> None:
     scores, truth = torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True])
-    assert train_clip.rank_auc(scores, truth) == 0.75
-    assert train_clip.rank_auc(-scores, truth) == 0.25
-    assert train_clip.rank_auc(truth.float() + torch.tensor([0, 0.1, 0, 0.1]), truth) == 1.0
+    assert rank_auc(scores, truth) == 0.75
+    assert rank_auc(-scores, truth) == 0.25
+    assert rank_auc(truth.float() + torch.tensor([0, 0.1, 0, 0.1]), truth) == 1.0
 
 
 # ----------------------------------------------------------------------------------------------------------------- UNet
@@ -563,7 +569,7 @@ def test_prompts_become_conditions(clip_and_tokenizer: tuple[CLIP, Tokenizer]) -
 
 
 def test_sinusoids_tell_all_levels_apart() -> None:
-    codes = conditional_ldm.sinusoid(torch.arange(1000), 128)
+    codes = sinusoid(torch.arange(1000), 128)
     assert codes.shape == (1000, 128) and torch.allclose(codes.square().sum(1), torch.full((1000,), 64.0), rtol=1e-4)
     distances = torch.cdist(codes, codes) + 9 * torch.eye(1000)
     assert float(distances.min()) > 0.3

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from core.diffusion.conditioning import Condition, Model, join_conditions
 from core.diffusion.schedule import NoiseSchedule, per_image
+from core.diffusion.training_loss import TrainingBatch, TrainingLoss
 
 GUIDANCE_RANGE = (1.0, 6.0)  # the scales that are learned
 SHARE_OFF = 0.1  # of turbo's pictures, which are learned without guidance
@@ -160,25 +161,25 @@ class Teacher:
         return lambda x, t: by_two_passes(self.network, x, t, condition, scale)
 
 
-# a `core.training.latent_cache.Batch` -> error [B] of the network, its weight [B]
-Lesson = Callable[[Any], tuple[Tensor, Tensor]]
+def guidance_loss(student: Model, schedule: NoiseSchedule, teacher: Teacher) -> TrainingLoss:
+    """How far one pass of the student is from the teacher's guided prediction, at the batch's guidance scales."""
+
+    def loss(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        t, x = batch.timestep, schedule.add_noise(batch.z, batch.noise, batch.timestep)
+        error = guidance_error(student, teacher.network, x, t, batch.condition, batch.scale, teacher.away)
+        return error, torch.ones_like(error)
+
+    return loss
 
 
-def make_lesson(student: Model, schedule: NoiseSchedule, teacher: Teacher | None, target: Model | None = None,
-                to_the_end: bool = False) -> Lesson:
-    """What is learned from a batch: v of real pictures; with a teacher its guided prediction; with a ``target``, or all
-    the way ``to_the_end`` (for validation), where the teacher's path ends."""
+def consistency_loss(student: Model, schedule: NoiseSchedule, teacher: Teacher,
+                     target: Model | None = None) -> TrainingLoss:
+    """How far the end of the path that the student sees is from what ``target`` sees a step of the teacher further
+    down; without a ``target``, as validation wants it, from where the teacher's own steps end."""
 
-    def learn(batch: Any) -> tuple[Tensor, Tensor]:
-        t, condition = batch.timestep, batch.condition
-        x = schedule.add_noise(batch.z, batch.noise, t)
-        if teacher is None:
-            error = (student(x, t, condition) - schedule.target(batch.z, batch.noise, t)).square().mean((1, 2, 3))
-            return error, schedule.loss_weight(t)
-        if target is None and not to_the_end:
-            error = guidance_error(student, teacher.network, x, t, condition, batch.scale, teacher.away)
-            return error, torch.ones_like(error)
-        asked, teach = condition.at_scale(batch.scale), teacher.guided(condition, batch.scale)
+    def loss(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        t, x = batch.timestep, schedule.add_noise(batch.z, batch.noise, batch.timestep)
+        asked, teach = batch.condition.at_scale(batch.scale), teacher.guided(batch.condition, batch.scale)
         if target is None:
             goal = end_of_path(teach, schedule, x, t)
         else:
@@ -186,4 +187,4 @@ def make_lesson(student: Model, schedule: NoiseSchedule, teacher: Teacher | None
         error = consistency_error(student, goal, schedule, x, t, asked)
         return error, torch.ones_like(error)
 
-    return learn
+    return loss

@@ -28,7 +28,6 @@ COMMAND_OF = {
     "--fit-emphasis": ("fit-prompt-rewriting", False),
     "--fit-sharpness": ("fit-sharpness", False),
     "--fit-correction": ("fit-correction", True),
-    "--draw-latents": ("draw-latents", True),
     "--build-nearest": ("index-training-images", False),
     "--train-judge": ("train-classifier", False),
 }
@@ -131,7 +130,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "counts": {"type": numbers, "nargs": "?", "metavar": "STEPS", "help": "numbers of steps"},
     "names": {"type": chosen_from([*sliders()]), "nargs": "?", "metavar": "NAMES", "help": "sliders: Smiling,Young"},
     "section": {"choices": ("all", *SECTIONS), "nargs": "?", "help": "what is compared"},
-    "file": {"type": Path, "metavar": "FILE", "help": "the .npy that is written"},
 }  # fmt: skip
 NEEDED = "needed"  # the default of --model where a command changes a trained model
 
@@ -160,9 +158,6 @@ COMMANDS: dict[str, tuple[str, Mapping[str, Any]]] = {
                               "--samples": 64, "--steps": 8, "--begin": None, **_HOW}),
     "fit-correction": ("what so many steps get wrong in all pictures alike, and what corrects it",
                        {"counts": (2, 4, 8, 16, 50), **_TRAINED, "--samples": 1024, "--begin": None, **_HOW}),
-    "draw-latents": ("latents of generated faces, for vae.py --finish",
-                     {"file": NEEDED, **_PLACES, "--samples": 1536, "--steps": 16, "--sampler": None, "--begin": None,
-                      **_HOW}),
     "index-training-images": ("the index that warns of copied training images",
                               {**_TRAINED, "--out": USUAL.out, "--samples": 1000, "--seed": 0, "--device": "auto"}),
     "train-classifier": ("the attribute classifier that every report is measured by",

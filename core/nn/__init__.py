@@ -1,1 +1,1 @@
-"""Which layers, weight files and devices do the networks share?"""
+"""What are the networks of text and image, and which layers, weight files and devices do all networks share?"""

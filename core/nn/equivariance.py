@@ -113,6 +113,33 @@ def equivariance_error(encoded: Tensor, moved: Tensor) -> Tensor:
     return (encoded - moved)[..., 1:-1, 1:-1].square().mean()
 
 
+def regularized_step(encode: Callable[[Tensor], Tensor], images: Tensor, how: LatentRegularization,
+                     generator: torch.Generator, frozen: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What one step of a deterministic VAE decodes: target images, noised latents, and terms that shape the latents.
+
+    Half of the steps decode latents that were moved (shifted by less than a cell, scaled) and want the moved images
+    (https://arxiv.org/abs/2502.09509), with |E(moved image) - moved E(image)|^2 as the term "equivariance". ``frozen``:
+    the encoder does not learn, so its latents are taken as they are and have no terms. ``encode`` gives the raw means.
+    Shapes: images [B, 3, H, W] -> [B, 3, h, w] with h, w <= H, W.
+    """
+    terms: dict[str, Tensor] = {}
+    moved = float(torch.rand(1, generator=generator)) < how.moved_share
+    crop = float(torch.rand(1, generator=generator)) < how.crop_share and how.crop < images.shape[2]
+    if not moved and crop:
+        images = random_crops(images, how.crop, generator).contiguous(memory_format=torch.channels_last)
+    raw = encode(images)
+    z = raw if frozen else normalize_batch(raw)
+    if not frozen:
+        terms["drift"] = drift_penalty(raw)
+    if moved:
+        images, z = move_both(images, z, generator)
+        if not frozen and how.equivariance > 0:
+            again = encode(images)
+            mean, std = raw.mean((0, 2, 3), keepdim=True), raw.std((0, 2, 3), keepdim=True)
+            terms["equivariance"] = equivariance_error((again - mean) / std.clamp_min(1e-4), z)
+    return images, add_noise(z, how.noise, generator).contiguous(memory_format=torch.channels_last), terms
+
+
 # --------------------------------------------------------------------------------------------------------- PCA start
 
 

@@ -107,3 +107,12 @@ def agreed(accelerator: Any) -> Callable[[int], int]:
     if accelerator.num_processes == 1:
         return int
     return lambda mine: int(accelerator.gather(torch.tensor([mine], device=accelerator.device)).max())
+
+
+def gather_with_gradient(accelerator: Any, values: Tensor) -> Tensor:
+    """Rows of all processes in order; the gradient flows into this process's own rows."""
+    if accelerator.num_processes == 1:
+        return values
+    whole: Tensor = accelerator.gather(values.detach()).clone()
+    whole[accelerator.process_index * len(values) : (accelerator.process_index + 1) * len(values)] = values
+    return whole

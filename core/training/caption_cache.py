@@ -30,8 +30,9 @@ from core.training.accelerator import send
 from core.training.randomness import mix_seed
 
 if TYPE_CHECKING:
+    from core.nn.clip import CLIP, TextEmbedding
+    from core.nn.tokenizer import Tokenizer
     from dataset import FaceStore
-    from train_clip import CLIP, TextEmbedding, Tokenizer
 
 
 @dataclass

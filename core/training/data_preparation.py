@@ -44,14 +44,13 @@ from core.training.data_sources import (
     SPLITS,
     WINDOW,
     DataError,
-    Entry,
     Plan,
-    close_zips,
     cut,
     default_plan,
     make_plan,
     to_rgb,
 )
+from core.training.source_files import Entry, close_zips
 
 ROW_BYTES = SIZE * SIZE * 3
 CHUNK = 64  # pictures a worker takes at a time

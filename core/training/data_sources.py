@@ -1,12 +1,9 @@
-"""What lies in a folder, zip or tar: which pictures, with which labels, and how does one become 128x128 RGB?
+"""What kind of source is it, which picture has which labels, and how does a picture become 128x128 RGB?
 
-Archives inside a folder count as part of it. Every file becomes an `Entry` that reads its own bytes, so nothing after
-this file cares how a person stores the data. `make_plan` recognises the kind of source and gives each labelled row its
-picture. It does not know the prepared store, nor who trains on it.
+`make_plan` recognises the kind of source from the files in it (`core.training.source_files`) and gives each labelled
+row its picture. It does not know the prepared store, nor who trains on it.
 
 The window is cut from CelebA's aligned pictures: https://arxiv.org/abs/1411.7766
-
-Long because every kind of source is told from the others here.
 """
 
 from __future__ import annotations
@@ -15,13 +12,9 @@ import functools
 import hashlib
 import io
 import json
-import lzma
 import os
-import struct
-import tarfile
-import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +23,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from core.command import UserError
 from core.text.lexicon import ATTRIBUTES
+from core.training.source_files import LISTS, DataError, Entry, find, is_picture, scan
 
 SIZE = 128  # side of every prepared picture
 ALIGNED = (178, 218)  # width and height of CelebA's aligned pictures
@@ -40,134 +33,12 @@ SMALLEST = 16  # pixels on the shorter side of a person's own picture
 SPLITS = ("train", "val", "test")  # in the order of CelebA's partition numbers 0, 1, 2
 COLUMNS = ("image_id", "split", "identity", "px", *ATTRIBUTES)  # of a prepared index
 CELEBA_COUNT = 202_599  # images in the whole data set
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-LIST_SUFFIXES = (".csv", ".txt", ".json")
-LISTS = ("metadata", "list_attr_celeba", "list_eval_partition", "identity_celeba", "text_labels")
 
 HOW_TO_GET_DATA = (
     "get CelebA from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (or as a zip from Kaggle, "
     "jessicali9530/celeba-dataset) and run `python dataset.py --prepare --source FOLDER_OR_ZIP`, or try everything on "
     "drawn faces: `python dataset.py --synthetic 64 --out archive/tiny`, then --data archive/tiny"
 )
-
-
-class DataError(UserError, RuntimeError):
-    """Something is wrong with the data on disk; the message says what, and what to do about it."""
-
-
-# What zipfile raises for a member or a directory of one: a password (RuntimeError), an unknown method or version
-# (NotImplementedError, a RuntimeError), a wrong checksum or header, a name that is not there, and data cut short.
-UNREADABLE_MEMBER = (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
-                     lzma.LZMAError, struct.error)  # fmt: skip
-
-
-def why(error: Exception) -> str:
-    """The reason that zipfile gives, with the remedy."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "password" in text or "encrypted" in text:
-        return "it is encrypted; unpack the zip with its password and give the folder"
-    if isinstance(error, NotImplementedError):
-        return f"{text}; unpack the zip with the program that made it and give the folder"
-    return f"{text}; download the zip again"
-
-
-# Finding files
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file of a source: plain (kind "file"), or a member of a zip, or of a tar, where it is read by its offset."""
-
-    kind: str
-    container: str  # the folder that was given, or the zip or tar file
-    path: str  # inside the container, with forward slashes
-    size: int
-    offset: int = 0
-    member: str = ""  # its name as the zip has it, where that is not `path`
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition("/")[2]
-
-    @property
-    def stem(self) -> str:
-        return os.path.splitext(self.name)[0]
-
-    def read(self) -> bytes:
-        """All of its bytes. Raises DataError for a member of a zip that cannot be read, OSError for any other file."""
-        if self.kind == "zip":
-            try:
-                return open_zip(self.container).read(self.member or self.path)
-            except UNREADABLE_MEMBER as error:
-                raise DataError(f"{self.container}: the member {self.path} cannot be read: {why(error)}") from error
-        with open(Path(self.container, self.path) if self.kind == "file" else self.container, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size if self.kind == "tar" else -1)
-
-
-@functools.lru_cache(maxsize=4)
-def open_zip(path: str) -> zipfile.ZipFile:
-    """Kept open in each process: reading the directory of 200,000 members takes a second."""
-    return zipfile.ZipFile(path)
-
-
-def close_zips() -> None:
-    open_zip.cache_clear()
-
-
-def is_picture(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-
-
-def is_wanted(path: str) -> bool:
-    """Is this a picture or a list that we can use? macOS adds a `._name` twin of each file to its zips."""
-    stem, suffix = os.path.splitext(path.rpartition("/")[2].lower())
-    return not stem.startswith(".") and (suffix in IMAGE_SUFFIXES or (stem in LISTS and suffix in LIST_SUFFIXES))
-
-
-def scan_archive(path: Path) -> Iterator[Entry]:
-    """List a zip or tar; raises zipfile.BadZipFile or tarfile.TarError where it is cut short."""
-    if path.suffix.lower() == ".zip":
-        for info in open_zip(str(path)).infolist():
-            inside = info.filename.replace("\\", "/")  # as some programs for Windows write paths
-            if not info.is_dir() and is_wanted(inside):
-                yield Entry("zip", str(path), inside, info.file_size, member=info.filename)
-        return
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            inside = member.name.replace("\\", "/")
-            if member.isfile() and is_wanted(inside):
-                yield Entry("tar", str(path), inside, member.size, member.offset_data)
-
-
-def scan(source: Path, skip: Path) -> tuple[list[Entry], list[str]]:
-    """List every usable file of a folder, zip or tar, archives in a folder included, and name unreadable archives."""
-    if not source.exists():
-        raise DataError(f"--source {source} does not exist; give the folder or zip with the pictures and their lists")
-    entries: list[Entry] = []
-    unreadable: list[str] = []
-    root = source if source.is_dir() else source.parent
-    for folder, subfolders, names in os.walk(source) if source.is_dir() else [(str(root), [], [source.name])]:
-        if Path(folder).resolve() == skip.resolve() or {"images.npy", "manifest.json"} <= set(names):
-            subfolders.clear()  # a prepared store is no source
-            continue
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() in {".zip", ".tar"}:
-                try:
-                    entries.extend(scan_archive(path))
-                except (*UNREADABLE_MEMBER, tarfile.TarError) as error:
-                    unreadable.append(f"{path.name}: {error}")
-            elif is_wanted(name):
-                entries.append(Entry("file", str(root), path.relative_to(root).as_posix(), path.stat().st_size))
-    return entries, unreadable
-
-
-def find(entries: Sequence[Entry], stem: str) -> Entry | None:
-    """The list of this name that lies nearest to the top, plain files before archived ones."""
-    found = [entry for entry in entries if entry.stem.lower() == stem and not is_picture(entry.name)]
-    return min(found, key=lambda entry: (entry.kind != "file", entry.path.count("/"), entry.path), default=None)
 
 
 # Reading labels

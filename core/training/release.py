@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from core.nn.checkpoint import INDEX, ModelFolderError, read_index, write_json
 
@@ -27,33 +26,14 @@ STAND_ON = {  # which components no longer fit when another takes the place of t
 
 def add_release_options(parser: argparse.ArgumentParser, read_too: str = "") -> None:
     """`--model` and `--replace`, in the same words for every command."""
-    parser.add_argument("--model", help=f"model folder to release to{read_too} (default: models/<name of the run>; to "
-                        f"measure: {BUNDLED})")
+    parser.add_argument("--model", help=f"model folder to release to{read_too} (default: models/<name of the run>)")
     parser.add_argument("--replace", action="store_true", help="replace the component in the model folder")
 
 
-def of_preset(runs: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    """The help of an option whose default is the preset's."""
-    return "default: " + ", ".join(f"{values[name]} ({preset})" for preset, values in runs.items())
-
-
-def settle(parser: argparse.ArgumentParser, args: argparse.Namespace, runs: Mapping[str, Mapping[str, Any]],
-           changes: str = "") -> None:
-    """Fill in what the command line left open: the length of a run from its preset (``runs``), and the model folder.
-
-    ``changes`` names the flag of a command that changes a trained model, which must be told the folder. Ends the
-    process as argparse does where a number makes no sense.
-    """
-    for name, value in runs[args.preset].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    for name in ("steps", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
-    if args.model is None and changes:
-        parser.error(f"{changes} changes a trained model: say which, with --model FOLDER")
+def fill_model(args: argparse.Namespace) -> None:
+    """The model folder of a run that names none: `models/<name of the run>`."""
     if args.model is None:
-        args.model = BUNDLED if args.eval else str(Path("models") / Path(args.run).name)
+        args.model = str(Path("models") / Path(args.run).name)
 
 
 def check_release(folder: str | Path, component: str, *, replace: bool, run: str | Path | None = None) -> None:

@@ -102,6 +102,17 @@ def fit_threshold(z: Tensor, sharp: Tensor, schedule: NoiseSchedule, how: Resolu
     return first_alike(areas, how.alike), areas
 
 
+def fit_thresholds(z: Tensor, px: np.ndarray, schedule: NoiseSchedule, how: ResolutionFit = ResolutionFit(),
+                   seed: int = 0) -> dict[int, tuple[int, dict[int, float]]]:
+    """What `fit_threshold` finds for pictures of 58 and of 80 px, each against the sharp ones. Shapes: z [N, C, h, w],
+    px [N]."""
+    found = {}
+    for soft in (58, 80):
+        chosen = torch.from_numpy(np.flatnonzero((px == soft) | (px == SHARP)))
+        found[soft] = fit_threshold(z[chosen].cpu(), torch.from_numpy(px == SHARP)[chosen], schedule, how, seed)
+    return found
+
+
 def first_alike(areas: Mapping[int, float], alike: float) -> int:
     """The lowest timestep from which on every bin's area is at most ``alike``; 1000 when not even the last one is."""
     threshold = NUM_TRAIN_TIMESTEPS

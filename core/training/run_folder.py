@@ -27,12 +27,7 @@ from torch import Tensor
 
 from core.command import Interrupted, UserError, patience, stop_signal
 from core.nn.checkpoint import (
-    ModelFolderError,
-    component_hash,
     git_commit,
-    load_component,
-    read_index,
-    save_component,
     write_atomically,
     write_json,
 )
@@ -53,40 +48,6 @@ def circumstances(args: Any, accelerator: Any, **more: Any) -> dict[str, Any]:
     return {"steps": args.steps, "warmup_steps": args.warmup_steps, "decay_share": args.decay_share,
             "commit": git_commit(Path(__file__).parent), "device": accelerator.device.type,
             "precision": accelerator.mixed_precision, "processes": accelerator.num_processes, **more}
-
-
-def keep_teacher(run: Path, model: Path, component: str, main: bool) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """Configuration and weights of the component that a run learns from, and the hash they had in the model folder.
-
-    The run keeps a copy, so that it still learns from the same when what it made has been released in the same place
-    (which then says so: ``distilled``). Where another has come there, its hash is another setting of the run.
-    """
-    config, state = load_component(model, component)
-    source, kept = component_hash(model, component), run / "teacher"
-    try:
-        first = str(read_index(kept)["components"][component]["source"])
-        copy = load_component(kept, component)
-    except (ModelFolderError, KeyError, ValueError) as error:  # there is none yet, or it is damaged
-        first, copy = "", None
-        recorded = _recorded_teacher(run)
-        if kept.exists() and recorded not in (None, source):
-            raise CheckpointMismatch(
-                f"{kept} is damaged ({error}), and {model} holds another {component} than the one that taught this "
-                "run; put that one back into the model folder, or name another --run") from error
-    if copy is not None and config.get("distilled", {}).get("teacher") == first:
-        return *copy, first
-    if main and (copy is None or (first != source and not any((run / "checkpoints").glob("step-*")))):
-        if copy is None:  # what is left of a damaged one would be read by what writes the new one
-            shutil.rmtree(kept, ignore_errors=True)
-        save_component(kept, component, state, config, extra={"source": source})
-    return config, state, source
-
-
-def _recorded_teacher(run: Path) -> Any:
-    try:
-        return json.loads((run / "config.json").read_text(encoding="utf-8")).get("teacher")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -172,7 +133,7 @@ class RunFolder:
             return
         gone = [key for key, value in before.items()
                 if self.config and value is not None and key not in {*self.config, "circumstances"}]
-        wrong = [key for key in self.config if key in before and before[key] != self.config[key]]
+        wrong = [key for key in self.config if key in before and _told(before[key]) != _told(self.config[key])]
         if wrong or gone:
             asked = {**dict.fromkeys(gone), **self.config}
             detail = ", ".join(f"{key}: {before[key]!r} there, {asked[key]!r} asked" for key in [*wrong, *gone])
@@ -413,6 +374,11 @@ def run_steps(
             bar.update(1)
             if stopped:
                 return
+
+
+def _told(value: Any) -> Any:
+    """A setting without what is off in it: a version that has an option and one that has not agree where it is off."""
+    return {key: one for key, one in value.items() if one} if isinstance(value, dict) else value
 
 
 def _short(value: Any) -> Any:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import conditional_ldm
-from conditional_ldm import load_turbo, load_unet
+from core.command import SettingError
 from core.diffusion.conditioning import Condition
 from core.diffusion.distillation import consistency_error, consistency_goal, end_of_path, pseudo_huber, step_down
 from core.diffusion.sampling import sample
 from core.diffusion.schedule import NoiseSchedule, per_image
 from core.diffusion.schedulers import TURBO, ConsistencySteps, make_scheduler, scheduler_config
+from core.diffusion.unet import load_turbo, load_unet
 from core.engine import DrawRequest
 from core.nn.checkpoint import (
     ModelFolderError,
@@ -243,7 +244,7 @@ def test_turbo_beside_another_unet_is_refused_or_removed(turbo: Path, place: Wor
     again = Path(shutil.copytree(turbo, tmp_path / "again"))
     conditional_ldm.release(load_unet(again), again, COSINE, parents, {}, 3.0)  # the same UNet once more
     assert load_turbo(again) is not None
-    with pytest.raises(ModelFolderError, match="no turbo/"):
+    with pytest.raises(SettingError, match="--sampler 'Turbo' is not one of UniPC, .*which .*mixed has"):
         conditional_ldm.main(["--eval", "--prompt", "a man", "--model", str(mixed), "--sampler", TURBO, "--device",
                               "cpu"])
 

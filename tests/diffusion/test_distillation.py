@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import conditional_ldm
-from conditional_ldm import PRESETS, Attention, ConditionalUNet, load_unet, perturbed
+from conditional_ldm import PRESETS
 from core.diffusion.conditioning import Condition
 from core.diffusion.distillation import (
     GUIDANCE_RANGE,
@@ -24,6 +24,7 @@ from core.diffusion.distillation import (
 )
 from core.diffusion.guidance import Guidance, GuidedBatch, guided
 from core.diffusion.schedule import NoiseSchedule
+from core.diffusion.unet import Attention, ConditionalUNet, UNetConfig, load_unet, perturbed
 from core.engine import DrawRequest
 from core.nn.checkpoint import ModelFolderError, component_hash, read_index
 from core.training.latent_cache import Batch
@@ -53,7 +54,7 @@ def network(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
     return x * timestep.view(-1, 1, 1, 1) + text.view(-1, 1, 1, 1)
 
 
-def speaking(config: conditional_ldm.UNetConfig, seed: int = 0) -> ConditionalUNet:
+def speaking(config: UNetConfig, seed: int = 0) -> ConditionalUNet:
     """A network whose zero-initialised branches say something, but for the guidance."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -322,7 +323,8 @@ def test_the_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             conditional_ldm.main(words)
     said = capsys.readouterr().err
-    assert "takes no --init" in said and "--self-guidance belongs to --distill guidance" in said
+    assert "--init belongs to --distill guidance" in said and "--self-guidance belongs to --distill guidance" in said
+    assert "give one of --distill guidance, --distill consistency" in said
 
 
 # ---- what draws ------------------------------------------------------------------------------------------------------

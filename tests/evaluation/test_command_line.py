@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import evaluate
@@ -27,7 +25,6 @@ from core.evaluation.command_line import COMMAND_OF, COMMANDS, NEEDED, OPTIONS, 
     (["--fit-sharpness", "--guidance", "2.5"], ["fit-sharpness", "--guidance", "2.5"]),
     (["--fit-correction", "--model", "m"], ["fit-correction", "--model", "m"]),
     (["--fit-correction", "3,2", "--model", "m"], ["fit-correction", "3,2", "--model", "m"]),
-    (["--samples", "6", "--draw-latents", "a.npy"], ["draw-latents", "a.npy", "--samples", "6"]),
     (["--build-nearest"], ["index-training-images"]),
     (["--train-judge", "--epochs", "2"], ["train-classifier", "--epochs", "2"]),
     (["--sliders", "--watermark"], ["sliders", "--watermark"]),  # two commands: the second is no option of the first
@@ -57,7 +54,6 @@ def test_options_have_the_defaults_of_their_command() -> None:
         return vars(parse("", words)[1])
 
     assert (of("sliders")["samples"], of("sliders")["out"], len(of("sliders")["names"])) == (12, "docs", 40)  # type: ignore[arg-type]
-    assert (of("draw-latents", "x.npy")["samples"], of("draw-latents", "x.npy")["file"]) == (1536, Path("x.npy"))
     assert of("fit-correction", "--model", "m")["counts"] == (2, 4, 8, 16, 50)
     assert of("fit-correction", "4,2", "--model", "m")["counts"] == (4, 2)
     assert of("--fit-emphasis", "--model", "m")["split"] == "val"
@@ -73,7 +69,7 @@ def test_what_changes_something_must_be_told_what(command: str, capsys: pytest.C
     with pytest.raises(SystemExit):
         evaluate.main([command])
     said = capsys.readouterr().err
-    assert "required: FILE" in said if command == "draw-latents" else "changes a trained model: say which" in said
+    assert "changes a trained model: say which, with --model FOLDER" in said
 
 
 @pytest.mark.parametrize("words", [

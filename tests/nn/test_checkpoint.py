@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import core.nn.checkpoint
-from conditional_ldm import load_unet
+from core.diffusion.unet import load_unet
 from core.nn.checkpoint import (
     ModelFolderError,
     build,
@@ -243,3 +243,18 @@ def test_loaded_networks_are_ready_for_inference(tiny_folder: Path) -> None:
         assert all(p.dtype == torch.float32 for p in network.parameters())
     assert tokenizer.size == clip.config.pieces
     assert isinstance(load_vae(tiny_folder), VAE)
+
+
+def test_a_decoder_with_a_stage_of_earlier_versions_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    """And one that says it has none is loaded."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    for channels in (0, 32):
+        config["network"]["finish_channels"] = channels
+        path.write_text(json.dumps(config))
+        if channels:
+            with pytest.raises(ModelFolderError, match="a refinement stage, .*`python vae.py --train --decoder-only`"):
+                load_vae(folder)
+        else:
+            assert encoder_hash(load_vae(folder)) == encoder_hash(load_vae(tiny_folder))

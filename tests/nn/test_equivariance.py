@@ -12,12 +12,15 @@ from torch import Tensor
 
 import vae
 from conditional_ldm import PRESETS as UNETS
-from conditional_ldm import ConditionalUNet, lowest_timesteps
 from core.diffusion.conditioning import Condition
 from core.diffusion.schedule import NoiseSchedule
+from core.diffusion.unet import ConditionalUNet
 from core.nn import equivariance
 from core.nn.checkpoint import load_component
+from core.nn.latent_statistics import normalized
+from core.nn.warm_start import fewer_blocks, from_components
 from core.training.resolution import ResolutionFit, area_under_curve, first_alike, fit_threshold
+from core.training.unet_data import lowest_timesteps
 from dataset import FaceStore
 from tests.support.training import Workplace, checkpoint, differences, make_workplace
 
@@ -103,7 +106,7 @@ def test_all_components_of_another_vae_give_its_pictures(place: Workplace) -> No
     pixels = torch.from_numpy(FaceStore.open(place.store).images[:16].copy())
     images = vae.to_images(pixels)
     wanted = other.decoder.soft(other.encode(images).mean)
-    made = vae.from_components(vae.VAE(vae.PRESETS["tiny-smooth"]), vae.load_vae(place.model), pixels)
+    made = from_components(vae.VAE(vae.PRESETS["tiny-smooth"]), vae.load_vae(place.model), pixels)
     z = made.encode(images).mean
     inner = (..., slice(48, -48), slice(48, -48))  # where the decoder does not see the border, which is padded with 0
     assert torch.allclose(made.decoder.soft(z)[inner], wanted[inner], atol=2e-3)
@@ -113,7 +116,7 @@ def test_all_components_of_another_vae_give_its_pictures(place: Workplace) -> No
 def test_statistics_by_place_normalise_each_place(place: Workplace) -> None:
     model = vae.VAE(vae.PRESETS["tiny-smooth"]).eval()
     pixels = torch.from_numpy(FaceStore.open(place.store).images[:24].copy())
-    model = vae.normalized(model, pixels)
+    model = normalized(model, pixels)
     images = vae.to_images(pixels)
     raw = torch.cat([model.encode(view).mean for view in (images, images.flip(-1))])
     assert torch.allclose(raw.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
@@ -129,7 +132,7 @@ def test_a_decoder_of_fewer_blocks_starts_from_the_first_ones() -> None:
     small = vae.VAEConfig(4, (16, 24), (1, 1), (24, 16, 12), (2, 1, 1), deterministic=True)
     source = vae.VAE(big)  # new blocks are the identity, so leaving one out changes nothing
     target = vae.VAE(small)
-    target.load_state_dict(vae.fewer_blocks(source.state_dict(), json.loads(json.dumps(big.__dict__)), small))
+    target.load_state_dict(fewer_blocks(source.state_dict(), big.decoder_blocks, small.decoder_blocks))
     z = seeded(2, 4, 8, 8)
     assert torch.allclose(source.decode(z), target.decode(z), atol=1e-5)
 

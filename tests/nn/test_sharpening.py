@@ -14,7 +14,7 @@ from torch import Tensor
 
 import evaluate
 import vae
-from conditional_ldm import load_unet
+from core.diffusion.unet import load_unet
 from core.imaging import spectrum
 from core.nn import layers
 from core.nn.checkpoint import load_component

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from conditional_ldm import PRESETS as UNETS
-from conditional_ldm import ConditionalUNet, release
+from conditional_ldm import release
 from core.diffusion.schedule import NoiseSchedule
+from core.diffusion.unet import ConditionalUNet
 from core.evaluation.attribute_classifier import Judge, JudgeConfig
 from core.nn.checkpoint import component_hash, save_component
 from core.text.captions import draw_caption

@@ -96,7 +96,7 @@ def test_a_run_of_no_steps_releases_nothing(home: Path, capsys: pytest.CaptureFi
 
 def test_what_changes_a_trained_model_must_be_told_which(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(home / BUNDLED)
-    commands = [(vae.main, ["--finish"]), (vae.main, ["--fit-preview"]),
+    commands = [(vae.main, ["--fit-preview"]),
                 (conditional_ldm.main, ["--distill", "guidance"]), (conditional_ldm.main, ["--distill", "consistency"]),
                 *((evaluate.main, [flag]) for flag in ("--fit-sharpness", "--fit-correction", "--build-nearest")),
                 (evaluate.main, ["--fit-emphasis", "--split", "val"])]
@@ -107,8 +107,6 @@ def test_what_changes_a_trained_model_must_be_told_which(home: Path, capsys: pyt
     save_component(BUNDLED, "preview", {}, {})
     with pytest.raises(ModelFolderError, match="trained preview"):
         vae.main(["--fit-preview", "--data", "archive/tiny", "--model", BUNDLED])
-    with pytest.raises(ModelFolderError, match="trained vae"):
-        vae.main(["--finish", "--preset", "tiny", "--data", "archive/tiny", "--model", BUNDLED])
     with pytest.raises(ModelFolderError, match="trained unet"):
         conditional_ldm.main(["--distill", "guidance", "--data", "archive/tiny", "--model", BUNDLED])
     for part, command in (("correction", "fit-correction"), ("nearest", "index-training-images"),

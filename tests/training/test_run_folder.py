@@ -134,10 +134,10 @@ def test_a_run_that_explodes_says_what_to_do(place: Workplace) -> None:
 
 CHILD = """
 import conditional_ldm, json, sys, train_clip, vae
-clip, unet, finish = json.loads(sys.argv[1])
+clip, unet, autoencoder = json.loads(sys.argv[1])
 train_clip.main(clip)
 conditional_ldm.main(unet)
-vae.main(finish)
+vae.main(autoencoder)
 """
 
 
@@ -146,7 +146,7 @@ def test_two_processes_learn_what_one_learns(place: Workplace) -> None:
     more = ["--steps", 20, "--stop-at", 3, "--stop-after", 1000, "--learning-rate", 1e-3]
     muon = {"clip": [], "unet": ["--optimizer", "muon"]}
     commands = {name: [*(place.train(kind, f"{kind}-{name}", *more, *muon[kind]) for kind in ("clip", "unet")),
-                       ["--finish", *place.train("vae", f"finish-{name}", *more, "--finish-channels", 4)[1:]]]
+                       place.train("vae", f"vae-{name}", *more, "--gan-start", 1, "--perceptual-weight", 0)]
                 for name in ("alone", "pair")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -168,7 +168,7 @@ def test_two_processes_learn_what_one_learns(place: Workplace) -> None:
         for child in children:
             child.kill()
             child.wait()
-    for kind, part, scale in (("unet", "model/", 1e-5), ("clip", "exp_avg", 1e-6), ("finish", "exp_avg", 1e-5)):
+    for kind, part, scale in (("unet", "model/", 1e-5), ("clip", "exp_avg", 1e-6), ("vae", "exp_avg", 1e-5)):
         # CLIP by its gradients: where they are nothing but rounding, Adam turns their sign into whole steps
         alone, pair = checkpoint(place.root / f"{kind}-alone", 3), checkpoint(place.root / f"{kind}-pair", 3)
         worst = {name: float((alone[name] - pair[name]).abs().max()) for name in alone if part in name}

@@ -47,14 +47,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return make_workplace(tmp_path_factory.mktemp("work"))
 
 
-def finish_command(words: list[str]) -> list[str]:
-    return ["--finish", *words[1:], "--finish-channels", "4"]
-
-
 def commands(place: Workplace, kind: str, name: str, *more: object) -> list[str]:
     """The words of every kind of training: `clip`, `vae`, `unet`, and what is trained on from them."""
-    if kind == "finish":
-        return finish_command(place.train("vae", name, *more))
     if kind == "decoder":
         return place.train("vae", name, "--decoder-only", "--perceptual-weight", 0, "--gan-start", 1, *more)
     words = place.train("unet" if kind == "distill" else kind, name, *more)
@@ -62,13 +56,13 @@ def commands(place: Workplace, kind: str, name: str, *more: object) -> list[str]
 
 
 def main_of(kind: str) -> Callable[[list[str]], int]:
-    return MAIN[{"finish": "vae", "decoder": "vae", "distill": "unet"}.get(kind, kind)]
+    return MAIN[{"decoder": "vae", "distill": "unet"}.get(kind, kind)]
 
 
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("kind", ["clip", "vae", "decoder", "finish", "unet", "distill"])
+@pytest.mark.parametrize("kind", ["clip", "vae", "decoder", "unet", "distill"])
 def test_a_signal_saves_and_the_same_command_continues(
     place: Workplace, kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,7 +194,7 @@ def test_other_data_is_refused_and_other_circumstances_are_named(
     assert "goes on with other circumstances (steps: 6, now 7, warmup_steps: 1, now 2)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["vae", "finish", "unet"])
+@pytest.mark.parametrize("kind", ["vae", "unet"])
 def test_every_component_says_what_it_learned_from(place: Workplace, kind: str) -> None:
     assert main_of(kind)(commands(place, kind, f"says-{kind}", "--steps", 9, "--stop-at", 1)) == 0
     settings = json.loads((place.root / f"says-{kind}" / "config.json").read_text())
@@ -208,7 +202,16 @@ def test_every_component_says_what_it_learned_from(place: Workplace, kind: str) 
     if kind == "unet":
         assert settings["circumstances"]["loss_weight"] == "min-snr"
     else:
-        assert len(settings["clip" if kind == "vae" else "vae"]) == 64  # what it was taught by
+        assert len(settings["clip"]) == 64  # what it was taught by
+
+
+def test_an_option_of_the_network_that_is_off_may_come_and_go(tmp_path: Path) -> None:
+    """A run that another version began goes on, as long as what only that one knows is off."""
+    network = {"channels": [8, 16], "finish_channels": 0}
+    RunFolder(tmp_path, {"network": network}, {}, 4, 0.5).save(1)
+    assert RunFolder(tmp_path, {"network": {"channels": [8, 16], "deterministic": False}}, {}, 4, 0.5).resume() == 1
+    with pytest.raises(CheckpointMismatch, match="other settings"):
+        RunFolder(tmp_path, {"network": {"channels": [8, 16], "deterministic": True}}, {}, 4, 0.5)
 
 
 def test_a_setting_that_is_gone_is_another_run(tmp_path: Path) -> None:
@@ -448,7 +451,7 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path: Path, monke
     assert ("sync", str(tmp_path / "checkpoints")) in events[at:]
 
 
-@pytest.mark.parametrize("kind", ["clip", "vae", "finish", "unet", "distill"])
+@pytest.mark.parametrize("kind", ["clip", "vae", "unet", "distill"])
 def test_every_component_goes_on_after_any_one_file_is_emptied(
     place: Workplace, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -564,7 +567,7 @@ def test_curves_have_dots_labels_and_validation(tmp_path: Path, monkeypatch: pyt
     assert all(given[0] for name, given, _ in drawn if name == "set_ylabel")
 
 
-@pytest.mark.parametrize(("kind", "key"), [("clip", "val_excess"), ("vae", "val_psnr_16"), ("finish", "val_psnr"),
+@pytest.mark.parametrize(("kind", "key"), [("clip", "val_excess"), ("vae", "val_psnr_16"),
                                            ("unet", "val_loss"), ("distill", "val_loss")])
 def test_every_component_has_a_validation_curve(place: Workplace, kind: str, key: str) -> None:
     words = commands(place, kind, f"curve-{kind}", "--steps", 4,

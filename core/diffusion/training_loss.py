@@ -1,0 +1,61 @@
+"""What does a denoiser learn from a picture and noise?
+
+The mean squared error of its prediction of v (or of the straight flow), weighted by noise level, as
+`core.diffusion.schedule` defines targets and weights. The network is a function (x, timestep, condition) -> prediction
+and nothing else is known of it; what is learned from another network is in `core.diffusion.distillation`.
+
+Source: v-prediction https://arxiv.org/abs/2202.00512 (section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from core.diffusion.conditioning import Condition, Model
+from core.diffusion.schedule import NoiseSchedule
+
+
+class TrainingBatch(Protocol):
+    """Clean latents z and noise [B, C, h, w], their timestep and the guidance scale [B], and what is asked."""
+
+    @property
+    def z(self) -> Tensor: ...
+    @property
+    def noise(self) -> Tensor: ...
+    @property
+    def timestep(self) -> Tensor: ...
+    @property
+    def condition(self) -> Condition: ...
+    @property
+    def scale(self) -> Tensor: ...
+
+
+# a batch -> the error [B] of the network for each picture, and the weight [B] that it counts with
+TrainingLoss = Callable[[Any], tuple[Tensor, Tensor]]
+
+
+def denoising_loss(network: Model, schedule: NoiseSchedule) -> TrainingLoss:
+    """Mean squared error [B] of the prediction at x = alpha z + sigma eps, and the schedule's weight of its level."""
+
+    def loss(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        x = schedule.add_noise(batch.z, batch.noise, batch.timestep)
+        target = schedule.target(batch.z, batch.noise, batch.timestep)
+        prediction = network(x, batch.timestep, batch.condition)
+        return (prediction - target).square().mean((1, 2, 3)), schedule.loss_weight(batch.timestep)
+
+    return loss
+
+
+@torch.inference_mode()
+def mean_loss(loss: TrainingLoss, batches: Sequence[TrainingBatch], accelerator: Any) -> float:
+    """The weighted mean over batches of held-out pictures: comparable between checkpoints."""
+    total, count = 0.0, 0
+    for batch in batches:
+        with accelerator.autocast():
+            error, weight = loss(batch)
+        total, count = total + float((error * weight).sum()), count + len(error)
+    return total / count
