@@ -32,7 +32,8 @@ from core.training import data_preparation
 from core.training.accelerator import make_accelerator
 from core.training.arrays import amount, new_array
 from core.training.curves import charts, plot_metrics, read_metrics
-from core.training.run_folder import CheckpointMismatch, RunFolder, keep_teacher, run_steps
+from core.training.run_folder import CheckpointMismatch, RunFolder, run_steps
+from core.training.teacher import keep_teacher
 from dataset import FaceStore, synthetic_store
 from tests.support.training import Workplace, checkpoint, differences, make_workplace
 
