@@ -22,7 +22,8 @@ from PIL import Image
 
 from core.engine import JobError
 from core.jobs.clock import seconds_each
-from core.jobs.store import Retention, StoreError
+from core.jobs.retention import Retention
+from core.jobs.storage_errors import StoreError
 from core.text.lexicon import ATTRIBUTES
 from tests.support.asking import LATENT, NO_JOB, latent_of, make_app, post, problem, run, service_of, tick, work
 from tests.support.drawing import LATENT_SHAPE, DrawingEngine

@@ -20,7 +20,9 @@ from typing import Any, Literal
 
 from core.disk import FULL, PERMISSION, READ_ONLY, UNREACHABLE
 from core.engine import JobError
-from core.jobs.store import Change, Event, Marks, Record, Store, StoredFile, StoreError
+from core.jobs.records import Change, Event, Marks, Record, StoredFile
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TRANSITIONS: dict[str, frozenset[str]] = {

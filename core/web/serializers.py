@@ -15,7 +15,7 @@ from typing import Any, cast
 from core.jobs.batching import image_url, latent_name, picture_name
 from core.jobs.clock import seconds_each
 from core.jobs.job import Job, Snapshot, State, Summary
-from core.jobs.store import Event
+from core.jobs.records import Event
 from core.web.responses import (
     FINDINGS,
     Failure,

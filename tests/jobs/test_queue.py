@@ -27,7 +27,10 @@ import core.jobs.queue
 from core.engine import JobError
 from core.jobs.job import TRANSITIONS, Job, superfluous
 from core.jobs.queue import DeletedJob, IdempotencyConflict, JobQueue, QueueClosed, QueueFull, UnknownJob, make_id
-from core.jobs.store import Retention, Store, StoredFile, StoreError
+from core.jobs.records import Event, StoredFile
+from core.jobs.retention import Retention
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 from tests.support.counting import Counting, picture, quick_folder
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -130,7 +133,7 @@ def test_three_hundred_jobs_leave_nothing_in_the_memory(
 ) -> None:
     def alive() -> list[object]:
         gc.collect()
-        return [thing for thing in gc.get_objects() if issubclass(type(thing), (Job, core.jobs.queue.Event))]
+        return [thing for thing in gc.get_objects() if issubclass(type(thing), (Job, Event))]
 
     monkeypatch.setattr(core.jobs.queue, "REMEMBERED_TURNS", 50)
     others = alive()  # what other tests hold; held here too, so that no new one gets the place of an old one

@@ -15,7 +15,9 @@ from flask.testing import FlaskClient
 from playwright.sync_api import Browser, Page, expect
 
 from core.jobs import queue as jobs_module
-from core.jobs.store import Marks, Retention, Store
+from core.jobs.records import Marks
+from core.jobs.retention import Retention
+from core.jobs.store import Store
 from tests.support.asking import make_app, post, problem, run, service_of, stream_of, work
 from tests.support.browsing import Site, chromium, visit, watched_page
 from tests.support.drawing import DrawingEngine

@@ -21,7 +21,7 @@ from core.imaging.image_io import archive, collage, thumbnail_webp
 from core.jobs.batching import image_url, picture_name
 from core.jobs.job import Job, Snapshot
 from core.jobs.queue import DeletedJob, JobQueue, NotFinished, PictureDeleted, UnknownJob, UnknownPicture
-from core.jobs.store import Event
+from core.jobs.records import Event
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.web.requests import AnimationQuery, ImageQuery, LatentQuery
