@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.engine import EngineInfo, usual_sampler
+from core.jobs.admission import QueueClosed, QueueFull
 from core.jobs.job import Job
-from core.jobs.queue import IdempotencyConflict, QueueClosed, QueueFull
+from core.jobs.queue import IdempotencyConflict
 from core.jobs.service import EngineService
 from core.text.prompt_balancing import balanced, open_facets
 from core.text.prompt_parser import read as read_prompt
