@@ -12,9 +12,9 @@ from flask import Flask, Response
 from core.jobs.service import EngineService
 from core.text import captions
 from core.text.prompt_balancing import open_facets
-from core.text.prompt_parser import can_say, spoken_attributes
 from core.text.prompt_parser import read as read_prompt
 from core.text.prompt_rewriting import unread_from, unread_in, unread_warning
+from core.text.word_status import can_say, spoken_attributes
 from core.web import requests, responses
 from core.web.errors import json_response, tagged
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
