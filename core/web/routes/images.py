@@ -23,6 +23,7 @@ from core.jobs.image_decisions import NotFinished, PictureDeleted, UnknownPictur
 from core.jobs.job import Job, Snapshot
 from core.jobs.queue import DeletedJob, JobQueue, UnknownJob
 from core.jobs.records import Event
+from core.web.aliases import both_names
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.web.requests import AnimationQuery, ImageQuery, LatentQuery
@@ -255,7 +256,7 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         files = {name: job.file(picture_name(event.data["index"])) for name, event in zip(names, finals, strict=True)}
         if not files or None in files.values():
             raise Problem(409, f"The job {now.state} before there was a picture.")
-        about = json.dumps(dict(job.parameters), indent=2).encode()
+        about = json.dumps(both_names(job.parameters), indent=2).encode()
         content = archive({name: data for name, data in files.items() if data is not None} | {"job.json": about})
         return file_response(content, "application/zip", "faces.zip", f"{job.id}-archive{without(job)}",
                              final=not job.marks.deleted)
