@@ -115,6 +115,7 @@ def _said(saying: Saying) -> tuple[str, ...]:
 def status_of_words(
     prompt: str, tokens: list[Token], units: list[Unit], useful: dict[int, str], vocabulary: Mapping[str, str]
 ) -> tuple[list[Word], list[str]]:
+    """Every word of a prompt with its status, and a sentence about each that is ignored or was never read."""
     words: list[Word] = []
     warnings: dict[str, None] = {}
     for at, unit in enumerate(units):
