@@ -35,12 +35,14 @@ from core.addresses import address_of, host_of, is_local
 from core.addresses import listener as listen
 from core.engine import Engine, EngineInfo
 from core.jobs.queue import JobQueue
+from core.jobs.retention import Retention
 from core.jobs.service import EngineService
-from core.jobs.store import Retention, Store, StoreError
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 from core.process import end_with_parent
 from core.quiet import keep_quiet
 from core.text import captions
-from core.web import openapi, requests, responses
+from core.web import openapi, options, requests, responses
 from core.web.api_docs import add_reference
 from core.web.errors import Problem, problem_response
 from core.web.monitoring import Telemetry, configure_logging
@@ -163,7 +165,7 @@ def create_app(
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
     add_prompts(app, service, words, own)
-    add_state(app, service, telemetry, lambda: requests.options(service.info, words, own))
+    add_state(app, service, telemetry, lambda: options.options(service.info, words, own))
     add_reference(app, lambda: document(service.info is not None))
     add_page(app, ROOT, api_key)
     if start:
@@ -189,7 +191,7 @@ def describe(app: Flask, info: EngineInfo | None, *, locked: bool) -> dict[str, 
         path_parameters=PATH_PARAMETERS, public=PUBLIC_ENDPOINTS, security=KEY_SCHEMES if locked else {},
     )
     if info is not None:
-        requests.name_choices(document["components"]["schemas"], info)
+        options.name_choices(document["components"]["schemas"], info)
     return document
 
 

@@ -8,8 +8,8 @@ It knows neither jobs nor HTTP, and never imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, get_args, get_type_hints
 
 import numpy as np
 
@@ -75,13 +75,17 @@ class Interpolation:
 class DrawRequest:
     """What to draw: `num_images` pictures of `prompt`, the i-th from `seed + i`.
 
+    A field that is added here and, under the same name, to `core.web.requests.TextToImage` is stored with jobs, told to
+    clients and written into PNGs; what becomes of it begins in `core/diffusion/run.py`.
+
     An empty prompt draws without a condition. `guidance_scale` 1 is off, 0 ignores the prompt, None is the model's own,
     as is `sampler` None. `latents` [num_images, C, h, w], whitened as in `Picture.latent`, replace the starting noise
     or, when `start` > 0, are the pictures to start from: that share of the steps is skipped and noise of the level
     reached there is added.
 
     `init_image` [H, W, 3] uint8 is a picture to change: the share 1 - `strength` of the steps is skipped, so 0 gives
-    what the VAE makes of it and 1 ignores it. With a `mask` [H, W] (True: draw this anew) the rest stays as it is.
+    what the VAE makes of it and 1 ignores it; None is `usual_strength`. With a `mask` [H, W] (True: draw this anew) the
+    rest stays as it is.
 
     `variation_strength` mixes another noise into that of `seed`: for picture i that of `variation_seed + i`.
     `interpolate_to` leads from the noise and the prompt of this request to others. In both cases all pictures have the
@@ -92,6 +96,10 @@ class DrawRequest:
     `attributes` are sliders: CelebA's names of attributes -> -2 (away from it) to 2 (towards it). `candidates` draws so
     many pictures, and the `num_images` that fit the prompt best are the result, the best first. `balance` goes round
     what the prompt leaves open (`core/text/prompt_balancing.py`): picture i is combination `seed + i`.
+
+    `guidance_interval` [low, high] are shares of the steps between which there is guidance (of the scale, a negative
+    prompt and sliders); before and after, the scale is 1, which is one pass of the network
+    (https://arxiv.org/abs/2404.07724). None is all of them.
     """
 
     prompt: str
@@ -104,15 +112,41 @@ class DrawRequest:
     latents: Any = None
     start: float = 0.0
     init_image: Any = None
-    strength: float = 1.0
+    strength: float | None = None
     mask: Any = None
     variation_strength: float = 0.0
     variation_seed: int = 0
     interpolate_to: Interpolation | None = None
     watermark: bool = True
-    attributes: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, float] | None = None
     candidates: int | None = None
     balance: bool = False
+    guidance_interval: tuple[float, float] | None = None
+
+    @property
+    def num_candidates(self) -> int:
+        """Images that are computed, of which `num_images` are the result."""
+        return self.num_images if self.candidates is None else self.candidates
+
+
+# how requests name a field of DrawRequest in HTTP, in stored jobs and in PNGs, where that is another name
+BODY_NAMES = {"num_images": "n_images", "num_inference_steps": "n_inf_steps", "latents": "latent",
+              "start": "start_timestep"}
+OF_NO_IMAGE = frozenset({"candidates", "balance", "watermark"})  # they do not decide what a single image shows
+
+
+def body_name(field: str) -> str:
+    """How requests name a field of `DrawRequest`."""
+    return BODY_NAMES.get(field, field)
+
+
+def field_types(of: type) -> dict[str, Any]:
+    """The fields of `DrawRequest` or `Interpolation`, as requests name them, with their types other than None."""
+    found = {}
+    for name, hint in get_type_hints(of).items():
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        found[body_name(name)] = kinds[0] if type(None) in get_args(hint) else hint
+    return found
 
 
 def usual_strength(masked: bool) -> float:

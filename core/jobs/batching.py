@@ -1,6 +1,6 @@
 """How do many jobs share one engine?
 
-`EngineBatch` is what the queue drives (`core.jobs.queue.Batch`): it turns a job's stored request into a run of the
+`EngineBatch` is what the queue drives (`core.jobs.worker.Batch`): it turns a job's stored request into a run of the
 engine, steps all running jobs together and reports pictures, previews and errors of each as events. It does not know
 threads, HTTP or what draws.
 """
@@ -14,14 +14,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from core.engine import MAX_IMAGES, DrawRequest, Engine, EngineInfo, Interpolation, JobError, Picture, Run
+from core.engine import (
+    MAX_IMAGES,
+    DrawRequest,
+    Engine,
+    EngineInfo,
+    Interpolation,
+    JobError,
+    Picture,
+    Run,
+    body_name,
+)
 from core.imaging.image_io import is_white, read_image
-from core.jobs.job import Job
+from core.jobs.job import Job, explained
 
 log = logging.getLogger(__name__)
 
@@ -48,36 +59,22 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
     if request["model_hash"] != info.model_hash:
         message = f"The job was accepted for another version of the model than {info.name} as it is loaded now."
         raise JobError("model_changed", message, "Send the request again.")
-    latent, num_images = request["latent"], request["n_images"]
+    latent = request["latent"]
     texts = [latent] * num_drawn(request) if isinstance(latent, str) else latent
     picture, mask, target = (request.get(name) for name in ("init_image", "mask", "interpolate_to"))
 
     def array(text: str) -> np.ndarray:
         return np.frombuffer(base64.b64decode(text), "<f4").reshape(info.latent_shape)
 
-    return DrawRequest(
-        prompt=request["prompt"],
-        num_images=num_images,
-        num_inference_steps=request["n_inf_steps"],
-        seed=request["seed"],
-        guidance_scale=request["guidance_scale"],
-        negative_prompt=request["negative_prompt"],
-        sampler=request["sampler"],
-        latents=texts and np.stack([array(text) for text in texts]),
-        start=request["start_timestep"],
-        init_image=picture and read_image(base64.b64decode(picture)),
-        strength=request.get("strength", 1.0),
-        mask=mask and is_white(read_image(base64.b64decode(mask))),
-        variation_strength=request.get("variation_strength", 0.0),
-        variation_seed=request.get("variation_seed", 0),
-        interpolate_to=target and Interpolation(
-            target["prompt"], target["seed"], target["latent"] and array(target["latent"]), target["weight"]
-        ),
-        watermark=request.get("watermark", False),  # jobs of older servers were accepted without
-        attributes=request.get("attributes") or {},
-        candidates=request.get("candidates"),
-        balance=request.get("balance", False),
-    )
+    found: dict[str, Any] = {"watermark": False}  # jobs of older servers were accepted without
+    found |= {field.name: request[body_name(field.name)] for field in fields(DrawRequest)
+              if body_name(field.name) in request}
+    return DrawRequest(**found | {
+        "latents": texts and np.stack([array(text) for text in texts]),
+        "init_image": picture and read_image(base64.b64decode(picture)),
+        "mask": mask and is_white(read_image(base64.b64decode(mask))),
+        "interpolate_to": target and Interpolation(**target | {"latent": target["latent"] and array(target["latent"])}),
+    })
 
 
 def num_drawn(request: Mapping[str, Any]) -> int:
@@ -99,13 +96,6 @@ def steps_of(request: Mapping[str, Any]) -> int:
     """Steps that are done for a request: those that a picture or a latent to begin with makes needless are not."""
     share = request.get("strength", 1.0) if request.get("init_image") else 1 - request["start_timestep"]
     return round(request["n_inf_steps"] * share)
-
-
-def as_job_error(raised: Exception, job: Job) -> JobError:
-    """What a client is told about an exception; one that does not explain itself goes into the log as well."""
-    if not isinstance(raised, JobError):
-        log.error("the engine failed", exc_info=raised, extra={"job_id": job.id})
-    return JobError.of(raised)
 
 
 class Watcher(Protocol):
@@ -152,7 +142,7 @@ class StepCosts:
 
 
 class EngineBatch:
-    """The running jobs of one engine (`core.jobs.queue.Batch`).
+    """The running jobs of one engine (`core.jobs.worker.Batch`).
 
     At most `max_images` images run, of which at most `max_batch` take part in one step (a job is never divided). When
     not all can, those go whose last step is longest ago: every job steps equally often, so a short one never waits
@@ -220,14 +210,14 @@ class EngineBatch:
                 self.costs.stepped(rows, seconds)
                 self._watcher.stepped(seconds)
         except Exception as raised:  # a fault of the engine ends the jobs of this step, and no others
-            broken = as_job_error(raised, chosen[0][0])
+            broken = explained(raised, "the engine failed", chosen[0][0])
         for job, run in chosen:
             error = broken
             try:
                 if error is None and not self._report(job, run):
                     continue
             except Exception as raised:
-                error = as_job_error(raised, job)
+                error = explained(raised, "the engine failed", job)
             self.drop(job)
             self._watcher.ended(error is None)
             yield job, error

@@ -73,7 +73,8 @@ def test_what_is_to_be_done_first_is_told(engine: SlowEngine) -> None:
 def test_before_the_model_is_loaded_nothing_is_known() -> None:
     app = make_app(DrawingEngine())
     service_of(app).batch = None
-    assert app.test_client().get("/speed").get_json() == {"step_costs": [], "seconds_per_picture": 0.0, "ahead": []}
+    assert app.test_client().get("/speed").get_json() == {
+        "step_costs": [], "seconds_per_picture": 0.0, "seconds_per_image": 0.0, "ahead": []}
 
 
 @pytest.mark.parametrize(("request_", "rows"), [

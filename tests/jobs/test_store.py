@@ -8,46 +8,18 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import core.jobs.store
-from core.jobs.store import DATABASE, Change, Event, Record, Retention, Store, StoredFile, StoreError
-from tests.support.counting import quick_folder
+from core.jobs.records import Change, Event, StoredFile
+from core.jobs.storage_errors import DATABASE, StoreError
+from core.jobs.store import Store
+from tests.support.storing import add, finish
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with quick_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def store(folder: Path) -> Iterator[Store]:
-    store = Store(folder / "data")
-    yield store
-    store.close()
-
-
-def add(store: Store, name: str = "a face", request: dict[str, Any] | None = None, **facts: Any) -> Record:
-    """A new job, with its first event."""
-    number = store.next_number()
-    record = Record(**{"number": number, "id": f"a-face-{number:032x}", "client": "me", "name": name, "parameters": {},
-                       "warnings": (), "created_at": float(number), **facts})
-    store.add(record, request or {}, [Change(number, {}, [Event(1, "status", 0.0, {})])])
-    return record
-
-
-def finish(store: Store, record: Record, at: float | None = None, content: bytes = b"") -> None:
-    """End a job, with one picture."""
-    store.write_files(record.id, {"0.png": content}, durable=True)
-    columns = {"state": "succeeded", "finished_at": float(record.number) if at is None else at}
-    store.save([Change(record.number, columns, files=[StoredFile("0.png", len(content))])], durable=True)
 
 
 def crash(store: Store, to: Path) -> Path:
@@ -147,37 +119,9 @@ def test_pages_are_newest_first_and_filtered(store: Store) -> None:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_final_files_are_synced_before_they_are_renamed_and_previews_are_not(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record, did = add(store), []
-    sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (did.append("sync"), sync(descriptor)))
-    monkeypatch.setattr(os, "replace", lambda one, to: (did.append(f"{Path(one).name} -> {Path(to).name}"),
-                                                       replace(one, to)))
-    store.write_files(record.id, {"0-1.png": b"preview"}, durable=False)
-    folders = ["sync"] if os.name == "posix" else []  # a new name is safe when its folder is
-    assert did == [*folders, "0-1.png.tmp -> 0-1.png"]  # the job's folder is new
-    did.clear()
-    store.write_files(record.id, {"0.png": b"picture"}, durable=True)
-    assert did == ["sync", "0.png.tmp -> 0.png", *folders]
-    files = store.folder / "jobs" / record.id[-32:]
-    assert sorted(path.name for path in files.iterdir()) == ["0-1.png", "0.png"]
-    assert store.read_file(record.id, "0.png") == b"picture"
-    assert store.read_file(record.id, "1.png") is None
-    store.remove_files(record.id, ["0.png", "1.png"])
-    assert store.read_file(record.id, "0.png") is None
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "../0.png", "a/b", "a\\b", ".hidden", "0.png\n", "\x00", "x" * 101])
-def test_a_file_stays_in_its_folder(store: Store, name: str) -> None:
-    with pytest.raises(ValueError, match="not a name"):
-        store.write_files(add(store).id, {name: b""}, durable=False)
-
-
 def test_accepting_and_ending_are_fsynced_and_progress_is_not(store: Store) -> None:
     said: list[str] = []
-    store._db.set_trace_callback(said.append)
+    store._database.connection.set_trace_callback(said.append)
     record = add(store)
     finish(store, record)
     store.delete(record)
@@ -188,7 +132,7 @@ def test_accepting_and_ending_are_fsynced_and_progress_is_not(store: Store) -> N
     assert not [line for line in said if line.startswith("PRAGMA")]
     with pytest.raises(StoreError):  # a refused one leaves no trace for the next
         store.save([Change(record.number, {}, [Event(2, "progress", 0.0, {})])], durable=True)
-    assert store._read("PRAGMA synchronous") == [(1,)] and not store._db.in_transaction
+    assert store._read("PRAGMA synchronous") == [(1,)] and not store._database.connection.in_transaction
 
 
 def test_what_a_crash_left_behind_is_swept_at_the_next_start(store: Store, folder: Path) -> None:
@@ -245,84 +189,13 @@ def test_the_memory_of_deleted_ids_is_bounded(store: Store, monkeypatch: pytest.
     assert [store.was_deleted(record.id) for record in records] == [False, False, True, True]
 
 
-KIB = bytes(1024)
-
-
-@pytest.mark.parametrize(("keep", "left"), [
-    (Retention(max_jobs=2), [3, 4, 5]),
-    (Retention(max_jobs=1), [3, 5]),
-    (Retention(max_bytes=3 * 1024), [3, 4, 5]),  # each is a kilobyte and a little
-    (Retention(max_bytes=0), [3, 5]),  # the newest stays
-    (Retention(max_age_s=6.0), [2, 3, 4, 5]),
-    (Retention(max_age_s=0.5), [3]),  # too old is too old
-    (Retention(max_age_s=6.0, max_jobs=1), [3, 5]),
-    (Retention(), [0, 1, 2, 3, 4, 5]),
-])
-def test_the_oldest_finished_go_first_and_waiting_ones_never(store: Store, keep: Retention, left: list[int]) -> None:
-    records = [add(store) for _ in range(6)]
-    for number, at in ((1, 1.0), (0, 2.0), (2, 5.0), (4, 6.0), (5, 9.0)):  # not in their order; 3 waits
-        finish(store, records[number], at, KIB)
-    gone = store.prune(keep, now=10.0)
-    assert gone == [records[i].id for i in (0, 1, 2, 4, 5) if i not in left]
-    assert [store.find(record.id) is not None for record in records] == [i in left for i in range(6)]
-    assert all(store.was_deleted(job_id) for job_id in gone)
-    assert len(list((store.folder / "jobs").iterdir())) == len([i for i in left if i != 3])
-    assert store.prune(keep, now=10.0) == []
-
-
-DAY = 86400.0
-AHEAD, UNSET = 2**32.0, 0.0  # a clock in 2106, and one of a machine without a battery
-
-
-@pytest.mark.parametrize(("keep", "ends", "left"), [
-    # the clock was ahead when 0 and 1 ended, and is right again: new pictures stay, old ones go
-    (Retention(max_jobs=2), [AHEAD, AHEAD + 1, 100.0, 101.0, 102.0], [3, 4]),
-    (Retention(max_bytes=2500), [AHEAD, AHEAD + 1, 100.0, 101.0, 102.0], [3, 4]),
-    # it was unset when the newest ended
-    (Retention(max_jobs=2), [100.0, 101.0, 102.0, UNSET, UNSET + 1], [3, 4]),
-    (Retention(max_age_s=10.0), [100.0, 101.0, 102.0, UNSET, UNSET + 1], [0, 1, 2, 3, 4]),
-    # what ended in the future is as old as what came after it
-    (Retention(max_age_s=10.0), [AHEAD, 50.0, 60.0, 101.0, 102.0], [3, 4]),
-    (Retention(max_age_s=10.0), [50.0, AHEAD, 100.0, 101.0, 102.0], [1, 2, 3, 4]),
-])
-def test_a_clock_that_was_wrong_removes_no_newer_job(store: Store, keep: Retention, ends: list[float], left: list[int]
-                                                     ) -> None:
-    records = [add(store) for _ in ends]
-    for record, at in zip(records, ends, strict=True):
-        finish(store, record, at, KIB)
-    store.prune(keep, now=103.0)
-    assert [i for i, record in enumerate(records) if store.find(record.id)] == left
-
-
-def test_jobs_that_are_known_to_have_ended_last_are_the_newest_whatever_their_numbers(store: Store) -> None:
-    records = [add(store) for _ in range(3)]
-    for record in records:
-        finish(store, record, content=KIB)
-    assert store.prune(Retention(max_jobs=1), 9.0, order=[records[0].number]) == [record.id for record in records[1:]]
-    assert store.find(records[0].id) is not None
-
-
-def test_a_job_known_to_be_young_stays_whatever_the_clock_says(store: Store) -> None:
-    records = [add(store) for _ in range(3)]
-    for record in records:
-        finish(store, record, UNSET)
-    gone = store.prune(Retention(max_age_s=DAY), 400 * DAY, young={records[1].number})
-    assert gone == [records[0].id]  # the last one ended after it, so it is no older
-
-
 def test_the_size_of_a_job_counts_all_that_removing_it_frees(store: Store) -> None:
     record = add(store, request={"latents": "A" * 5000})
     event, file = Event(2, "preview", 0.0, {"x": "y" * 3000}), StoredFile("0-1.png", 700, 1)
     store.save([Change(record.number, {}, [event], [file])])
-    finish(store, record, content=KIB)
+    finish(store, record, content=bytes(1024))
     ((size,),) = store._read("SELECT size FROM jobs")
     assert 5000 + 3000 + 700 + 1024 < size < 10_200
-
-
-@pytest.mark.parametrize("wrong", [{"max_jobs": 0}, {"max_bytes": -1}, {"max_age_s": 0.0}, {"max_age_s": float("nan")}])
-def test_a_retention_that_cannot_be_kept_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Retention(**wrong)
 
 
 # ---- crashes and damage ----------------------------------------------------------------------------------------------
@@ -404,11 +277,11 @@ def test_a_folder_that_cannot_be_one_is_one_sentence(folder: Path) -> None:
 
 def test_a_full_disk_is_a_sentence_and_the_next_commit_works(store: Store) -> None:
     record = add(store)
-    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
-    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = store._database.connection.execute("PRAGMA page_count").fetchone()
+    store._database.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="cannot be written: database or disk is full"):
         store.save([Change(record.number, {}, [Event(2, "progress", 0.0, {"x": "y" * 10**6})])])
-    store._db.execute(f"PRAGMA max_page_count = {2**30}")
+    store._database.connection.execute(f"PRAGMA max_page_count = {2**30}")
     store.save([Change(record.number, {}, [Event(2, "progress", 0.0, {})])])
     assert len(store.events(record.number)) == 2
 
@@ -417,7 +290,8 @@ SECOND = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from core.jobs.store import Store, StoreError
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 try:
     Store(Path(sys.argv[2]), patience_s=0.1)
     print("opened")

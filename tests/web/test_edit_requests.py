@@ -21,7 +21,8 @@ from core.imaging.animation import MAX_FRAMES, animation, frames
 from core.imaging.file_sanitizer import PictureError
 from core.imaging.image_io import as_text, read_image
 from core.imaging.png_metadata import encode_png, read_request
-from core.web.requests import MAX_DRAW_BODY_BYTES, MAX_MASK_BYTES
+from core.web.requests import MAX_DRAW_BODY_BYTES
+from core.web.values import MAX_MASK_BYTES
 from generator import FaceGenerator
 from tests.support.asking import LATENT, CheckedClient, post, problem, run, service_of, stream_of, tick, work
 from tests.support.drawing import LATENT_SHAPE, DrawingEngine
@@ -205,6 +206,17 @@ def test_a_variation_seed_is_drawn_and_told(app: Flask, engine: DrawingEngine, c
     assert (engine.begun[0].variation_strength, engine.begun[0].variation_seed) == (0.3, accepted["variation_seed"])
     job = client.get("/jobs/?limit=2").get_json()["jobs"][1]
     assert [image["seed"] for image in job["images"]] == [5, 5]  # what tells them apart is the variation
+
+
+def test_a_guidance_interval_is_told_kept_and_reaches_the_engine(
+    app: Flask, engine: DrawingEngine, client: FlaskClient
+) -> None:
+    job_id = run(app, n_images=1, seed=5, guidance_interval=[0, 0.6])
+    assert engine.begun[0].guidance_interval == [0, 0.6]
+    assert client.get(f"/jobs/{job_id}/").get_json()["parameters"]["guidance_interval"] == [0, 0.6]
+    assert "guidance_interval" not in post(client, seed=5)["parameters"]
+    work(app)
+    assert engine.begun[1].guidance_interval is None
 
 
 def test_an_interpolation_reaches_the_engine(app: Flask, engine: DrawingEngine, client: FlaskClient) -> None:
