@@ -98,10 +98,13 @@ def test_axe_finds_nothing_in_any_state(
         expect(page.locator("#days .tile").first).to_be_visible()
         look("gallery")
         page.get_by_role("button", name="Compare").click()
-        for n in (0, 1):
-            page.locator("#days .tile:not(.unfinished) .tile-open").nth(n).click()
-            look("choosing") if n == 0 else look("compare")
+        page.locator("#days .tile:not(.unfinished) .tile-open").nth(0).click()
+        look("choosing")
+        page.locator("#days .tile:not(.unfinished) .tile-open").nth(1).click()
+        expect(page.get_by_role("dialog", name="Compare")).to_be_visible()  # its code comes on demand
+        look("compare")
         page.keyboard.press("Escape")
+        expect(page.locator("dialog[open]")).to_have_count(0)
         page.get_by_label("Search the prompts").fill("nobody")
         expect(page.locator("#gallery-empty")).to_be_visible()
         look("nothing found")

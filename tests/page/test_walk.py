@@ -37,7 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("page")
     model = bundled_model() or build_tiny_model(folder / "tiny")
     port = free_port("127.0.0.1", 5301)
-    with Server(folder / "data", "--port", str(port), "--model", str(model), "--device", "cpu") as server:
+    flags = ("--port", str(port), "--model", str(model), "--device", "cpu")
+    with Server(folder / "data", *flags, patience_s=LONG_MS / 1000) as server:
         yield server
 
 
