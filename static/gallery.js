@@ -246,6 +246,7 @@ export function startGallery(given) {
   bus.on("favourites", update);
   bus.on("viewed", update);
   bus.on("hidden", ({ job, hidden }) => {
+    refreshes += 1; // an answer under way does not know of it
     for (const item of tilesFor(job.id)) if (!job.key || item.dataset.key === job.key) item.hidden = hidden;
     hideEmptyDays();
     showRecent();

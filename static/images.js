@@ -224,10 +224,11 @@ const offerUndo = (what, undo, gone) => toast(`${what}.`, {
 export function deleteImages(list, what = "Image deleted") {
   const each = async (hidden, method, more = "") => {
     const veil = (on) => list.forEach(({ key, job }) => hide(key, { ...job, key }, on));
-    veil(hidden);
+    veil(true); // until the server has brought them back, or could not take them
     try {
       await Promise.all(list.map(({ job, index }) => (
         ask(`${jobPath(job.id)}images/${index}${more}`, undefined, { method }))));
+      veil(hidden);
       return true;
     } catch (error) {
       veil(!hidden);
