@@ -23,7 +23,7 @@ let loading = null; // the request under way
 let round = 0; // answers to older questions are dropped
 let jobs = []; // in the order shown
 let shown = false;
-let refreshes = 0;
+let refreshes = 0; // only the newest is heeded
 let actions = null; // see actions.js
 
 /** The jobs of an answer, as the page knows jobs. */
