@@ -1,20 +1,22 @@
-// What is to happen beside drawing words? A picture to start from, features, variations, a blend: what is set, and its panels.
-// The panels are loaded when somebody opens one; what they have set is always in sight, and goes with one press.
+// What is to happen beside the words? An image to start from, features, variations, a blend; and their panels.
 
-import { dataUrl } from "./pictures.js";
-import { $, bus, h, icon, keep, loadStyle, percent, recall } from "./ui.js";
+import { dataUrl } from "./images.js";
+import { $, bus, h, icon, keep, loadModule, percent, recall } from "./ui.js";
 
-/** Panels: name, what it is called, its icon, the fields that it sets; a server without any of these has no such panel. */
-const PANELS = [["photo", "Picture", "image", ["init_image", "mask", "strength", "latent", "start_timestep"]],
+/** Panels: name, label, icon, the fields that it sets. */
+const PANELS = [["photo", "Image", "image", ["init_image", "mask", "strength", "latent", "start_timestep"]],
   ["sliders", "Features", "settings", ["attributes"]],
   ["vary", "Vary", "grid", ["variation_strength", "variation_seed", "candidates", "balance"]],
   ["blend", "Blend", "blend", ["interpolate_to"]]];
 const FIELDS = PANELS.flatMap(([, , , fields]) => fields);
-const PICTURE = ["init_image", "mask", "strength"];
+const FROM_IMAGE = ["init_image", "mask", "strength"];
 /** What the server refuses beside a field. */
-export const RIVALS = { init_image: ["latent", "start_timestep", "interpolate_to"], start_timestep: [...PICTURE, "interpolate_to"],
-  latent: PICTURE, interpolate_to: [...PICTURE, "start_timestep", "variation_strength", "variation_seed", "candidates"],
-  variation_strength: ["interpolate_to"], candidates: ["interpolate_to"] };
+export const RIVALS = {
+  init_image: ["latent", "start_timestep", "interpolate_to"], start_timestep: [...FROM_IMAGE, "interpolate_to"],
+  latent: FROM_IMAGE,
+  interpolate_to: [...FROM_IMAGE, "start_timestep", "variation_strength", "variation_seed", "candidates"],
+  variation_strength: ["interpolate_to"], candidates: ["interpolate_to"],
+};
 
 let edits = {}; // fields of the request, only those that are set
 let options = {};
@@ -23,17 +25,17 @@ let open = null;
 export const readEdits = () => ({ ...edits });
 /** Does this server take a field? */
 export const canDo = (field) => field in (options.fields ?? {}) && !(field in (options.unavailable ?? {}));
-const isSet = (value) => value != null && value !== false && value !== 0 && !(typeof value === "object" && !Object.keys(value).length);
+const isSet = (value) => Boolean(value) && (typeof value !== "object" || Object.keys(value).length > 0);
 
 function changed() {
   keep("edits", edits);
-  drawEdits();
+  showEdits();
   bus.emit("edits", edits);
 }
 
 /** Set fields of the request, null takes one out; what cannot go together with them goes. */
 export function setEdits(changes) {
-  if (isSet(changes.interpolate_to) && edits.start_timestep) delete edits.latent; // a picture, and no noise
+  if (isSet(changes.interpolate_to) && edits.start_timestep) delete edits.latent; // an image, and no noise
   for (const [name, value] of Object.entries(changes)) {
     if (isSet(value)) for (const rival of RIVALS[name] ?? []) delete edits[rival];
     if (isSet(value) || (name === "strength" && value === 0)) edits[name] = value;
@@ -53,33 +55,40 @@ export function replaceEdits(request) {
 
 export const signed = (value) => `${value > 0 ? "+" : "−"}${Math.abs(value)}`;
 
-/** What is set in a request or in a job's parameters, in words: [text, fields to take out, picture]. */
+/** What is set in a request or in a job's parameters, in words: [text, fields to take out, image]. */
 export function editsInWords(edits) {
-  const { init_image: picture, attributes, interpolate_to: to } = edits;
+  const { init_image: image, attributes, interpolate_to: to } = edits;
   const said = [];
-  if (picture || edits.has_init_image) said.push([`Picture, ${percent(edits.strength ?? (edits.mask ? 1 : 0.6))} redrawn`, { init_image: null }, picture]);
+  if (image || edits.has_init_image) {
+    const share = percent(edits.strength ?? (edits.mask ? 1 : 0.6));
+    said.push([`Image, ${share} changed`, { init_image: null }, image]);
+  }
   if (edits.mask || edits.has_mask) said.push(["Painted part alone", { mask: null, strength: null }]);
   if (edits.start_timestep) said.push([`From ${percent(edits.start_timestep)} of the way`, { latent: null }]);
-  else if (edits.latent || edits.num_latents) said.push(["From the noise of a picture", { latent: null }]);
+  else if (edits.latent || edits.num_latents) said.push(["From the noise of an image", { latent: null }]);
   for (const [name, value] of Object.entries(attributes ?? {})) {
     const { [name]: gone, ...others } = attributes;
     const label = options.attributes?.find((one) => one.name === name)?.label ?? name;
     said.push([`${label} ${signed(value)}`, { attributes: others }]);
   }
-  if (edits.variation_strength) said.push([`Varied by ${percent(edits.variation_strength)}`, { variation_strength: null }]);
+  const { variation_strength: varied } = edits;
+  if (varied) said.push([`Varied by ${percent(varied)}`, { variation_strength: null }]);
   if (edits.candidates) said.push([`Best of ${edits.candidates}`, { candidates: null }]);
   if (edits.balance) said.push(["Balanced", { balance: null }]);
-  if (to) said.push([`Blend to ${to.prompt ? `“${to.prompt}”` : to.latent || to.has_latent ? "a picture" : `seed ${to.seed}`}`, { interpolate_to: null }]);
+  if (to) {
+    const goal = to.prompt ? `“${to.prompt}”` : to.latent || to.has_latent ? "an image" : `seed ${to.seed}`;
+    said.push([`Blend to ${goal}`, { interpolate_to: null }]);
+  }
   return said;
 }
 
-function drawEdits() {
-  $("edits").replaceChildren(...editsInWords(edits).map(([text, without, picture]) => h("button", {
-    class: "chip", "aria-label": `${text}: take out`, title: "Take out", click: () => {
+function showEdits() {
+  $("edits").replaceChildren(...editsInWords(edits).map(([text, without, image]) => h("button.chip", {
+    "aria-label": `${text}: take out`, title: "Take out", click: () => {
       setEdits(without);
       ($("edits").querySelector("button") ?? $("tools").querySelector("button")).focus();
     },
-  }, picture && h("img", { src: dataUrl(picture), alt: "", width: 20, height: 20 }), text, icon("close"))));
+  }, image && h("img", { src: dataUrl(image), alt: "", width: 20, height: 20 }), text, icon("close"))));
   for (const [name, , , fields] of PANELS) {
     const button = $(`tool-${name}`);
     if (button) button.dataset.set = fields.some((field) => field in edits) ? "yes" : "";
@@ -89,14 +98,15 @@ function drawEdits() {
 /** Open one panel, or close the one that is open. */
 export async function openPanel(name, focus = false) {
   open = name;
-  for (const [other] of PANELS) $(`tool-${other}`)?.setAttribute("aria-expanded", String(other === name));
+  for (const [other] of PANELS) if ($(`tool-${other}`)) $(`tool-${other}`).ariaExpanded = other === name;
   for (const box of $("tool-box").children) box.hidden = box.id !== `panel-${name}`;
   if (!name) return;
   let box = $(`panel-${name}`);
   if (!box) {
-    box = h("div", { class: "tool-panel", id: `panel-${name}`, role: "group", "aria-label": PANELS.find(([one]) => one === name)[1] });
+    const [, label] = PANELS.find(([one]) => one === name);
+    box = h("div.tool-panel", { id: `panel-${name}`, role: "group", "aria-label": label });
     $("tool-box").append(box);
-    const [{ build }] = await Promise.all([import(`./${name}.js`), loadStyle("editing.css")]);
+    const { build } = await loadModule(name, "editing.css");
     build(box, options);
   }
   if (focus || box.getBoundingClientRect().bottom > innerHeight - 100) box.scrollIntoView({ block: "nearest" });
@@ -109,7 +119,7 @@ export const openedPanel = () => open;
 export function showEditError(field, message) {
   const panel = PANELS.find(([, , , fields]) => fields.includes(field));
   if (!panel) return false;
-  $("edits").append(h("p", { class: "field-error", role: "alert", text: `${panel[1]}: ${message}` }));
+  $("edits").append(h("p.field-error", { role: "alert", text: `${panel[1]}: ${message}` }));
   openPanel(panel[0]);
   return true;
 }
@@ -120,8 +130,9 @@ export function startEdits(given) {
   const known = PANELS.filter(([, , , fields]) => fields.some(canDo));
   $("tools-field").hidden = !known.length;
   if ($("tools").childElementCount) return;
-  $("tools").replaceChildren(...known.map(([name, label, image]) => h("button", {
-    class: "tool", id: `tool-${name}`, "aria-expanded": "false", "aria-controls": "tool-box", click: () => openPanel(open === name ? null : name),
+  $("tools").replaceChildren(...known.map(([name, label, image]) => h("button.tool", {
+    id: `tool-${name}`, "aria-expanded": "false", "aria-controls": "tool-box",
+    click: () => openPanel(open === name ? null : name),
   }, icon(image), label)));
   replaceEdits(recall("edits", {}));
 }

@@ -1,17 +1,19 @@
-// What was drawn before? All jobs of the server, the newest first, page by page; search, favourites, what did not succeed.
+// What was generated before? All jobs of the server, the newest first, page by page; searched, filtered.
 
-import { isFavourite, isLeaving, isPicking, learn, picturesOf, startPicking, stopPicking, tile, wordsOf } from "./pictures.js";
+import {
+  imagesOf, isFavourite, isLeaving, isPicking, learn, startPicking, stopPicking, tile, wordsOf,
+} from "./images.js";
 import { shownJobs } from "./jobs.js";
 import { ask } from "./server.js";
-import { $, arrowKeys, bus, dayOf, dialogIsOpen, h, icon, plural, segments } from "./ui.js";
+import { $, arrowKeys, bus, dayOf, dialogIsOpen, h, icon, on, plural, segments, setText } from "./ui.js";
 
 const PAGE = 24;
 const RECENT_ROWS = 3;
 const WAIT_MS = 250;
 const FILTERS = [["All", "all"], ["Favourites", "favourites"], ["Unfinished", "unfinished"]];
-const LOOK_MS = 4000; // what others draw appears in an open gallery after so long
+const REFRESH_MS = 4000; // what others generate or delete is seen in an open gallery after so long
 const UNFINISHED = "queued,running,failed,cancelled";
-const SAID = { queued: "Waiting", running: "Being drawn", failed: "Failed", cancelled: "Cancelled" };
+const STATES = { queued: "Waiting", running: "Running", failed: "Failed", cancelled: "Cancelled" };
 
 let filter = "all";
 let query = "";
@@ -21,13 +23,16 @@ let loading = null; // the request under way
 let round = 0; // answers to older questions are dropped
 let jobs = []; // in the order shown
 let shown = false;
-let actions = null; // {open(picture, list), show(job)}
+let refreshes = 0; // only the newest is heeded
+let actions = null; // see actions.js
 
-/** A job of the list, as the page knows jobs. */
-const listed = (body) => learn({ ...body, id: body.job_id });
+/** The jobs of an answer, as the page knows jobs. */
+const listed = ({ jobs: found, asked }) => found.map((body) => learn({ ...body, id: body.job_id }, asked));
 
-/** All pictures now in the gallery, in their order. */
-const galleryPictures = () => jobs.filter((job) => job.status === "succeeded" && !isLeaving(job.id)).flatMap(picturesOf).filter(fits);
+/** All images now in the gallery, in their order. */
+const galleryImages = () => succeeded(jobs).flatMap(imagesOf).filter(fits);
+
+const succeeded = (list) => list.filter((job) => job.status === "succeeded" && !isLeaving(job.id));
 
 const fits = (one) => filter !== "favourites" || isFavourite(one);
 
@@ -42,7 +47,7 @@ async function fetchPage(number) {
   if (number !== round) return;
   cursor = answer.next ?? null;
   ended = !cursor;
-  for (const job of answer.jobs.map(listed)) {
+  for (const job of listed(answer)) {
     if (jobs.some((other) => other.id === job.id)) continue;
     jobs.push(job);
     place(job, tilesOf(job));
@@ -57,8 +62,9 @@ function more() {
   loading = fetchPage(number).catch((error) => {
     if (number !== round) return;
     ended = true;
-    $("gallery-end").replaceChildren(h("p", { text: `Older pictures could not be loaded: ${error.message}` }),
-      h("button", { class: "soft", text: "Try again", click: () => { ended = false; $("gallery-end").replaceChildren(); more(); } }));
+    $("gallery-end").replaceChildren(h("p", { text: `Older images could not be loaded: ${error.message}` }),
+      h("button.soft", {
+        text: "Try again", click: () => { ended = false; $("gallery-end").replaceChildren(); more(); } }));
   }).finally(() => {
     if (number !== round) return;
     loading = null;
@@ -70,36 +76,57 @@ function more() {
 
 /** After a page: say what is there, and go on while its end is still in sight. */
 function settle() {
-  const said = filter === "favourites" ? 0 : jobs.filter((job) => job.status !== "succeeded" && !isLeaving(job.id)).length;
-  const seen = galleryPictures().length;
-  const count = filter === "unfinished" ? plural(said, "job")
-    : [(seen || !said) && plural(seen, "picture"), said && `${said} unfinished`].filter(Boolean).join(", ");
-  $("gallery-status").textContent = `${count}${ended ? "" : " so far"}${query ? ` for “${query}”` : ""}`;
+  const others = filter === "favourites" ? 0 : jobs.filter((job) => !isLeaving(job.id)).length - succeeded(jobs).length;
+  const images = galleryImages().length;
+  const count = filter === "unfinished" ? plural(others, "job")
+    : [(images || !others) && plural(images, "image"), others && `${others} unfinished`].filter(Boolean).join(", ");
+  setText("gallery-status", `${count}${ended ? "" : " so far"}${query ? ` for “${query}”` : ""}`);
   showEmpty(!$("days").querySelector(".tile:not([hidden])") && ended);
   if (!ended && shown && $("gallery-end").getBoundingClientRect().top < innerHeight + 600) more();
 }
 
-/** What came or ended since, here or in another browser: the newest jobs are looked at again while somebody looks on. */
-async function freshen() {
+/** What came, ended or went since, here or in another browser: the newest jobs are asked for again while it is open. */
+async function refresh() {
   if (!shown || document.hidden || loading || filter === "favourites" || dialogIsOpen()) return;
-  const number = round;
+  const [number, turn] = [round, ++refreshes];
   const answer = await find().catch(() => null); // the banner says why
-  if (!answer || number !== round || loading) return;
-  const newest = answer.jobs.map(listed);
-  const before = new Map(jobs.map((job) => [job.id, job]));
-  const changed = newest.filter((job) => before.get(job.id)?.status !== job.status);
-  if (!changed.length) return;
-  if (answer.next && !newest.some((job) => before.has(job.id))) { // more came than one page holds
+  if (!answer || number !== round || turn !== refreshes || loading) return;
+  const known = new Map(jobs.map((job) => [job.id, job]));
+  const newest = listed(answer);
+  if (answer.next && !newest.some((job) => known.has(job.id))) { // more came than one page holds
     reload();
     return;
   }
-  jobs = [...newest, ...jobs.filter((job) => !newest.some((other) => other.id === job.id))];
+  const since = answer.next ? newest.at(-1).created_at : "";
+  forget(jobs.filter((job) => job.created_at > since && !newest.some((other) => other.id === job.id)));
+  const latest = jobs[0]?.created_at ?? "";
+  const changed = newest.filter((job) => (
+    known.has(job.id) ? summary(job) !== summary(known.get(job.id)) : job.created_at >= latest));
+  const came = changed.filter((job) => !known.has(job.id));
+  jobs = [...came, ...jobs.map((job) => changed.find((other) => other.id === job.id) ?? job)];
   for (const job of changed.reverse()) {
-    const told = [...$("days").querySelectorAll(".told")].find((item) => item.dataset.job === job.id);
-    if (told) told.replaceWith(...tilesOf(job));
+    const [first, ...others] = tilesFor(job.id);
+    for (const item of others) item.remove();
+    if (first) first.replaceWith(...tilesOf(job));
     else place(job, tilesOf(job), true);
   }
+  hideEmptyDays();
   settle();
+}
+
+const summary = (job) => [job.status, ...imagesOf(job).map((one) => one.index)].join();
+
+const tilesFor = (id) => [...$("days").querySelectorAll(".tile")].filter((item) => item.dataset.job === id);
+
+/** Take jobs that were deleted out of what is shown. */
+function forget(gone) {
+  const stays = (job) => !gone.some((other) => other.id === job.id);
+  [jobs, recent] = [jobs.filter(stays), recent.filter(stays)];
+  for (const { id } of gone) for (const item of tilesFor(id)) item.remove();
+}
+
+function hideEmptyDays() {
+  for (const day of $("days").children) day.hidden = !day.querySelector(".tile:not([hidden])");
 }
 
 function showEmpty(visible) {
@@ -108,13 +135,13 @@ function showEmpty(visible) {
   if (!visible) return;
   const [title, text, button] = box.children;
   const [said, help] = query ? ["Nothing found", `No description holds “${query}”.`]
-    : filter === "favourites" ? ["No favourites yet", "Press the heart on a picture to find it here again."]
+    : filter === "favourites" ? ["No favourites yet", "Press the heart on an image to find it here again."]
       : filter === "unfinished" ? ["Nothing unfinished", "Every job here came to a good end."]
-        : ["Nothing here yet", "Pictures appear here as soon as they are drawn."];
+        : ["Nothing here yet", "Images appear here as soon as they are generated."];
   title.textContent = said;
   text.textContent = help;
   button.hidden = !query && filter === "all";
-  button.textContent = "Show all pictures";
+  button.textContent = "Show all images";
 }
 
 function reload() {
@@ -128,58 +155,58 @@ function reload() {
 
 // ---- what is shown
 
-function pictureTile(one) {
-  const made = tile(one, { open: (chosen) => actions.open(chosen, galleryPictures, more) });
-  made.append(h("span", { class: "caption", "aria-hidden": "true", text: wordsOf(one.job) }));
+function imageTile(one) {
+  const made = tile(one, { open: (chosen) => actions.open(chosen, galleryImages, more) });
+  made.append(h("span.caption", { "aria-hidden": "true", text: wordsOf(one.job) }));
   return made;
 }
 
 function stateTile(job) {
-  return h("li", { class: "tile told", data: { job: job.id, state: job.status } },
-    h("button", { class: "tile-open", click: () => actions.show(job) },
-      h("b", {}, icon(job.status === "failed" ? "alert" : job.status === "cancelled" ? "close" : "again"), SAID[job.status] ?? job.status),
-      h("span", { text: wordsOf(job) })));
+  return h("li.tile.unfinished", { data: { job: job.id, state: job.status } },
+    h("button.tile-open", { click: () => actions.show(job) },
+      h("b", icon({ failed: "alert", cancelled: "close" }[job.status] ?? "again"), STATES[job.status] ?? job.status),
+      h("span", wordsOf(job))));
 }
 
 function place(job, tiles, first = false) {
   const name = dayOf(job.created_at ?? Date.now());
   let day = first ? $("days").firstElementChild : $("days").lastElementChild;
   if (day?.dataset.day !== name) {
-    day = h("section", { class: "day", data: { day: name } }, h("h3", { text: name }), h("ol", { class: "grid" }));
+    day = h("section.day", { data: { day: name } }, h("h3", name), h("ol.grid"));
     $("days")[first ? "prepend" : "append"](day);
   }
   day.lastElementChild[first ? "prepend" : "append"](...tiles);
   for (const made of tiles) made.hidden = isLeaving(job.id);
 }
 
-const tilesOf = (job) => (job.status === "succeeded" ? picturesOf(job).filter(fits).map(pictureTile) : [stateTile(job)]);
+const tilesOf = (job) => (job.status === "succeeded" ? imagesOf(job).filter(fits).map(imageTile) : [stateTile(job)]);
 
 /** A job of this page has ended. */
 function arrive(job) {
-  freshen();
+  refresh();
   if (job.status === "succeeded") recent.unshift(job);
-  drawRecent();
+  showRecent();
 }
 
-/** The newest pictures under the cards of the stage, without those that have a card. */
+/** The newest images under the cards of the stage, without those that have a card. */
 let recent = [];
 let resizing = 0;
 
 export async function loadRecent() {
   try {
-    const answer = await ask("jobs/?limit=40&status=succeeded");
-    recent = answer.jobs.map(listed);
+    recent = listed(await ask("jobs/?limit=40&status=succeeded"));
   } catch { /* the banner says why */ }
-  drawRecent();
+  showRecent();
 }
 
-function drawRecent() {
+function showRecent() {
   const cards = new Set(shownJobs());
-  const list = () => recent.filter((job) => !cards.has(job.id) && !isLeaving(job.id)).flatMap(picturesOf);
+  const list = () => succeeded(recent).filter((job) => !cards.has(job.id)).flatMap(imagesOf);
   $("recent").hidden = !list().length;
   const columns = getComputedStyle($("recent-grid")).gridTemplateColumns.split(" ").length;
   const full = Math.max(1, Math.min(RECENT_ROWS, Math.floor(list().length / columns))) * columns; // only whole rows
-  $("recent-grid").replaceChildren(...list().slice(0, full).map((one) => tile(one, { open: (chosen) => actions.open(chosen, list) })));
+  const open = (chosen) => actions.open(chosen, list);
+  $("recent-grid").replaceChildren(...list().slice(0, full).map((one) => tile(one, { open })));
 }
 
 // ---- wiring
@@ -188,7 +215,7 @@ export function startGallery(given) {
   actions = given;
   segments($("filters"), "filter", FILTERS, filter, (value) => { filter = value; reload(); });
   let timer = 0;
-  $("search").addEventListener("input", () => {
+  on($("search"), "input", () => {
     clearTimeout(timer);
     timer = setTimeout(() => {
       if (query === $("search").value.trim()) return;
@@ -196,45 +223,45 @@ export function startGallery(given) {
       reload();
     }, WAIT_MS);
   });
-  $("gallery-empty").querySelector("button").addEventListener("click", () => {
+  on($("gallery-empty").querySelector("button"), "click", () => {
     [query, filter] = ["", "all"];
     $("search").value = "";
     $("filters").querySelector("input").checked = true;
     reload();
     $("search").focus();
   });
-  $("pick").addEventListener("click", () => (isPicking() ? stopPicking() : startPicking()));
-  $("who").addEventListener("click", () => actions.who([...new Set(galleryPictures().map((one) => one.job))]));
-  $("picking-cancel").addEventListener("click", stopPicking);
-  new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && shown && more(), { rootMargin: "600px" })
-    .observe($("gallery-end"));
+  on($("pick"), "click", () => (isPicking() ? stopPicking() : startPicking()));
+  on($("who"), "click", () => actions.who([...new Set(galleryImages().map((one) => one.job))]));
+  on($("picking-cancel"), "click", stopPicking);
+  const nearEnd = (entries) => { if (shown && entries.some((entry) => entry.isIntersecting)) more(); };
+  new IntersectionObserver(nearEnd, { rootMargin: "600px" }).observe($("gallery-end"));
   for (const id of ["days", "cards", "recent-grid"]) arrowKeys($(id), ".tile-open:not(:disabled)");
-  setInterval(freshen, LOOK_MS);
+  setInterval(refresh, REFRESH_MS);
   bus.on("finished", arrive);
-  bus.on("cards", drawRecent);
-  addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(drawRecent, WAIT_MS); });
-  const refresh = () => { if (filter === "favourites" && shown && !dialogIsOpen()) reload(); }; // not under an open viewer
-  bus.on("favourites", refresh);
-  bus.on("viewed", refresh);
+  bus.on("cards", showRecent);
+  on(window, "resize", () => { clearTimeout(resizing); resizing = setTimeout(showRecent, WAIT_MS); });
+  const update = () => { // not under an open viewer
+    if (filter === "favourites" && shown && !dialogIsOpen()) reload();
+  };
+  bus.on("favourites", update);
+  bus.on("viewed", update);
   bus.on("hidden", ({ job, hidden }) => {
-    for (const item of document.querySelectorAll("#days .tile")) if (job.key ? item.dataset.key === job.key : item.dataset.job === job.id) item.hidden = hidden;
-    for (const day of $("days").children) day.hidden = !day.querySelector(".tile:not([hidden])");
-    drawRecent();
+    refreshes += 1; // an answer under way does not know of it
+    for (const item of tilesFor(job.id)) if (!job.key || item.dataset.key === job.key) item.hidden = hidden;
+    hideEmptyDays();
+    showRecent();
     settle();
   });
-  bus.on("removed", (job) => {
-    recent = recent.filter((other) => other.id !== job.id);
-    jobs = jobs.filter((other) => other.id !== job.id);
-  });
+  bus.on("removed", (job) => forget([job]));
 }
 
 export function showGallery(visible) {
   shown = visible;
   if (visible) {
-    if (jobs.length && filter !== "favourites") freshen();
+    if (jobs.length && filter !== "favourites") refresh();
     else reload();
     return;
   }
   stopPicking();
-  drawRecent();
+  showRecent();
 }

@@ -1,20 +1,23 @@
 // How do fingers and the wheel move and zoom what they touch?
 
+import { on } from "./ui.js";
+
 /**
- * `point(event)` is where something is touched, [x, y]; `move(x, y)` hears by how much it went on, `zoom(factor, middle)`
- * by how much two fingers parted, or the wheel was turned (`wheel` pixels are a factor of e). Gives the fingers.
+ * `point(event)` is where something is touched, [x, y]; `move(x, y)` is told by how much it went on, and
+ * `zoom(factor, middle)` by how much two fingers parted, or the wheel was turned (`wheel` pixels are a
+ * factor of e). Gives the fingers.
  */
 export function gestures(target, point, move, zoom, wheel = 300) {
   const fingers = new Map();
-  target.addEventListener("wheel", (event) => {
+  on(target, "wheel", (event) => {
     event.preventDefault();
     zoom(Math.exp(-event.deltaY / wheel), point(event));
   }, { passive: false });
-  target.addEventListener("pointerdown", (event) => {
+  on(target, "pointerdown", (event) => {
     fingers.set(event.pointerId, point(event));
     target.setPointerCapture(event.pointerId);
   });
-  target.addEventListener("pointermove", (event) => {
+  on(target, "pointermove", (event) => {
     const before = fingers.get(event.pointerId);
     if (!before) return;
     const now = point(event);
@@ -25,6 +28,6 @@ export function gestures(target, point, move, zoom, wheel = 300) {
     const apart = ([x, y]) => Math.hypot(x - other[0], y - other[1]) || 1;
     zoom(apart(now) / apart(before), [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2]);
   });
-  for (const end of ["pointerup", "pointercancel"]) target.addEventListener(end, (event) => fingers.delete(event.pointerId));
+  for (const end of ["pointerup", "pointercancel"]) on(target, end, (event) => fingers.delete(event.pointerId));
   return fingers;
 }

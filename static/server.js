@@ -1,11 +1,11 @@
 // How does the page talk to the server? Requests, whether it is there, following jobs.
 
-import { bus, keep, randomHex, recall } from "./ui.js";
+import { bus, keep, on, randomHex, recall } from "./ui.js";
 
 const KINDS = ["status", "progress", "preview", "image", "done"];
 const POLL_MS = 900;
 const HIDDEN_POLL_MS = 4000; // nobody looks
-const DEAF_MS = 10_000; // a job is polled after its stream failed
+const RETRY_STREAM_MS = 10_000; // a job is polled after its stream failed
 const LEASE_MS = 3000;
 const PULSE_MS = 15_000;
 const PROBE_MS = 1200;
@@ -77,27 +77,31 @@ export async function send(path, body, { headers = {}, ...more } = {}) {
   return answer;
 }
 
-/** The same, for an answer in JSON. */
+export const blobOf = async (path) => (await send(path)).blob();
+
+/** The same as `send`, for an answer in JSON, which then says when it was asked for. */
 export async function ask(path, body, more) {
+  const asked = performance.now();
   const answer = await send(path, body, more);
-  return answer.status === 204 ? {} : answer.json();
+  return answer.status === 204 ? {} : Object.assign(await answer.json(), { asked });
 }
 
 export const jobPath = (id) => `jobs/${encodeURIComponent(id)}/`;
+export const askJob = (id) => ask(`${jobPath(id)}?include=none`);
 
 // ---- following jobs: one by its event stream, others are polled
 
-const followed = new Map(); // id -> {on, after, status, deafUntil, asking}
+const followed = new Map(); // id -> {listener, after, status, pollUntil, asking}
 let source = null;
 let streamed = null;
 let timer = 0;
 
 /**
- * Report what happens to a job, until it ends: `on.event(kind, data)` from its stream after event number `after`,
- * `on.state(job)` when it was asked for, `on.missing(error)` when the server knows no such job.
+ * Report what happens to a job, until it ends: `listener.event(kind, data)` from its stream after event number `after`,
+ * `state(job)` when it was asked for, `missing(error)` when the server knows no such job.
  */
-export function follow(id, after, on) {
-  followed.set(id, { on, after, status: "queued", deafUntil: 0, asking: false });
+export function follow(id, after, listener) {
+  followed.set(id, { listener, after, status: "queued", pollUntil: 0, asking: false });
   pump();
 }
 
@@ -136,14 +140,14 @@ function place() {
   return free;
 }
 
-/** Listen to the job that draws. */
+/** Listen to the job that runs. */
 function tune() {
   if (document.hidden || !place()) {
     closeStream();
     return;
   }
   if (streamed && followed.get(streamed)?.status === "running") return;
-  const open = [...followed].filter(([, job]) => job.deafUntil < performance.now());
+  const open = [...followed].filter(([, job]) => job.pollUntil < performance.now());
   const [id] = open.find(([, job]) => job.status === "running") ?? open[0] ?? [null];
   if (id === streamed) return;
   closeStream();
@@ -154,20 +158,20 @@ function listen(id, job) {
   const stream = new EventSource(`${jobPath(id)}events?after=${job.after}&previews=none`);
   [source, streamed] = [stream, id];
   for (const kind of KINDS) {
-    stream.addEventListener(kind, (event) => {
+    on(stream, kind, (event) => {
       if (source !== stream) return;
       const data = JSON.parse(event.data);
       job.after = Number(event.lastEventId) || job.after;
       if (kind === "status") job.status = data.status;
       if (kind === "done") unfollow(id); // or the browser would ask for more
-      job.on.event(kind, data);
+      job.listener.event(kind, data);
       if (kind === "status") pump();
     });
   }
   stream.onerror = () => {
     if (source !== stream) return;
     closeStream(); // the browser would hide that the server is gone
-    job.deafUntil = performance.now() + DEAF_MS;
+    job.pollUntil = performance.now() + RETRY_STREAM_MS;
     pump();
   };
 }
@@ -176,28 +180,28 @@ async function poll(id, job) {
   if (job.asking) return;
   job.asking = true;
   try {
-    const found = await ask(`${jobPath(id)}?include=none`);
+    const found = await askJob(id);
     if (followed.get(id) !== job) return;
     job.status = found.status;
     if (streamed !== id) {
       job.after = found.last_event_id ?? job.after;
       if (found.finished) unfollow(id);
-      job.on.state(found);
+      job.listener.state(found);
     }
   } catch (error) {
     if (followed.get(id) !== job) return;
     if (error.status === 404 || error.status === 410) {
       unfollow(id);
-      job.on.missing(error);
+      job.listener.missing(error);
     }
   } finally {
     job.asking = false;
   }
 }
 
-document.addEventListener("visibilitychange", () => {
-  for (const job of followed.values()) if (!document.hidden) job.deafUntil = 0;
+on(document, "visibilitychange", () => {
+  for (const job of followed.values()) if (!document.hidden) job.pollUntil = 0;
   pump();
 });
-addEventListener("pagehide", closeStream);
-addEventListener("pageshow", (event) => event.persisted && pump());
+on(window, "pagehide", closeStream);
+on(window, "pageshow", (event) => event.persisted && pump());

@@ -1,9 +1,9 @@
-// What is to be drawn, and how? The form, whose limits and defaults are the server's, and how long it will take here.
+// What is to be generated, and how? The form, with the server's limits and defaults, and how long it will take.
 
 import { readEdits, showEditError } from "./edits.js";
-import { look, setPrompt } from "./prompt.js";
+import { updateAnalysis, setPrompt } from "./prompt.js";
 import { ask } from "./server.js";
-import { $, bus, choose, h, keep, randomSeed, recall, seconds, segments } from "./ui.js";
+import { $, bus, choose, h, keep, on, randomSeed, recall, seconds, segments, setText } from "./ui.js";
 
 const PREVIEWS = 10; // updates that a job keeps when nobody says otherwise, whatever its length
 const PREVIEW_S = 0.3; // and how long nothing new is shown
@@ -32,7 +32,8 @@ export function passesOf({ guidance_scale: scale, negative_prompt: away, attribu
 const rowsOf = (parameters) => (parameters.candidates ?? parameters.n_images) * passesOf(parameters);
 
 /** The share of the steps that is done: the rest is skipped where something is there to begin with. */
-const doneShare = ({ start_timestep: start, init_image: picture, strength, mask }) => (picture ? strength ?? (mask ? 1 : 0.6) : 1 - (start ?? 0));
+const doneShare = ({ start_timestep: start, init_image: image, strength, mask }) => (
+  image ? strength ?? (mask ? 1 : 0.6) : 1 - (start ?? 0));
 
 /** Ask what a step costs here, and what is to be done first. */
 async function measure() {
@@ -50,7 +51,8 @@ function cost(rows) {
   const points = [...speed.step_costs].sort((a, b) => Math.abs(a.rows - rows) - Math.abs(b.rows - rows));
   const [near, other] = points;
   if (near.rows === rows) return near.seconds;
-  const slope = other ? Math.max(0, (other.seconds - near.seconds) / (other.rows - near.rows)) : (0.85 * near.seconds) / near.rows;
+  const slope = other ? Math.max(0, (other.seconds - near.seconds) / (other.rows - near.rows))
+    : (0.85 * near.seconds) / near.rows;
   return Math.max(near.seconds + slope * (rows - near.rows), near.seconds * Math.min(1, rows / near.rows));
 }
 
@@ -68,24 +70,27 @@ function showExpected() {
   const wanted = readForm();
   const edits = readEdits();
   const here = { ...edits, ...wanted, guidance_scale: wanted.guidance_scale ?? fields.guidance_scale.default };
-  for (const input of $("qualities").querySelectorAll("input")) {
-    const expected = expectedSeconds({ ...here, n_inf_steps: doneShare(edits) * input.value });
-    input.parentElement.querySelector("small").textContent = expected === null ? `${input.value} steps` : `${input.value} · ≈ ${seconds(expected)}`;
+  const expectedFor = (steps) => expectedSeconds({ ...here, n_inf_steps: doneShare(edits) * steps });
+  for (const { value, parentElement } of $("qualities").querySelectorAll("input")) {
+    const expected = expectedFor(value);
+    const note = expected === null ? `${value} steps` : `${value} · ≈ ${seconds(expected)}`;
+    parentElement.querySelector("small").textContent = note;
   }
-  const expected = wanted.n_inf_steps > 0 ? expectedSeconds({ ...here, n_inf_steps: doneShare(edits) * wanted.n_inf_steps }) : null;
-  $("generate-note").textContent = expected === null ? "" : `≈ ${seconds(expected)}`;
-  $("expected").textContent = (expected === null ? "Its time is measured with the first pictures."
-    : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps));
+  const expected = wanted.n_inf_steps > 0 ? expectedFor(wanted.n_inf_steps) : null;
+  setText("generate-note", expected === null ? "" : `≈ ${seconds(expected)}`);
+  setText("expected", (expected === null ? "Its time is measured with the first images."
+    : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps)));
 }
 
 /** What more steps would buy, by those that were measured. */
 function worth(steps) {
   if (!curve.length || !(steps > 0)) return "";
   const here = curve.findLast((point) => point.steps <= steps) ?? curve[0];
-  const [best] = curve.filter((point) => point.steps >= here.steps).sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
+  const [best] = curve.filter((point) => point.steps >= here.steps)
+    .sort((p, q) => p.frechet_over_floor - q.frechet_over_floor);
   const worse = Math.round(100 * (here.frechet_over_floor / best.frechet_over_floor - 1));
   return worse < 3 ? " More steps come no nearer to real faces."
-    : ` Pictures ${worse} % further from real faces than with ${best.steps} steps.`;
+    : ` Images ${worse} % further from real faces than with ${best.steps} steps.`;
 }
 
 // ---- the form
@@ -156,11 +161,12 @@ export function restoreForm(parameters, withSeed) {
   const { default: usual, long_default: long, long_above: many } = fields.sampler;
   const sampler = given.sampler === (given.n_inf_steps > many ? long : usual) ? "" : given.sampler ?? "";
   if ([...$("sampler").options].some((option) => option.value === sampler)) $("sampler").value = sampler;
-  $("stream_freq").value = parameters.stream_freq === previewEvery(given.n_inf_steps) ? "" : parameters.stream_freq ?? "";
+  const { stream_freq: every = "" } = parameters;
+  $("stream_freq").value = every === previewEvery(given.n_inf_steps) ? "" : every;
   $("seed").value = withSeed ? given.seed ?? "" : "";
   choose($("counts"), given.n_images);
   if ($("prompt").value !== given.prompt) setPrompt(given.prompt);
-  else look();
+  else updateAnalysis();
   clearErrors();
   refresh();
 }
@@ -172,7 +178,7 @@ function useSeed(seed) {
   refresh();
 }
 
-/** Choose how many pictures. */
+/** Choose how many images. */
 export function setCount(count) {
   choose($("counts"), count);
   refresh();
@@ -188,17 +194,19 @@ export function rememberSeed(seed) {
 function refresh() {
   if (!fields) return;
   const wanted = readForm();
-  $("counter").textContent = wanted.prompt.length > fields.prompt.max_length * 0.7 ? `${$("prompt").value.length} / ${fields.prompt.max_length}` : "";
-  $("guidance-value").textContent = Number($("guidance_scale").value).toFixed(1);
+  const most = fields.prompt.max_length;
+  setText("counter", wanted.prompt.length > most * 0.7 ? `${$("prompt").value.length} / ${most}` : "");
+  setText("guidance-value", Number($("guidance_scale").value).toFixed(1));
   choose($("qualities"), wanted.n_inf_steps);
   $("no-seed").disabled = $("seed").value === "";
   $("stream_freq").placeholder = `auto: ${previewEvery(wanted.n_inf_steps)}`;
+  const guidance = $("guidance-value").textContent;
   const changed = [
-    Number($("guidance_scale").value) !== fields.guidance_scale.default && `guidance ${$("guidance-value").textContent}`,
-    wanted.negative_prompt && "steered", wanted.sampler,
+    Number($("guidance_scale").value) !== fields.guidance_scale.default && `guidance ${guidance}`,
+    wanted.negative_prompt && "negative prompt", wanted.sampler,
     $("stream_freq").value !== "" && "previews",
   ].filter(Boolean);
-  $("more-note").textContent = changed.join(", ");
+  setText("more-note", changed.join(", "));
   showExpected();
   keep("form", { ...wanted, stream_freq: $("stream_freq").value === "" ? undefined : wanted.stream_freq });
 }
@@ -218,13 +226,14 @@ export function showErrors(errors) {
   let placed = 0;
   for (const { pointer, message } of errors) {
     const [, name] = pointer.split("/");
-    const sentence = `${message[0].toUpperCase()}${message.slice(1)}.`.replace("; got null.", "."); // the field is empty
+    const sentence = `${message[0].toUpperCase()}${message.slice(1)}.`
+      .replace("; got null.", "."); // the field is empty
     if (showEditError(name, sentence)) { placed += 1; continue; }
     const field = form.elements[name];
     const input = field instanceof RadioNodeList ? field[0] : field;
     if (!input) continue;
     placed += 1;
-    const box = h("p", { class: "field-error", id: `${name}-error`, text: sentence });
+    const box = h("p.field-error", { id: `${name}-error`, text: sentence });
     input.closest(".field").append(box);
     input.setAttribute("aria-invalid", "true");
     input.setAttribute("aria-describedby", `${box.id} ${input.getAttribute("aria-describedby") ?? ""}`);
@@ -234,7 +243,7 @@ export function showErrors(errors) {
   return placed > 0 && placed === errors.length;
 }
 
-form.addEventListener("input", (event) => {
+on(form, "input", (event) => {
   const { name, value } = event.target;
   const steps = name === "quality" ? value : name === "sampler" && fields.few[value];
   if (steps) $("n_inf_steps").value = steps;
@@ -242,10 +251,10 @@ form.addEventListener("input", (event) => {
   if (fields && Date.now() - asked > SPEED_MS) measure();
   refresh();
 });
-$("dice").addEventListener("click", () => useSeed(randomSeed()));
-$("last-seed").addEventListener("click", () => useSeed(lastSeed));
-$("no-seed").addEventListener("click", () => { useSeed(""); $("seed").focus(); });
-$("defaults").addEventListener("click", () => {
+on($("dice"), "click", () => useSeed(randomSeed()));
+on($("last-seed"), "click", () => useSeed(lastSeed));
+on($("no-seed"), "click", () => { useSeed(""); $("seed").focus(); });
+on($("defaults"), "click", () => {
   setDefaults();
   clearErrors();
   refresh();

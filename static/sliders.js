@@ -2,7 +2,7 @@
 
 import { readEdits, setEdits, signed } from "./edits.js";
 import { passesOf } from "./settings.js";
-import { $, bus, h, percent, quiet, slider, softButton } from "./ui.js";
+import { $, bus, h, on, percent, quiet, slider, softButton } from "./ui.js";
 
 const FURTHEST = 2;
 
@@ -12,7 +12,8 @@ function readout({ response }, labels) {
   const { moved, identity, monotone } = response;
   const others = Object.entries(moved).sort((one, other) => Math.abs(other[1]) - Math.abs(one[1])).slice(0, 3);
   const said = others.map(([name, change]) => `${labels.get(name) ?? name} ${signed(Math.round(100 * change))} %`);
-  return quiet(`${said.length ? `Also moves ${said.join(", ")}` : "Moves nothing else"}. Person changes by ${percent(Math.max(...identity))}.${
+  const also = said.length ? `Also moves ${said.join(", ")}` : "Moves nothing else";
+  return quiet(`${also}. Person changes by ${percent(Math.max(...identity))}.${
     monotone ? "" : " Not reliable."}`);
 }
 
@@ -23,11 +24,11 @@ export function build(box, { attributes }) {
     const it = slider(one.label, { min: -FURTHEST, max: FURTHEST, step: 0.25, value: 0, words }, (value) => {
       setEdits({ attributes: { ...readEdits().attributes, [one.name]: value || undefined } });
     }, readout(one, labels));
-    it.input.addEventListener("dblclick", () => { it.put(0); it.input.dispatchEvent(new Event("input")); });
+    on(it.input, "dblclick", () => { it.put(0); it.input.dispatchEvent(new Event("input")); });
     return [one.name, it];
   }));
-  const counts = new Map([...new Set(attributes.map((one) => one.group))].map((name) => [name, h("span", { class: "quiet" })]));
-  const panes = [...counts].map(([name, count]) => h("details", { name: "features" }, h("summary", {}, `${name} `, count),
+  const counts = new Map([...new Set(attributes.map((one) => one.group))].map((name) => [name, h("span.quiet")]));
+  const panes = [...counts].map(([name, count]) => h("details", { name: "features" }, h("summary", `${name} `, count),
     ...attributes.filter((one) => one.group === name).map((one) => made.get(one.name).box)));
   panes[1 % panes.length].open = true;
   const reset = softButton("again", "Back to none", () => setEdits({ attributes: null }));
@@ -37,13 +38,17 @@ export function build(box, { attributes }) {
   const show = () => {
     const set = readEdits().attributes ?? {};
     for (const [name, { put, input }] of made) if (Number(input.value) !== (set[name] ?? 0)) put(set[name] ?? 0);
-    for (const [name, count] of counts) count.textContent = attributes.filter((one) => one.group === name && set[one.name]).map((one) => one.label).join(", ");
+    for (const [name, count] of counts) {
+      const here = attributes.filter((one) => one.group === name && set[one.name]);
+      count.textContent = here.map((one) => one.label).join(", ");
+    }
     const moved = Object.keys(set).length;
     reset.hidden = !moved;
     const passes = passesOf();
-    cost.textContent = moved ? `Each slider costs two more passes a step: now ${passes + 2 * moved} instead of ${passes}.` : "";
+    const now = `now ${passes + 2 * moved} instead of ${passes}`;
+    cost.textContent = moved ? `Each slider costs two more passes a step: ${now}.` : "";
   };
   bus.on("edits", show);
-  $("composer").addEventListener("input", show); // guidance has its own cost
+  on($("composer"), "input", show); // guidance has its own cost
   show();
 }

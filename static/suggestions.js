@@ -1,6 +1,6 @@
 // Which known words begin like the one that is being written? A list under it, loaded with the first letter.
 
-import { $, h } from "./ui.js";
+import { $, h, isCommand, on } from "./ui.js";
 
 const MAX_SUGGESTIONS = 6;
 const area = $("prompt");
@@ -24,7 +24,8 @@ function offers() {
     }
   }
   const begun = typed.slice(typed.lastIndexOf(" ") + 1);
-  const known = Object.keys(words).filter((word) => word.length > begun.length && word.startsWith(begun) && !made.has(word));
+  const known = Object.keys(words)
+    .filter((word) => word.length > begun.length && word.startsWith(begun) && !made.has(word));
   known.sort((a, b) => (words[a] === "rare") - (words[b] === "rare") || a.length - b.length);
   for (const word of known) made.set(word, begun.length);
   return [...made].slice(0, MAX_SUGGESTIONS).map(([text, length]) => ({ text, start: at - length, end: at }));
@@ -37,9 +38,10 @@ function offer() {
   list.hidden = false;
   list.replaceChildren(...offered.map((offer, number) => {
     const typed = offer.end - offer.start;
-    const entry = h("li", { role: "option", id: `suggestion-${number}`, "aria-selected": "false", class: words[offer.text] ?? "known" },
-      h("b", { text: offer.text.slice(0, typed) }), offer.text.slice(typed));
-    entry.addEventListener("pointerdown", (event) => { event.preventDefault(); accept(offer); });
+    const entry = h("li", {
+      role: "option", id: `suggestion-${number}`, "aria-selected": "false", class: words[offer.text] ?? "known" },
+      h("b", offer.text.slice(0, typed)), offer.text.slice(typed));
+    on(entry, "pointerdown", (event) => { event.preventDefault(); accept(offer); });
     entry.offer = offer;
     return entry;
   }));
@@ -81,18 +83,18 @@ function hideList() {
 
 function move(by) {
   const entries = [...list.children];
-  entries[active]?.setAttribute("aria-selected", "false");
+  if (entries[active]) entries[active].ariaSelected = false;
   active = (active + by + entries.length + (active < 0 && by < 0 ? 1 : 0)) % entries.length;
-  entries[active].setAttribute("aria-selected", "true");
+  entries[active].ariaSelected = true;
   area.setAttribute("aria-activedescendant", entries[active].id);
 }
 
-area.addEventListener("keydown", (event) => {
+on(area, "keydown", (event) => {
   if (list.hidden || event.isComposing) return;
   if (event.key === "ArrowDown" || event.key === "ArrowUp") {
     event.preventDefault();
     move(event.key === "ArrowDown" ? 1 : -1);
-  } else if ((event.key === "Enter" || event.key === "Tab") && active >= 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+  } else if (/^(Enter|Tab)$/.test(event.key) && active >= 0 && !event.shiftKey && !isCommand(event)) {
     event.preventDefault();
     accept(list.children[active].offer);
   } else if (event.key === "Escape") {
@@ -101,8 +103,8 @@ area.addEventListener("keydown", (event) => {
     hideList();
   }
 });
-area.addEventListener("blur", hideList);
-area.addEventListener("click", hideList);
+on(area, "blur", hideList);
+on(area, "click", hideList);
 
 /** To be called after each change of the description, with the vocabulary as it is then. */
 export function suggest(event, given) {

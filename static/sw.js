@@ -1,10 +1,13 @@
-// The shell opens where the server is gone, so that the page can say so. The network comes first: no old version hides a
-// new one. Answers of the API are never touched.
+// What is there when the server is gone? The shell opens, so that the page can say so. The network comes first:
+// no old version hides a new one. Answers of the API are never touched.
 
 const CACHE = "shell";
 const ROOT = new URL("../", location.href);
-const FILES = "app badges blend compare crop edits gallery gestures help jobs mask photo pictures player population prompt server settings sharing sliders suggestions theme trust ui vary viewer".split(" ").map((name) => `${name}.js`);
-const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES].map((path) => new URL(path, location.href).href);
+const FILES = ("actions app badges blend compare crop edits gallery gestures help images job_card jobs mask photo "
+  + "player population prompt prompt_editing prompt_palette server settings sharing sliders submission suggestions "
+  + "theme trust ui vary viewer views").split(" ").map((name) => `${name}.js`);
+const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", "icons.svg", ...FILES]
+  .map((path) => new URL(path, location.href).href);
 
 self.addEventListener("install", (event) => {
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(SHELL)).then(() => self.skipWaiting()));

@@ -1,63 +1,68 @@
 // What does every part of the page need? Elements, icons, memory, messages, dialogs. It knows neither jobs nor server.
 
 export const $ = (id) => document.getElementById(id);
+export const setText = (id, text) => { $(id).textContent = text; };
 export const COMMAND = /Mac|iP(hone|ad)/.test(navigator.platform) ? "⌘" : "Ctrl";
 export const percent = (share) => `${Math.round(100 * share)} %`;
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
-/** Everything that parts of the page tell each other: `bus.emit("favourites")`, `bus.on("favourites", f)`. */
+/** What parts of the page tell each other. */
 export const bus = {
   target: new EventTarget(),
   emit(name, detail) { this.target.dispatchEvent(new CustomEvent(name, { detail })); },
-  on(name, listen) { this.target.addEventListener(name, (event) => listen(event.detail)); },
+  on(name, listen) { on(this.target, name, (event) => listen(event.detail)); },
 };
 
-/** An element. Functions listen, `class`, `text` and `data` are what they say, null and false are left out, the rest are attributes. */
-export function h(tag, given = {}, ...children) {
+/** Listen to events, given as "pointerup pointercancel". */
+export function on(target, names, listen, options) {
+  for (const name of names.split(" ")) target.addEventListener(name, listen, options);
+}
+
+/**
+ * An element, such as `h("button.soft", { click }, "Go")`; what is given may be left out. Functions listen, `class`,
+ * `text` and `data` are what they say, null and false are left out, the rest are attributes.
+ */
+export function h(name, given, ...children) {
+  if (given?.constructor !== Object) return h(name, {}, given, ...children);
+  const [tag, ...classes] = name.split(".");
   const made = document.createElement(tag);
+  if (classes.length) made.className = classes.join(" ");
   if (tag === "button") made.type = "button";
   for (const [name, value] of Object.entries(given)) {
     if (value == null || value === false) continue;
-    if (typeof value === "function") made.addEventListener(name, value);
+    if (typeof value === "function") on(made, name, value);
     else if (name === "class") made.className = value;
     else if (name === "text") made.textContent = value;
     else if (name === "data") Object.assign(made.dataset, value);
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter(Boolean));
+  made.append(...children.filter((child) => child || child === 0));
   return made;
 }
 
 export function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("viewBox", "0 0 24 24");
-  svg.setAttribute("aria-hidden", "true");
-  use.setAttribute("href", `#i-${name}`);
-  svg.append(use);
+  const svg = $("icon").content.firstElementChild.cloneNode(true);
+  svg.firstElementChild.setAttribute("href", `static/icons.svg#${name}`);
   return svg;
 }
 
 for (const bare of document.querySelectorAll("[data-icon]")) bare.prepend(icon(bare.dataset.icon));
 
-/** Words that are read second. */
-export const quiet = (text, given) => h("p", { class: "quiet", text, ...given });
+export const quiet = (text, given) => h("p.quiet", { text, ...given });
 export const img = (src, alt = "", given = {}) => h("img", { src, alt, width: 128, height: 128, ...given });
 
 export function setIcon(button, name, label) {
-  button.setAttribute("aria-label", label);
-  button.querySelector("use").setAttribute("href", `#i-${name}`);
+  button.ariaLabel = label;
+  button.querySelector("use").setAttribute("href", `static/icons.svg#${name}`);
 }
 
-/** A round button that shows only an icon; `label` is what it is called, and its tooltip. */
+/** A round button that shows only an icon. */
 export function iconButton(name, label, click, given = {}) {
-  return h("button", { class: "round plain", "aria-label": label, title: label, click, ...given }, icon(name));
+  return h("button.round.plain", { "aria-label": label, title: label, click, ...given }, icon(name));
 }
 
-/** A button with an icon before its words. */
 export function softButton(name, text, click, given = {}) {
-  return h("button", { class: "soft", click, ...given }, icon(name), text);
+  return h("button.soft", { click, ...given }, icon(name), text);
 }
 
 /** A row of radio buttons that looks like one switch. Entries are [text, value] or [text, value, second line]. */
@@ -65,33 +70,39 @@ export function segments(box, name, entries, chosen, change) {
   box.replaceChildren(...entries.map(([text, value, note]) => {
     const input = h("input", { type: "radio", name, value, change: change ? () => change(value) : null });
     input.checked = value === chosen;
-    return h("label", {}, input, h("span", {}, h("span", { text }), note && h("small", { text: note })));
+    return h("label", input, h("span", h("span", text), note && h("small", note)));
   }));
   return box;
 }
 
-/** A slider under its name; `words(value)` is what is said of its place, `change(value)` hears where it was put. */
+/** A slider under its name; `words(value)` is what is said of a value, `change(value)` is told of each. */
 export function slider(name, { min, max, step, value, words }, change, ...more) {
   const output = h("output", { "aria-hidden": "true" });
   const input = h("input", { type: "range", min, max, step, "aria-label": name });
-  const show = () => { output.textContent = words(Number(input.value)); input.setAttribute("aria-valuetext", output.textContent); };
+  const show = () => { input.ariaValueText = output.textContent = words(Number(input.value)); };
   const put = (at) => { input.value = at; show(); };
-  input.addEventListener("input", () => { show(); change(Number(input.value)); });
+  on(input, "input", () => { show(); change(Number(input.value)); });
   put(value);
-  return { box: h("div", { class: "slider" }, h("div", { class: "label-row" }, h("span", { text: name, "aria-hidden": "true" }), output), input, ...more), put, input };
+  const title = h("div.label-row", h("span", { text: name, "aria-hidden": "true" }), output);
+  return { box: h("div.slider", title, input, ...more), put, input };
 }
 
 /** A style sheet of parts that most visits never need. */
 export function loadStyle(name) {
   if (document.querySelector(`link[href="static/${name}"]`)) return null;
-  return new Promise((done) => document.head.append(h("link", { rel: "stylesheet", href: `static/${name}`, load: done, error: done })));
+  return new Promise((done) => {
+    document.head.append(h("link", { rel: "stylesheet", href: `static/${name}`, load: done, error: done }));
+  });
 }
+
+/** A module that most visits never need, and its style sheet. */
+export const loadModule = async (name, style) => (await Promise.all([import(`./${name}.js`), loadStyle(style)]))[0];
 
 export function choose(box, value) {
   for (const input of box.querySelectorAll("input")) input.checked = input.value === String(value);
 }
 
-/** Change the address without loading anything; `how` is pushState or replaceState. */
+/** Change the address; `how` is pushState or replaceState. */
 export function setQuery(query, how) {
   history[how](null, "", `${location.pathname}?${query}`.replace(/\?$/, ""));
 }
@@ -120,7 +131,8 @@ export function keep(name, value) {
 export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 export function randomHex(bytes) {
-  return Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const all = crypto.getRandomValues(new Uint8Array(bytes));
+  return Array.from(all, (byte) => (byte + 256).toString(16).slice(1)).join("");
 }
 
 // ---- words about time
@@ -141,27 +153,31 @@ export function dayOf(timestamp) {
 
 /** Say something to screen readers alone. */
 export function announce(text) {
-  $("live").textContent = text;
+  setText("live", text);
 }
 
-/** A short message at the edge; with an action it stays longer, and while it is pointed at or focused. */
+/** A short message at the edge; it stays while it is pointed at or focused. */
 export function toast(text, { action, act, gone, trouble, wait = action ? 8000 : 4000 } = {}) {
   let timer = 0;
-  const box = h("div", { class: `toast ${trouble ? "trouble" : ""}`, role: trouble ? "alert" : "status" }, h("p", { text }));
+  const [kind, role] = trouble ? ["div.toast.trouble", "alert"] : ["div.toast", "status"];
+  const box = h(kind, { role }, h("p", text));
   const close = (acted) => {
     if (!box.isConnected) return;
     stay();
     const held = box.contains(document.activeElement);
     box.remove();
-    if (held) ($("toasts").querySelector("button") ?? document.querySelector("dialog[open] h2[tabindex]") ?? $("stage")).focus();
+    if (held) {
+      const title = document.querySelector("dialog[open] h2[tabindex]");
+      ($("toasts").querySelector("button") ?? title ?? $("stage")).focus();
+    }
     if (!acted) gone?.();
   };
   const stay = () => clearTimeout(timer);
   const start = () => { stay(); timer = setTimeout(close, wait); };
   if (action) box.append(h("button", { text: action, click: () => { close(true); act(); } }));
   box.append(iconButton("close", "Dismiss", () => close(false)));
-  for (const name of ["pointerenter", "focusin"]) box.addEventListener(name, stay);
-  for (const name of ["pointerleave", "focusout"]) box.addEventListener(name, start);
+  on(box, "pointerenter focusin", stay);
+  on(box, "pointerleave focusout", start);
   $("toasts").append(box);
   while ($("toasts").childElementCount > 3) $("toasts").firstElementChild.querySelector("[aria-label=Dismiss]").click();
   start();
@@ -172,15 +188,15 @@ export const complain = (what, error) => toast(`${what}: ${error.message}`, { tr
 
 // ---- dialogs
 
-/** Open a modal dialog; it gives the focus back to where it was, and messages stay reachable above it. */
+/** Open a modal dialog; it gives the focus back, and messages stay reachable above it. */
 export function openDialog(dialog, closed) {
   if (dialog.open) return;
   const before = document.activeElement;
   dialog.showModal();
   dialog.querySelector("h2[tabindex]")?.focus({ preventScroll: true });
-  dialog.scrollTop = 0; // a dialog opens at its beginning
+  dialog.scrollTop = 0;
   dialog.append($("toasts"), $("live"));
-  dialog.addEventListener("close", () => {
+  on(dialog, "close", () => {
     const host = document.querySelector("dialog[open]") ?? document.body;
     host.append($("live"), $("toasts"));
     closed?.();
@@ -188,10 +204,10 @@ export function openDialog(dialog, closed) {
   }, { once: true });
 }
 
-/** A press on the backdrop closes, as does the button. Esc does so by itself. */
+/** A press on the backdrop closes, as does the button; Esc does so by itself. */
 export function closable(dialog, button) {
-  button.addEventListener("click", () => dialog.close());
-  dialog.addEventListener("pointerdown", (event) => {
+  on(button, "click", () => dialog.close());
+  on(dialog, "pointerdown", (event) => {
     if (event.target !== dialog) return;
     const { left, right, top, bottom } = dialog.getBoundingClientRect();
     if (event.clientX < left || event.clientX > right || event.clientY < top || event.clientY > bottom) dialog.close();
@@ -202,14 +218,13 @@ export function closable(dialog, button) {
 export function openSheet(name, title, kind, children, closed) {
   const close = iconButton("close", "Close", null);
   const dialog = h("dialog", { class: `sheet ${kind}`, id: name, "aria-labelledby": `${name}-title` },
-    h("div", { class: "sheet-head" }, h("h2", { id: `${name}-title`, text: title, tabindex: "-1" }), close), ...children);
+    h("div.sheet-head", h("h2", { id: `${name}-title`, text: title, tabindex: "-1" }), close), ...children);
   document.body.append(dialog);
   closable(dialog, close);
   openDialog(dialog, () => { dialog.remove(); closed?.(); });
   return dialog;
 }
 
-/** Is a key pressed with another that makes it a command? */
 export const isCommand = (event) => event.ctrlKey || event.metaKey || event.altKey;
 export const dialogIsOpen = () => document.querySelector("dialog[open]") !== null;
 
@@ -220,9 +235,9 @@ export function isWriting(target) {
   return target.closest?.("textarea, select, input:not([type=radio], [type=checkbox], [type=range])") != null;
 }
 
-/** Arrow keys move the focus between the pictures of a grid, by what lies there on the screen. */
+/** Arrow keys move the focus between the images of a grid. */
 export function arrowKeys(box, selector) {
-  box.addEventListener("keydown", (event) => {
+  on(box, "keydown", (event) => {
     if (!event.key.startsWith("Arrow") || isCommand(event)) return;
     const here = event.target.closest(selector);
     if (!here) return;

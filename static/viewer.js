@@ -1,11 +1,16 @@
-// One picture, large: its neighbours, zoom, how it was drawn (the film), and everything that can be done with it.
+// One image, large: its neighbours, zoom, how it was generated step by step, and everything that can be done with it.
 
 import { canDo, editsInWords } from "./edits.js";
-import { altOf, deleteJob, deletePictures, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf } from "./pictures.js";
+import {
+  altOf, deleteImages, deleteJob, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf,
+} from "./images.js";
 import { gestures } from "./gestures.js";
 import { ask, jobPath } from "./server.js";
-import { canShare, collageOf, copy, download, linkTo, share } from "./sharing.js";
-import { $, announce, bus, closable, h, icon, iconButton, isCommand, openDialog, percent, recall, setIcon, softButton, wantsStillness } from "./ui.js";
+import { canShare, collageOf, copy, linkTo, share } from "./sharing.js";
+import {
+  $, announce, bus, closable, h, icon, iconButton, img, isCommand, on, openDialog, percent, recall, setIcon, setText,
+  softButton, wantsStillness,
+} from "./ui.js";
 
 const MAX_ZOOM = 8;
 const FRAME_MS = 160;
@@ -15,8 +20,8 @@ const frame = $("viewer-frame");
 const image = $("viewer-image");
 let list = () => []; // what the arrows walk through; it may grow
 let loadMore = null;
-let here = null; // the picture shown
-let actions = null; // what the page does with a picture: use, again, edit
+let here = null; // the image shown
+let actions = null; // what the page does with an image: use, again, edit
 
 // ---- zoom
 
@@ -29,7 +34,7 @@ function place() {
   view.y = Math.max(-limit.y, Math.min(limit.y, view.y));
   image.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   frame.classList.toggle("zoomed", view.zoom > 1);
-  $("zoom-reset").textContent = percent((view.zoom * room.width) / (image.naturalWidth || room.width));
+  setText("zoom-reset", percent((view.zoom * room.width) / (image.naturalWidth || room.width)));
   $("zoom-out").disabled = view.zoom <= 1;
   $("zoom-in").disabled = view.zoom >= MAX_ZOOM;
 }
@@ -62,52 +67,52 @@ const move = (x, y) => {
 const fingers = gestures(frame, fromMiddle, move, zoomBy);
 let swipe = null;
 
-frame.addEventListener("dblclick", (event) => (view.zoom > 1 ? resetZoom() : zoomBy(3, fromMiddle(event))));
-frame.addEventListener("pointerdown", (event) => {
+on(frame, "dblclick", (event) => (view.zoom > 1 ? resetZoom() : zoomBy(3, fromMiddle(event))));
+on(frame, "pointerdown", (event) => {
   swipe = fingers.size === 1 && view.zoom === 1 && event.pointerType !== "mouse" ? event.clientX : null;
 });
 for (const end of ["pointerup", "pointercancel"]) {
-  frame.addEventListener(end, (event) => {
+  on(frame, end, (event) => {
     const moved = swipe === null ? 0 : event.clientX - swipe;
     if (end === "pointerup" && Math.abs(moved) > 48 && view.zoom === 1) walk(moved < 0 ? 1 : -1);
     swipe = null;
   });
 }
 
-// ---- the film
+// ---- the steps
 
 let frames = [];
 let playing = 0;
 
-async function loadFilm(one) {
+async function loadSteps(one) {
   stop();
   frames = [];
-  showFilm();
-  const { steps } = await ask(`${jobPath(one.job.id)}steps`).catch(() => ({ steps: [] })); // their pictures come when shown
+  showSteps();
+  const { steps } = await ask(`${jobPath(one.job.id)}steps`).catch(() => ({ steps: [] })); // images come when shown
   if (here?.key !== one.key) return;
   const total = one.job.parameters.n_inf_steps;
   const kept = steps.filter(({ index, t }) => index === one.index && t < total);
   frames = [...kept.map(({ t }) => ({ t, total, src: `${one.thumbnail}?t=${t}` })), { t: total, total, src: one.url }];
-  showFilm();
+  showSteps();
 }
 
-function showFilm() {
+function showSteps() {
   const any = frames.length > 1;
-  $("film").classList.toggle("none", !any);
-  $("film-play").disabled = $("film-at").disabled = !any;
-  $("film-fork").hidden = true;
-  $("film-at").max = Math.max(0, frames.length - 1);
-  $("film-strip").replaceChildren(...frames.map(({ src }) => h("img", { src, alt: "", width: 40, height: 40, loading: "lazy", draggable: "false" })));
-  $("film-text").textContent = frames.length ? "No steps were kept" : "";
-  $("film-at").setAttribute("aria-valuetext", "none");
+  $("steps").classList.toggle("none", !any);
+  $("steps-play").disabled = $("steps-at").disabled = !any;
+  $("steps-fork").hidden = true;
+  $("steps-at").max = Math.max(0, frames.length - 1);
+  $("steps-strip").replaceChildren(...frames.map(({ src }) => img(src, "", { loading: "lazy", draggable: "false" })));
+  setText("steps-text", frames.length ? "No steps were kept" : "");
+  $("steps-at").ariaValueText = "none";
   if (any) tellFrame(frames.length - 1);
 }
 
 function tellFrame(number) {
   const { t, total } = frames[number];
-  $("film-at").value = number;
-  $("film-text").textContent = `Step ${t}`;
-  $("film-at").setAttribute("aria-valuetext", `Step ${t} of ${total}`);
+  $("steps-at").value = number;
+  setText("steps-text", `Step ${t}`);
+  $("steps-at").ariaValueText = `Step ${t} of ${total}`;
 }
 
 function showFrame(number) {
@@ -115,14 +120,16 @@ function showFrame(number) {
   image.src = frames[number].src;
   tellFrame(number);
   const last = number === frames.length - 1;
-  $("film-fork").hidden = last || !canDo("start_timestep");
-  for (const [at, still] of [...$("film-strip").children].entries()) still.classList.toggle("now", at === number && !last);
+  $("steps-fork").hidden = last || !canDo("start_timestep");
+  for (const [at, still] of [...$("steps-strip").children].entries()) {
+    still.classList.toggle("now", at === number && !last);
+  }
 }
 
 function stop() {
   clearInterval(playing);
   playing = 0;
-  setIcon($("film-play"), "play", "Play the drawing");
+  setIcon($("steps-play"), "play", "Play the steps");
 }
 
 function play() {
@@ -131,8 +138,8 @@ function play() {
     return;
   }
   if (frames.length < 2) return;
-  let number = Number($("film-at").value) === frames.length - 1 ? 0 : Number($("film-at").value);
-  setIcon($("film-play"), "pause", "Pause");
+  let number = Number($("steps-at").value) === frames.length - 1 ? 0 : Number($("steps-at").value);
+  setIcon($("steps-play"), "pause", "Pause");
   showFrame(number);
   playing = setInterval(() => {
     number += 1;
@@ -141,17 +148,17 @@ function play() {
   }, wantsStillness() ? 3 * FRAME_MS : FRAME_MS);
 }
 
-$("film-play").addEventListener("click", play);
-$("film-fork").addEventListener("click", () => {
-  const [one, { t, total }] = [here, frames[$("film-at").value]];
+on($("steps-play"), "click", play);
+on($("steps-fork"), "click", () => {
+  const [one, { t, total }] = [here, frames[$("steps-at").value]];
   dialog.close();
   actions.fork(one, t, total);
 });
-$("film-at").addEventListener("input", () => { stop(); showFrame(Number($("film-at").value)); });
+on($("steps-at"), "input", () => { stop(); showFrame(Number($("steps-at").value)); });
 
-// ---- the picture and its neighbours
+// ---- the image and its neighbours
 
-/** What can be done with a picture elsewhere on the page: the viewer closes for it. */
+/** What can be done with an image elsewhere on the page: the viewer closes for it. */
 const elsewhere = (name, text, act) => softButton(name, text, () => { dialog.close(); act(); });
 
 function show(one) {
@@ -163,36 +170,41 @@ function show(one) {
   resetZoom();
   image.src = one.url;
   image.alt = altOf(one);
-  $("viewer-title").textContent = wordsOf(job);
-  $("viewer-count").textContent = all.length > 1 && at >= 0 ? `${at + 1} of ${all.length}` : "";
+  setText("viewer-title", wordsOf(job));
+  setText("viewer-count", all.length > 1 && at >= 0 ? `${at + 1} of ${all.length}` : "");
   showNeighbours();
   if (loadMore && at > all.length - 8) loadMore().then(showNeighbours);
   $("viewer-actions").replaceChildren(
-    heart(one), h("a", { class: "soft strong", href: one.url, download: fileName(one) }, icon("download"), "Download"),
+    heart(one), h("a.soft.strong", { href: one.url, download: fileName(one) }, icon("download"), "Download"),
     canShare() ? softButton("share", "Share", () => share([one]), { "aria-label": "Share or save to photos" }) : "");
-  const { adherence, nearest } = one.told ?? {};
+  const { adherence, nearest } = one.result ?? {};
   const facts = [["Seed", one.seed, iconButton("copy", "Copy the seed", () => copy(String(one.seed), "Seed"))],
     ["Steps", asked.n_inf_steps], ["Guidance", asked.guidance_scale], ["Sampler", asked.sampler],
-    ["Steered from", asked.negative_prompt || null], ["Edits", editsInWords(asked).map(([text]) => text).join(", ") || null],
-    ["Fits", adherence == null ? null : percent(adherence)], ["Warning", nearest?.too_close ? "very near a training picture" : null],
+    ["Negative prompt", asked.negative_prompt || null],
+    ["Edits", editsInWords(asked).map(([text]) => text).join(", ") || null],
+    ["Fits", adherence == null ? null : percent(adherence)],
+    ["Warning", nearest?.too_close ? "very near a training image" : null],
     ["Model", asked.model],
-    ["Drawn", job.created_at && new Date(job.created_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })]];
+    ["Generated", job.created_at
+      && new Date(job.created_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })]];
   $("viewer-facts").replaceChildren(...facts.filter(([, value]) => value != null)
-    .flatMap(([name, value, more]) => [h("dt", { text: name }), h("dd", {}, String(value), more)]));
-  const varied = { n_images: 4, interpolate_to: null, ...(asked.variation_strength ? {} : { variation_strength: 0.3 }) };
+    .flatMap(([name, value, more]) => [h("dt", name), h("dd", String(value), more)]));
+  const varied = { n_images: 4, interpolate_to: null };
+  if (!asked.variation_strength) varied.variation_strength = 0.3;
   $("viewer-more").replaceChildren(...[
-    canDo("init_image") && elsewhere("image", "Start from this picture", () => actions.edit(one)),
-    canDo("init_image") && elsewhere("brush", "Redraw a part of it", () => actions.edit(one, true)),
-    canDo("variation_strength") && elsewhere("grid", "Vary this face", () => actions.use(job, one.index, varied, "vary")),
+    canDo("init_image") && elsewhere("image", "Start from this image", () => actions.edit(one)),
+    canDo("init_image") && elsewhere("brush", "Inpaint a part of it", () => actions.edit(one, true)),
+    canDo("variation_strength")
+      && elsewhere("grid", "Vary this face", () => actions.use(job, one.index, varied, "vary")),
     elsewhere("settings", "Use these settings", () => actions.use(job, one.index)),
-    elsewhere("again", "Draw others like this", () => actions.again(job, true)),
-    elsewhere("shield", "About this picture", () => actions.trust(one)),
+    elsewhere("again", "Generate others like this", () => actions.again(job, true)),
+    elsewhere("shield", "About this image", () => actions.trust(one)),
     elsewhere("compare", "Compare", () => startPicking(one)),
     softButton("link", "Copy a link", () => copy(linkTo(job, one), "Link")),
-    h("a", { class: "soft", href: collageOf(job), download: `steps-${asked.seed}.png` }, icon("film"), "Steps as one picture"),
+    h("a.soft", { href: collageOf(job), download: `steps-${asked.seed}.png` }, icon("film"), "Steps as one image"),
     softButton("trash", "Delete", () => remove()),
     asked.n_images > 1 && softButton("trash", `Delete all ${asked.n_images}`, () => remove(true))].filter(Boolean));
-  loadFilm(one);
+  loadSteps(one);
 }
 
 const placeIn = (all) => all.findIndex(({ key }) => key === here?.key);
@@ -219,7 +231,7 @@ function walk(by) {
   announce(altOf(next));
 }
 
-/** Delete the picture shown, or its whole job. */
+/** Delete the image shown, or its whole job. */
 function remove(whole) {
   const one = here;
   const { job, key } = one;
@@ -228,15 +240,15 @@ function remove(whole) {
   const stays = (other) => (whole ? other.job.id !== job.id : other.key !== key);
   const next = all.slice(at).find(stays) ?? all.slice(0, at).findLast(stays);
   if (whole) deleteJob(job);
-  else deletePictures([one]);
+  else deleteImages([one]);
   if (next) show(next);
   else dialog.close();
 }
 
-/** Open the viewer on a picture; `pictures` is a list or a function that gives the list as it is then. */
-export function openViewer(handlers, one, pictures, more = null) {
+/** Open the viewer on an image; `images` is a list or a function that gives the list as it is then. */
+export function openViewer(handlers, one, images, more = null) {
   actions = handlers;
-  const given = typeof pictures === "function" ? pictures : () => pictures;
+  const given = typeof images === "function" ? images : () => images;
   list = () => given().filter((other) => !isLeaving(other.job.id) && !isLeaving(other.key));
   loadMore = more;
   openDialog(dialog, () => { stop(); here = null; bus.emit("viewed"); });
@@ -246,25 +258,27 @@ export function openViewer(handlers, one, pictures, more = null) {
 // ---- wiring
 
 closable(dialog, $("viewer-close"));
-$("viewer-prev").addEventListener("click", () => walk(-1));
-$("viewer-next").addEventListener("click", () => walk(1));
-image.addEventListener("load", place); // what the size of the picture is compared with
-addEventListener("resize", () => { if (here) place(); });
-$("zoom-in").addEventListener("click", () => zoomBy(1.5));
-$("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
-$("zoom-reset").addEventListener("click", resetZoom);
-$("pixels").addEventListener("change", () => frame.classList.toggle("pixels", $("pixels").checked));
+on($("viewer-prev"), "click", () => walk(-1));
+on($("viewer-next"), "click", () => walk(1));
+on(image, "load", place); // what the size of the image is compared with
+on(window, "resize", () => { if (here) place(); });
+on($("zoom-in"), "click", () => zoomBy(1.5));
+on($("zoom-out"), "click", () => zoomBy(1 / 1.5));
+on($("zoom-reset"), "click", resetZoom);
+on($("pixels"), "change", () => frame.classList.toggle("pixels", $("pixels").checked));
 bus.on("hidden", ({ hidden }) => { if (here && !hidden) show(here); });
-dialog.addEventListener("keydown", (event) => {
+on(dialog, "keydown", (event) => {
   if (isCommand(event) || (/^[a-z]$/.test(event.key) && !recall("keys", true))) return;
   const slider = event.target.matches("input[type=range]");
   const pressed = event.target.matches("button, a, input");
   const keys = {
-    ArrowLeft: () => walk(-1), ArrowRight: () => walk(1), "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5),
-    0: resetZoom, " ": play, Delete: () => remove(), f: () => toggleFavourite(here), d: () => download(here.url, fileName(here)),
+    ArrowLeft: () => walk(-1), ArrowRight: () => walk(1),
+    "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), 0: resetZoom,
+    " ": play, Delete: () => remove(), f: () => toggleFavourite(here),
+    d: () => $("viewer-actions").querySelector("a").click(),
     l: () => copy(linkTo(here.job, here), "Link"), c: () => { const one = here; dialog.close(); startPicking(one); },
   };
-  if ((slider && event.key.startsWith("Arrow")) || (pressed && event.key === " ")) return; // they have their own meaning there
+  if ((slider && event.key.startsWith("Arrow")) || (pressed && event.key === " ")) return; // their own meaning there
   const act = keys[event.key] ?? keys[event.key.toLowerCase()];
   if (!act) return;
   event.preventDefault();

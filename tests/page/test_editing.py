@@ -50,7 +50,7 @@ def draw(page: Page, number: int = 1) -> None:
 
 def choose_photo(page: Page, given: FilePayload) -> Locator:
     """Bring a photo into the panel; the dialog that places the face."""
-    panel = tool(page, "Picture")
+    panel = tool(page, "Image")
     panel.locator("input[type=file]").first.set_input_files(given)
     dialog = page.get_by_role("dialog", name="Place the face")
     expect(dialog).to_be_visible()
@@ -78,19 +78,19 @@ def test_a_photo_is_placed_and_changed(page: Page, site: Site, engine: DrawingEn
     strength = page.get_by_label("How much changes")
     expect(strength).to_have_value("0.6")
     strength.fill("0.25")
-    expect(page.locator("#edits")).to_contain_text("Picture, 25 % redrawn")
+    expect(page.locator("#edits")).to_contain_text("Image, 25 % changed")
     draw(page)
     asked = engine.begun[-1]
     assert asked.init_image.shape == (32, 32, 3) and asked.strength == 0.25 and asked.mask is None
     assert asked.init_image[..., 0].min() > 200 and asked.init_image[..., 2].max() < 60
-    expect(page.locator(".job")).to_contain_text("Picture, 25 % redrawn")
+    expect(page.locator(".job")).to_contain_text("Image, 25 % changed")
 
-    page.get_by_role("button", name="Picture, 25 % redrawn: take out").click()
+    page.get_by_role("button", name="Image, 25 % changed: take out").click()
     expect(page.locator("#edits button")).to_have_count(0)
     draw(page, 2)
     assert engine.begun[-1].init_image is None
     page.locator(".job").nth(1).get_by_role("button", name="Use these settings").click()
-    expect(page.locator("#edits")).to_contain_text("Picture, 25 % redrawn")
+    expect(page.locator("#edits")).to_contain_text("Image, 25 % changed")
     page.reload()  # what was chosen is still there
     page.wait_for_selector("body[data-resumed]")
     draw(page, 3)
@@ -125,26 +125,26 @@ def test_the_window_is_dragged_and_pinched(page: Page, site: Site, engine: Drawi
     }""")
     expect(dialog.get_by_label("Zoom", exact=True)).to_have_attribute("aria-valuetext", re.compile(r"^[23]\.\d ×"))
     page.keyboard.press("Escape")
-    expect(page.get_by_role("button", name="Picture, 60 % redrawn: take out")).to_be_visible()
+    expect(page.get_by_role("button", name="Image, 60 % changed: take out")).to_be_visible()
 
 
 def test_only_what_is_painted_is_drawn_anew(page: Page, site: Site, engine: DrawingEngine) -> None:
     visit(page, site.address)
     choose_photo(page, photo()).get_by_role("button", name="Use this part").click()
     page.get_by_role("button", name="Paint what changes").click()
-    dialog = page.get_by_role("dialog", name="Paint what is drawn anew")
+    dialog = page.get_by_role("dialog", name="Paint what is inpainted")
     use = dialog.get_by_role("button", name="Use this part")
     expect(use).to_be_disabled()
     covered = dialog.locator(".sheet-foot [role=status]")
     dialog.get_by_role("button", name="Mouth").click()
-    expect(covered).to_have_text("6 % of the picture is drawn anew.")
+    expect(covered).to_have_text("6 % of the image is inpainted.")
     dialog.get_by_role("button", name="Invert").click()
-    expect(covered).to_have_text("94 % of the picture is drawn anew.")
+    expect(covered).to_have_text("94 % of the image is inpainted.")
     dialog.get_by_role("button", name="Undo").click()
     dialog.get_by_role("button", name="Undo").click()
     expect(use).to_be_disabled()
     page.keyboard.press("Control+Shift+z")
-    expect(covered).to_have_text("6 % of the picture is drawn anew.")
+    expect(covered).to_have_text("6 % of the image is inpainted.")
     dialog.get_by_role("button", name="Clear").click()
     canvas = dialog.get_by_role("application")
     box = canvas.bounding_box()
@@ -172,15 +172,15 @@ def test_a_result_is_edited_and_a_dropped_photo_is_a_start(page: Page, site: Sit
     write_prompt(page, "a smiling woman")
     draw(page)
     page.get_by_role("button", name=re.compile("^Face 2 of 4")).click()
-    page.get_by_role("button", name="Redraw a part of it").click()
-    dialog = page.get_by_role("dialog", name="Paint what is drawn anew")
+    page.get_by_role("button", name="Inpaint a part of it").click()
+    dialog = page.get_by_role("dialog", name="Paint what is inpainted")
     dialog.get_by_role("button", name="Hair").click()
     dialog.get_by_role("button", name="Use this part").click()
     draw(page, 2)
     job = page.locator(".job").nth(1).get_attribute("data-job")
     drawn = np.asarray(Image.open(io.BytesIO(site.app.test_client().get(f"/jobs/{job}/images/1.png").data)))
     assert np.array_equal(engine.begun[-1].init_image, drawn) and engine.begun[-1].mask.any()
-    page.set_input_files("#restore-file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.set_input_files("#restore-file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no image"})
     expect(page.get_by_role("alert").last).to_contain_text("It could not be read")
     page.get_by_role("button", name="Take it out").click()
     page.set_input_files("#restore-file", photo())  # the panel is open: a photo is what it waits for
@@ -192,7 +192,7 @@ def test_the_film_is_forked_at_a_step(page: Page, site: Site, engine: DrawingEng
     write_prompt(page, "a man")
     draw(page)
     page.get_by_role("button", name=re.compile("^Face 3 of 4")).click()
-    film = page.get_by_label("Step of the drawing")
+    film = page.get_by_label("Denoising step")
     expect(film).to_be_enabled()
     expect(page.get_by_role("button", name="Fork from here")).to_be_hidden()  # the end is no place to go on from
     film.fill("3")  # one of the first, which come by steps and by time
@@ -250,7 +250,7 @@ def test_the_best_of_many_say_how_well_they_fit(page: Page, site: Site, engine: 
 
     page.get_by_role("button", name="Who came out").click()
     dialog = page.get_by_role("dialog", name="Who came out")
-    expect(dialog).to_contain_text("4 pictures, as the judge sees them.")
+    expect(dialog).to_contain_text("4 images, as the attribute classifier sees them.")
     expect(dialog.get_by_role("heading", name=re.compile("^Sex"))).to_have_text("Sex as the words say")
     expect(dialog.get_by_role("heading", name=re.compile("^Age"))).to_have_text("Age left open by the words")
     shares = [int(text.rstrip(" %")) for text in dialog.locator("section").first.locator(".share").all_text_contents()]
@@ -259,7 +259,7 @@ def test_the_best_of_many_say_how_well_they_fit(page: Page, site: Site, engine: 
     page.keyboard.press("Escape")
     page.get_by_role("navigation").get_by_role("link", name="Gallery").click()
     page.get_by_role("button", name="Who is here").click()
-    expect(dialog).to_contain_text("4 pictures, as the judge sees them.")
+    expect(dialog).to_contain_text("4 images, as the attribute classifier sees them.")
 
 
 def test_variations_of_a_picture_and_a_grid(page: Page, site: Site, engine: DrawingEngine) -> None:
@@ -282,7 +282,7 @@ def test_variations_of_a_picture_and_a_grid(page: Page, site: Site, engine: Draw
     panel.get_by_text("A grid of seeds and descriptions").click()
     panel.get_by_label("More descriptions, one a line").fill("a woman\n\n an old man ")
     panel.get_by_label("Seeds").select_option("3")
-    panel.get_by_role("button", name="Draw the grid").click()
+    panel.get_by_role("button", name="Generate the grid").click()
     grid = page.get_by_role("region", name="Grid of seeds and descriptions")
     expect(grid.locator(".job[data-state=succeeded]")).to_have_count(3)
     expect(grid.locator("h3")).to_have_text(["a man", "a woman", "an old man"])
@@ -338,7 +338,7 @@ def test_a_blend_leads_from_one_photo_to_another(page: Page, site: Site, engine:
     visit(page, site.address)
     panel = tool(page, "Blend")
     dialog = page.get_by_role("dialog", name="Place the face")
-    for button, key in (("From a picture", "Shift+ArrowDown"), ("To a picture", "Shift+ArrowUp")):  # from red to blue
+    for button, key in (("From an image", "Shift+ArrowDown"), ("To an image", "Shift+ArrowUp")):  # from red to blue
         with page.expect_file_chooser() as opened:
             panel.get_by_role("button", name=button).click()
         opened.value.set_files(photo())
@@ -348,9 +348,9 @@ def test_a_blend_leads_from_one_photo_to_another(page: Page, site: Site, engine:
         with page.expect_response(re.compile("/encode$")) as answered:
             dialog.get_by_role("button", name="Use this part").click()
         assert answered.value.ok and answered.value.request.post_data_json["invert"] is True
-    expect(page.locator("#edits")).to_contain_text("Blend to a picture")
-    expect(panel).to_contain_text("From the description above and a picture")
-    expect(panel.get_by_label("To the seed")).to_have_attribute("placeholder", "a picture")
+    expect(page.locator("#edits")).to_contain_text("Blend to an image")
+    expect(panel).to_contain_text("From the description above and an image")
+    expect(panel.get_by_label("To the seed")).to_have_attribute("placeholder", "an image")
     draw(page)
     asked = engine.begun[-1]
     assert (asked.num_images, asked.num_inference_steps, asked.guidance_scale, asked.start) == (8, 50, 1.0, 0.0)
@@ -394,8 +394,8 @@ def test_beside_a_slider_stands_what_else_it_moves(page: Page, site: Site) -> No
 def test_a_picture_tells_where_it_comes_from(page: Page, site: Site) -> None:
     visit(page, site.address)
     page.set_input_files("#restore-file", photo())
-    dialog = page.get_by_role("dialog", name="About this picture")
-    expect(dialog).to_contain_text("No receipt")
+    dialog = page.get_by_role("dialog", name="About this image")
+    expect(dialog).to_contain_text("No generation parameters")
     expect(dialog).to_contain_text("No watermark")
     assert violations(page) == []
     dialog.get_by_role("button", name="Start from it").click()
@@ -404,14 +404,14 @@ def test_a_picture_tells_where_it_comes_from(page: Page, site: Site) -> None:
     write_prompt(page, "a bald man")
     draw(page)
     page.get_by_role("button", name=re.compile("^Face 1 of 4")).click()
-    page.get_by_role("button", name="About this picture").click()
+    page.get_by_role("button", name="About this image").click()
     expect(dialog).to_contain_text("“a bald man”")
     dialog.get_by_role("button", name="Use its settings").click()
     expect(page.get_by_role("radio", name="1", exact=True)).to_be_checked()
 
 
 class Remembering(DrawingEngine):
-    """Its first picture is too much like one that it learned from."""
+    """Its first image is too much like one that it learned from."""
 
     def pictures(self, run: DrawingRun) -> list[Drawing]:
         found = super().pictures(run)
@@ -428,8 +428,8 @@ def test_a_picture_near_a_training_face_is_marked(page: Page) -> None:
         assert violations(page) == []
         page.get_by_role("button", name=re.compile("^Face 1 of 4")).click()
         viewer = page.get_by_role("dialog")
-        expect(viewer).to_contain_text("very near a training picture")
+        expect(viewer).to_contain_text("very near a training image")
         viewer.get_by_role("button", name=re.compile("^Next")).click()
-        expect(viewer).not_to_contain_text("very near a training picture")
+        expect(viewer).not_to_contain_text("very near a training image")
     finally:
         site.close()

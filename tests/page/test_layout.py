@@ -75,7 +75,7 @@ def test_no_control_of_any_panel_is_covered(page: Page, site: Site) -> None:
     page.get_by_role("button", name="Details").click()
     page.get_by_text("More settings").click()
 
-    for name in ("Features", "Vary", "Blend", "Picture"):
+    for name in ("Features", "Vary", "Blend", "Image"):
         page.locator("#tools").get_by_role("button", name=name).click()
         panel = page.get_by_role("group", name=name, exact=True)
         expect(panel).to_be_visible()
@@ -88,20 +88,20 @@ def test_no_control_of_any_panel_is_covered(page: Page, site: Site) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Use this part").click()
     page.get_by_role("button", name="Paint what changes").click()
     page.get_by_role("dialog").get_by_role("button", name="Eyes").click()
-    check_sizes(page, "dialog[open]", faults, "Paint what is drawn anew")
+    check_sizes(page, "dialog[open]", faults, "Paint what is inpainted")
     page.get_by_role("dialog").get_by_role("button", name="Use this part").click()
-    check_sizes(page, "#tools-field", faults, "Picture with a photo")
-    page.get_by_role("button", name=re.compile("^Picture, 100 % redrawn")).click()
+    check_sizes(page, "#tools-field", faults, "Image with a photo")
+    page.get_by_role("button", name=re.compile("^Image, 100 % changed")).click()
 
     generate(page)
     expect(page.locator(".job")).to_have_attribute("data-state", "succeeded")
     check_sizes(page, ".job", faults)
     page.get_by_role("button", name=re.compile("^Face 1 of 4")).click()
-    expect(page.get_by_label("Step of the drawing")).to_be_enabled()
+    expect(page.get_by_label("Denoising step")).to_be_enabled()
     check_sizes(page, "#viewer", faults)
-    page.get_by_role("dialog").get_by_role("button", name="About this picture").click()
-    expect(page.get_by_role("dialog", name="About this picture")).to_be_visible()
-    check_sizes(page, "dialog[open]", faults, "About this picture")
+    page.get_by_role("dialog").get_by_role("button", name="About this image").click()
+    expect(page.get_by_role("dialog", name="About this image")).to_be_visible()
+    check_sizes(page, "dialog[open]", faults, "About this image")
     page.keyboard.press("Escape")
     page.locator("#help-open").click()
     expect(page.get_by_role("dialog")).to_be_visible()
@@ -134,7 +134,7 @@ def test_the_viewer_opens_on_its_picture_and_says_its_size(
     expect(page.locator(".job")).to_have_attribute("data-state", "succeeded")
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.get_by_role("button", name=re.compile("^Face 1 of 4")).click()
-    expect(page.get_by_label("Step of the drawing")).to_be_enabled()
+    expect(page.get_by_label("Denoising step")).to_be_enabled()
     box = page.locator("#viewer-frame").bounding_box()
     assert box and box["width"] >= least and abs(box["width"] - box["height"]) < 1, box
     assert box["y"] >= 0 and box["y"] + box["height"] <= size[1] and box["x"] + box["width"] <= size[0], box
@@ -144,6 +144,22 @@ def test_the_viewer_opens_on_its_picture_and_says_its_size(
             page.keyboard.press(key)
         said = int((page.locator("#zoom-reset").text_content() or "").rstrip(" %"))
         assert abs(said - 100 * zoom * box["width"] / natural) <= 1, said
+
+
+def test_a_large_screen_shows_larger_images(page: Page, site: Site) -> None:
+    """The four images of a job fill the stage of a 2560 pixels wide screen; two jobs stand side by side."""
+    page.set_viewport_size({"width": 2560, "height": 1440})
+    visit(page, site.address)
+    generate(page)
+    expect(page.locator(".job")).to_have_attribute("data-state", "succeeded")
+    tiles, stage = page.locator(".tiles").bounding_box(), page.locator("#stage").bounding_box()
+    last = page.locator(".tile").last.bounding_box()
+    assert tiles and stage and last
+    assert last["width"] >= 300 and last["x"] + last["width"] - tiles["x"] >= 0.75 * stage["width"], (last, stage)
+    generate(page)
+    expect(page.locator(".job[data-state=succeeded]")).to_have_count(2)
+    one, other = (page.locator(".job").nth(n).bounding_box() for n in (0, 1))
+    assert one and other and one["y"] == other["y"] and other["x"] > one["x"]
 
 
 @pytest.mark.parametrize("height", [600, 720, 768, 820])
@@ -175,8 +191,8 @@ def test_shapes_cover_what_they_are_named_after(
 ) -> None:
     """The photo is placed by default, by nobody."""
     visit(page, site.address)
-    page.locator("#tools").get_by_role("button", name="Picture").click()
-    panel = page.get_by_role("group", name="Picture", exact=True)
+    page.locator("#tools").get_by_role("button", name="Image").click()
+    panel = page.get_by_role("group", name="Image", exact=True)
     panel.locator("input[type=file]").first.set_input_files(aligned_photo(scale))
     page.get_by_role("dialog").get_by_role("button", name="Use this part").click()
     page.get_by_role("button", name="Paint what changes").click()
@@ -198,7 +214,7 @@ def test_a_grid_uses_its_room_and_keeps_seeds_whole(page: Page, site: Site) -> N
     panel = page.get_by_role("group", name="Vary", exact=True)
     panel.get_by_text("A grid of seeds and descriptions").click()
     panel.get_by_label("More descriptions, one a line").fill("a woman")
-    panel.get_by_role("button", name="Draw the grid").click()
+    panel.get_by_role("button", name="Generate the grid").click()
     grid = page.get_by_role("region", name="Grid of seeds and descriptions")
     expect(grid.locator(".job[data-state=succeeded]")).to_have_count(2)
     for width, height in SIZES:
@@ -281,11 +297,11 @@ def test_the_gallery_counts_what_it_shows_and_finds_seeds(
     visit(page, site.address)
     page.get_by_role("navigation").get_by_role("link", name="Gallery").click()
     said = page.locator("#gallery-status")
-    expect(said).to_have_text("3 pictures, 1 unfinished")
+    expect(said).to_have_text("3 images, 1 unfinished")
     page.get_by_label("Search the prompts").fill("grey beard")
     expect(said).to_have_text("1 unfinished for “grey beard”")
     expect(page.locator("#days .tile")).to_have_count(1)
-    for seed, found in (("4002", "3 pictures"), ("4003", "0 pictures"), ("7", "1 unfinished")):
+    for seed, found in (("4002", "3 images"), ("4003", "0 images"), ("7", "1 unfinished")):
         page.get_by_label("Search the prompts").fill(seed)
         expect(said).to_have_text(f"{found} for “{seed}”")
 
@@ -299,4 +315,4 @@ def test_an_open_gallery_shows_what_others_draw(page: Page, site: Site) -> None:
     site.wait(site.submit("a woman", n_images=2))
     expect(tiles).to_have_count(3)
     expect(tiles.first).to_contain_text("a woman")
-    expect(page.locator("#gallery-status")).to_have_text("3 pictures")
+    expect(page.locator("#gallery-status")).to_have_text("3 images")

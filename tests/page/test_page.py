@@ -1,7 +1,7 @@
 """Does the page do what a person expects? Headless Chromium drives it from the first word to the finished picture.
 
 Here the drawing engine (`drawing.py`) stands in for the model and is held at any step. What happens to finished
-pictures is in `test_pictures.py`, sizes, schemes, screen readers and budgets in `test_quality.py`, and the
+pictures is in `test_images.py`, sizes, schemes, screen readers and budgets in `test_quality.py`, and the
 walk over the real server with the real model in `test_walk.py`.
 """
 
@@ -363,8 +363,8 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
     page.get_by_label("Steps", exact=True).fill("50")
     expect(page.get_by_role("radio", name="Fast")).to_be_checked()
     page.get_by_label("Steps", exact=True).fill("7")
-    untimed = "Its time is measured with the first pictures."
-    further = "Pictures 100 % further from real faces than with 100 steps."  # as measured with 4
+    untimed = "Its time is measured with the first images."
+    further = "Images 100 % further from real faces than with 100 steps."  # as measured with 4
     expect(page.locator("#expected")).to_have_text(f"{untimed} {further}")
     page.get_by_label("Sampler").select_option("Sketch")  # made for few steps
     expect(page.get_by_label("Steps", exact=True)).to_have_value("4")
@@ -372,12 +372,12 @@ def test_limits_and_defaults_come_from_the_server(page: Page, site: Site, engine
     expect(page.get_by_role("radio", name="Fast")).not_to_be_checked()
     page.locator("#counts").get_by_text("3", exact=True).click()
     page.get_by_label("Guidance").fill("1")
-    page.get_by_label("Steer away from").fill("glasses")
+    page.get_by_label("Negative prompt").fill("glasses")
     page.get_by_label("Sampler").select_option("DPM++ 2M")
     page.get_by_label("Preview every").fill("2")
-    page.get_by_role("button", name="Draw a seed").click()
+    page.get_by_role("button", name="Random seed").click()
     seed = int(page.get_by_label("Seed", exact=True).input_value())
-    expect(page.locator("#more-note")).to_have_text("guidance 1.0, steered, DPM++ 2M, previews")
+    expect(page.locator("#more-note")).to_have_text("guidance 1.0, negative prompt, DPM++ 2M, previews")
     expect(page.locator("#expected")).to_have_text(untimed)  # what steps are worth was measured of no other sampler
     gate.open()
     generate(page)

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -122,7 +123,7 @@ def finals() -> str:
 
 
 def test_four_pictures_reach_a_slow_page_soon(browser: Browser) -> None:
-    """At 50 kB/s and 400 ms, the uncompressed previews of four pictures took 56 s for a job of 2 s."""
+    """At 50 kB/s and 400 ms, the uncompressed previews of four images took 56 s for a job of 2 s."""
     with Site(lambda: PacedEngine(info=DrawingInfo(image_size=128))) as site, watched_page(browser) as page:
         asked: list[str] = []
         visit(page, site.address)
@@ -139,7 +140,10 @@ def test_four_pictures_reach_a_slow_page_soon(browser: Browser) -> None:
         page.wait_for_function(finals())
         took = time.monotonic() - began
         paths = [url for url in asked if "/images/" in url and "?t=" in url]
-        assert took <= 6, (took, first)
+        job = site.state(page.locator(".job").get_attribute("data-job") or "")
+        began, ended = (datetime.fromisoformat(job[name].rstrip("Z")) for name in ("created_at", "finished_at"))
+        ran = (ended - began).total_seconds()  # 2 s where nothing else runs
+        assert took - ran <= 4, (took, first, ran)
         assert first <= 3.0, first  # three trips there and back: the job, its events, the picture
         assert paths and len(paths) == len(set(paths)), "a preview is fetched once"
 

@@ -84,7 +84,7 @@ def test_axe_finds_nothing_in_any_state(
         expect(page.get_by_role("link", name=re.compile("Download face 4"))).to_be_attached()
         look("finished and cancelled")
         page.get_by_role("button", name=re.compile("^Face 2 of 4")).last.click()
-        expect(page.get_by_label("Step of the drawing")).to_be_enabled()
+        expect(page.get_by_label("Denoising step")).to_be_enabled()
         page.keyboard.press("+")
         look("viewer")
         page.keyboard.press("Escape")
@@ -98,15 +98,18 @@ def test_axe_finds_nothing_in_any_state(
         expect(page.locator("#days .tile").first).to_be_visible()
         look("gallery")
         page.get_by_role("button", name="Compare").click()
-        for n in (0, 1):
-            page.locator("#days .tile:not(.told) .tile-open").nth(n).click()
-            look("choosing") if n == 0 else look("compare")
+        page.locator("#days .tile:not(.unfinished) .tile-open").nth(0).click()
+        look("choosing")
+        page.locator("#days .tile:not(.unfinished) .tile-open").nth(1).click()
+        expect(page.get_by_role("dialog", name="Compare")).to_be_visible()  # its code comes on demand
+        look("compare")
         page.keyboard.press("Escape")
+        expect(page.locator("dialog[open]")).to_have_count(0)
         page.get_by_label("Search the prompts").fill("nobody")
         expect(page.locator("#gallery-empty")).to_be_visible()
         look("nothing found")
         page.keyboard.press("Escape")
-        page.get_by_role("link", name="Draw").click()
+        page.get_by_role("link", name="Generate").click()
         page.locator(".job[data-state=succeeded]").get_by_role("button", name="Delete", exact=True).click()
         expect(page.get_by_role("button", name="Undo")).to_be_visible()
         page.evaluate("document.getElementById('drop').hidden = false")
@@ -150,7 +153,7 @@ def test_every_size_is_usable(page: Page, site: Site, gate: Gate) -> None:
         page.set_viewport_size({"width": width, "height": height})
         check(f"drawn at {width}")
         tile = page.locator(".job .tile").first.bounding_box()
-        assert tile is not None and 120 <= tile["width"] <= 340, f"a picture of 128 pixels is {tile} at {width}"
+        assert tile is not None and 120 <= tile["width"] <= 340, f"an image of 128 pixels is {tile} at {width}"
         page.get_by_role("button", name=re.compile("^Face 1 of 4")).click()
         expect(page.get_by_role("dialog")).to_be_visible()
         check(f"viewer at {width}")
@@ -158,7 +161,7 @@ def test_every_size_is_usable(page: Page, site: Site, gate: Gate) -> None:
         page.get_by_role("navigation").get_by_role("link", name="Gallery").click()
         expect(page.locator("#days .tile").first).to_be_visible()
         check(f"gallery at {width}")
-        page.get_by_role("navigation").get_by_role("link", name="Draw").click()
+        page.get_by_role("navigation").get_by_role("link", name="Generate").click()
 
 
 def test_the_scheme_follows_the_system_until_somebody_chooses(page: Page, site: Site) -> None:
@@ -188,7 +191,7 @@ def test_the_keyboard_alone_is_enough(page: Page, site: Site, gate: Gate) -> Non
     gate.open()
     visit(page, site.address)
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to the pictures")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to the images")).to_be_focused()
     page.keyboard.press("/")
     expect(page.get_by_label("Describe a face")).to_be_focused()
     page.keyboard.type("a smiling man?")
@@ -237,7 +240,7 @@ def test_a_finger_is_enough(browser: Browser, site: Site, gate: Gate) -> None:
             point("pointerdown", 300); point("pointermove", 200); point("pointerup", 180);
         }""")
         expect(dialog.get_by_text("2 of 4")).to_be_visible()
-        dialog.get_by_role("button", name="Previous picture").tap()
+        dialog.get_by_role("button", name="Previous image").tap()
         expect(dialog.get_by_text("1 of 4")).to_be_visible()
         sizes = "all => all.map(field => parseFloat(getComputedStyle(field).fontSize))"
         assert min(page.eval_on_selector_all("textarea, select, input", sizes)) >= 16  # or an iPhone zooms in
@@ -263,7 +266,7 @@ def test_the_shell_stays_within_its_budget(browser: Browser, site: Site) -> None
     first = [size for path, size in known.items() if path in loaded | {"frontend.html", "static/sw.js"}]
     assert len(first) > 10 and sum(first) <= SHELL_BYTES, (sum(first), sorted(loaded))
     assert sum(known.values()) - sum(first) <= ON_DEMAND_BYTES
-    others = {"static/icon.svg", "static/manifest.webmanifest"}
+    others = {"static/icon.svg", "static/icons.svg", "static/manifest.webmanifest"}
     assert {path for path in loaded if path.startswith("static/")} <= others | known.keys()
 
 

@@ -37,7 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("page")
     model = bundled_model() or build_tiny_model(folder / "tiny")
     port = free_port("127.0.0.1", 5301)
-    with Server(folder / "data", "--port", str(port), "--model", str(model), "--device", "cpu") as server:
+    flags = ("--port", str(port), "--model", str(model), "--device", "cpu")
+    with Server(folder / "data", *flags, patience_s=LONG_MS / 1000) as server:
         yield server
 
 
@@ -106,10 +107,10 @@ def test_from_words_to_a_picture_that_remembers_them(page: Page, server: Server,
     assert (asked["prompt"], asked["seed"], asked["n_inf_steps"]) == (PROMPT, 12, 12)
 
     page.get_by_role("button", name=re.compile("^Face 3 of 4")).click()  # the film, the neighbours, a link
-    expect(page.get_by_label("Step of the drawing")).to_be_enabled()
+    expect(page.get_by_label("Denoising step")).to_be_enabled()
     keep_screenshot(page, "viewer")
-    page.get_by_label("Step of the drawing").fill("2")
-    expect(page.locator("#film-text")).to_have_text("Step 3")
+    page.get_by_label("Denoising step").fill("2")
+    expect(page.locator("#steps-text")).to_have_text("Step 3")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Copy a link").click()
     expect(page.get_by_role("status").filter(has_text="Link copied.")).to_be_visible()
@@ -196,7 +197,7 @@ def test_gallery_favourites_and_undo_by_keyboard_on_a_dark_phone(browser: Browse
 
 
 def pixels_of(page: Page, server: Server, card: int) -> np.ndarray:
-    """The first picture of a card as the server keeps it, uint8 [H, W, 3]."""
+    """The first image of a card as the server keeps it, uint8 [H, W, 3]."""
     source = page.locator(".job").nth(card).locator(".tile img").first.get_attribute("src") or ""
     return np.asarray(Image.open(io.BytesIO(page.request.get(address(server) + source).body())).convert("RGB"))
 
@@ -214,8 +215,8 @@ def test_a_picture_is_changed_varied_blended_and_checked(page: Page, server: Ser
     ask_for(page, PROMPT, steps=STEPS, images=1, seed=11)
     drawn(page, 1)
     page.get_by_role("button", name=re.compile("^Face 1 of 1")).click()  # only its hair is drawn anew
-    page.get_by_role("button", name="Redraw a part of it").click()
-    dialog = page.get_by_role("dialog", name="Paint what is drawn anew")
+    page.get_by_role("button", name="Inpaint a part of it").click()
+    dialog = page.get_by_role("dialog", name="Paint what is inpainted")
     dialog.get_by_role("button", name="Hair").click()
     keep_screenshot(page, "painting")
     dialog.get_by_role("button", name="Use this part").click()
@@ -228,10 +229,10 @@ def test_a_picture_is_changed_varied_blended_and_checked(page: Page, server: Ser
 
     page.reload()  # the picture and the mask come back with it, from what the drawn one carries
     page.wait_for_selector("body[data-resumed]")
-    page.get_by_role("button", name="Picture, 100 % redrawn: take out").click()
+    page.get_by_role("button", name="Image, 100 % changed: take out").click()
     page.locator(".job").first.get_by_role("button", name="Use these settings").click()
     expect(page.locator("#edits")).to_contain_text("Painted part alone", timeout=LONG_MS)
-    page.get_by_role("button", name="Picture, 100 % redrawn: take out").click()
+    page.get_by_role("button", name="Image, 100 % changed: take out").click()
 
     page.locator("#tools").get_by_role("button", name="Features").click()
     panel = page.get_by_role("group", name="Features", exact=True)
@@ -252,7 +253,7 @@ def test_a_picture_is_changed_varied_blended_and_checked(page: Page, server: Ser
     badges.nth(1).focus()
     keep_screenshot(page, "best-of-many")
     page.locator(".job").first.get_by_role("button", name="Who came out").click()
-    expect(page.get_by_role("dialog", name="Who came out")).to_contain_text("2 pictures")
+    expect(page.get_by_role("dialog", name="Who came out")).to_contain_text("2 images")
     keep_screenshot(page, "population")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Best of 8: take out").click()
@@ -269,9 +270,9 @@ def test_a_picture_is_changed_varied_blended_and_checked(page: Page, server: Ser
     page.get_by_role("button", name="Blend to “an old man with gray hair”: take out").click()
 
     page.get_by_role("button", name=re.compile("^Face 3 of 5")).click()
-    page.get_by_role("dialog").get_by_role("button", name="About this picture").click()
-    about = page.get_by_role("dialog", name="About this picture")
-    expect(about).to_contain_text("It has a receipt")
-    about.get_by_role("button", name="Draw it again to check").click()
+    page.get_by_role("dialog").get_by_role("button", name="About this image").click()
+    about = page.get_by_role("dialog", name="About this image")
+    expect(about).to_contain_text("It has generation parameters")
+    about.get_by_role("button", name="Generate it again to check").click()
     expect(about.locator("p.quiet[role=status]")).to_have_text(re.compile("^(Exact|Visually equal)$"), timeout=LONG_MS)
     keep_screenshot(page, "about")

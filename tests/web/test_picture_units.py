@@ -249,7 +249,7 @@ def test_one_of_four_is_deleted_in_the_viewer_and_comes_back(browser: Browser, s
         dialog.get_by_role("button", name="Delete", exact=True).click()
         expect(page.locator("#days .tile:not([hidden])")).to_have_count(3)
         expect(dialog).to_be_visible()  # on the next one
-        expect(page.locator(".toast")).to_contain_text("Picture deleted.")
+        expect(page.locator(".toast")).to_contain_text("Image deleted.")
         assert indices(client, job_id) == [0, 2, 3]
         page.get_by_role("button", name="Undo").click()
         expect(page.locator("#days .tile:not([hidden])")).to_have_count(4)
@@ -270,7 +270,7 @@ def test_deleting_a_job_keeps_its_favourites(browser: Browser, site: Site) -> No
         card = page.locator(".job")
         expect(card.locator(".tile:not([hidden])")).to_have_count(3)
         card.get_by_role("button", name="Delete", exact=True).click()
-        expect(page.locator(".toast")).to_contain_text("2 pictures deleted, 1 favourite kept.")
+        expect(page.locator(".toast")).to_contain_text("2 images deleted, 1 favourite kept.")
         expect(card.locator(".tile:not([hidden])")).to_have_count(1)
         page.reload()
         expect(card.locator(".tile:not([hidden])")).to_have_count(1)

@@ -176,7 +176,7 @@ def first_visit() -> set[Path]:
     found, waiting = {page, static / "sw.js"}, [page]
     while waiting:
         text = waiting.pop().read_text(encoding="utf-8")
-        for _, name in re.findall(r'((?<==")static/|^import .*? from "\./)([\w-]+\.(?:js|css))"', text, re.M):
+        for _, name in re.findall(r'((?<==")static/|^import [^;]*? from "\./)([\w-]+\.(?:js|css))"', text, re.M):
             if static / name not in found:
                 found.add(static / name)
                 waiting.append(static / name)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Download, Page, Route, expect
+from playwright.sync_api import APIResponse, Browser, Download, Page, Route, expect
 
 from core.imaging.png_metadata import read_request
 from tests.support.browsing import Site, generate, visit, watched_page, write_prompt
@@ -71,13 +71,13 @@ def test_the_gallery_shows_searches_and_filters(page: Page, site: Site) -> None:
     page.get_by_role("navigation").get_by_role("link", name="Gallery").click()
     expect(page.get_by_role("heading", name="Today")).to_be_visible()
     expect(page.get_by_role("button", name=re.compile("^an old man with glasses, seed"))).to_have_count(3)
-    expect(page.locator(".tile.told")).to_contain_text("Failed")
+    expect(page.locator(".tile.unfinished")).to_contain_text("Failed")
     page.get_by_label("Search the prompts").fill("OLD MAN")
     expect(page.locator("#days .tile")).to_have_count(3)
-    expect(page.locator("#gallery-status")).to_have_text("3 pictures for “OLD MAN”")
+    expect(page.locator("#gallery-status")).to_have_text("3 images for “OLD MAN”")
     page.get_by_label("Search the prompts").fill("nobody like this")
     expect(page.locator("#gallery-empty")).to_contain_text("Nothing found")
-    page.get_by_role("button", name="Show all pictures").click()
+    page.get_by_role("button", name="Show all images").click()
     page.get_by_text("Unfinished", exact=True).click()
     expect(page.locator("#days .tile")).to_have_count(1)
     page.get_by_role("button", name=re.compile("Failed")).click()  # to the stage, with cause and remedy
@@ -103,7 +103,7 @@ def test_the_gallery_scrolls_on_without_end(page: Page) -> None:
         expect(tiles).to_have_count(30)
         names = tiles.locator(".tile-open").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
         assert [re.findall(r"number (\d+)", name)[0] for name in names] == [str(29 - n) for n in range(30)]
-        expect(page.locator("#gallery-status")).to_have_text("30 pictures")
+        expect(page.locator("#gallery-status")).to_have_text("30 images")
     finally:
         site.close()
 
@@ -133,7 +133,7 @@ def test_delete_can_be_undone_until_it_is_done(page: Page, site: Site) -> None:
     client = site.app.test_client()
     page.locator(".job").first.get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator(f'.job[data-job="{job_id}"]')).to_be_hidden()
-    expect(page.get_by_role("status").filter(has_text="2 pictures deleted.")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="2 images deleted.")).to_be_visible()
     assert client.get(f"/jobs/{job_id}/").status_code == 200  # not yet
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(f'.job[data-job="{job_id}"]')).to_be_visible()
@@ -149,7 +149,7 @@ def test_delete_can_be_undone_until_it_is_done(page: Page, site: Site) -> None:
 
 
 def test_who_takes_a_deletion_back_before_the_server_answered_is_heard(page: Page, site: Site) -> None:
-    """Ctrl+Z while the DELETE of a picture is still on its way: restored as soon as it was deleted."""
+    """Ctrl+Z while the DELETE of an image is still on its way: restored as soon as it was deleted."""
     job_id = drawn(page, site, "somebody to bring back at once")
     page.get_by_role("button", name=re.compile("^Face 1 of 2: somebody to bring back")).click()
     expect(page.get_by_role("dialog")).to_be_visible()
@@ -179,6 +179,55 @@ def test_a_closed_page_deletes_what_was_deleted(page: Page, site: Site) -> None:
     assert client.get(f"/jobs/{job_id}/").status_code == 410
 
 
+def test_what_is_deleted_elsewhere_leaves_an_open_gallery(page: Page) -> None:
+    """A whole job, one image of another, and a job that comes meanwhile: each in its place without a reload."""
+    with Site(DrawingEngine) as site:
+        site.wait_until_ready()
+        jobs = [site.submit(prompt, n_images=2) for prompt in PROMPTS]
+        site.wait(*jobs)
+        gallery(page, site)
+        tiles = page.locator("#days .tile:not([hidden])")
+        expect(tiles).to_have_count(6)
+        client = site.app.test_client()
+        assert client.delete(f"/jobs/{jobs[1]}/").status_code == 204
+        assert client.delete(f"/jobs/{jobs[0]}/images/1").status_code == 204
+        expect(tiles).to_have_count(3)
+        expect(page.locator("#gallery-status")).to_have_text("3 images")
+        assert client.post(f"/jobs/{jobs[0]}/images/1/restore").status_code < 300
+        site.wait(site.submit("somebody new"))
+        expect(tiles).to_have_count(5)
+        keys = tiles.evaluate_all("all => all.map(one => one.dataset.key)")
+        assert keys[1:] == [f"{jobs[2]}/0", f"{jobs[2]}/1", f"{jobs[0]}/0", f"{jobs[0]}/1"]
+
+
+def test_an_older_answer_does_not_undo_a_favourite_that_was_just_pressed(page: Page) -> None:
+    """The gallery asks, the server answers, a heart is pressed, and only then does the answer arrive."""
+    with Site(DrawingEngine) as site:
+        site.wait_until_ready()
+        site.wait(site.submit("a smiling woman"))
+        gallery(page, site)
+        expect(page.locator("#days .tile")).to_have_count(1)
+        held: list[tuple[Route, APIResponse]] = []
+
+        def hold(route: Route) -> None:
+            site.wait(site.submit("somebody new"))  # will show that this answer has arrived
+            held.append((route, route.fetch()))
+
+        with page.expect_request(re.compile(r"/jobs/\?limit=24")):
+            page.route(re.compile(r"/jobs/\?limit=24"), hold, times=1)
+        while not held:
+            page.wait_for_timeout(20)
+        with page.expect_response(lambda answer: answer.request.method == "PUT"):
+            page.locator("#days .tile-open").press("f")
+        route, answer = held[0]
+        assert not any(image.get("favourite") for job in answer.json()["jobs"] for image in job["images"])
+        route.fulfill(response=answer)
+        expect(page.locator("#days .tile")).to_have_count(2)
+        page.get_by_role("button", name=re.compile("^a smiling woman, seed")).click()
+        heart = page.get_by_role("dialog").get_by_role("button", name="Favourite")
+        expect(heart).to_have_attribute("aria-pressed", "true")
+
+
 # ---- the viewer ------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +241,7 @@ def test_the_viewer_walks_zooms_and_plays_the_film(page: Page, site: Site) -> No
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     expect(dialog.get_by_text("3 of 3")).to_be_visible()
-    expect(dialog.get_by_role("button", name="Next picture")).to_be_hidden()
+    expect(dialog.get_by_role("button", name="Next image")).to_be_hidden()
     page.keyboard.press("ArrowLeft")
     expect(dialog.get_by_text("41", exact=True)).to_be_visible()
 
@@ -209,19 +258,19 @@ def test_the_viewer_walks_zooms_and_plays_the_film(page: Page, site: Site) -> No
     page.get_by_label("Pixels").check()
     expect(page.locator("#viewer-image")).to_have_css("image-rendering", "pixelated")
 
-    film = dialog.get_by_label("Step of the drawing")
+    film = dialog.get_by_label("Denoising step")
     expect(film).to_be_enabled()
-    assert page.locator("#film-strip img").count() >= 11  # the first step, one every five, the end, and by time more
+    assert page.locator("#steps-strip img").count() >= 11  # the first step, one every five, the end, and by time more
     final = page.locator("#viewer-image").get_attribute("src")
     film.focus()
     page.keyboard.press("Home")
-    expect(dialog.locator("#film-text")).to_have_text("Step 1")
+    expect(dialog.locator("#steps-text")).to_have_text("Step 1")
     expect(film).to_have_attribute("aria-valuetext", "Step 1 of 50")
     expect(page.locator("#viewer-image")).to_have_attribute("src", re.compile(r"/images/1\.webp\?t=1$"))
     page.keyboard.press("ArrowRight")  # moves the film, not to the next picture
-    expect(dialog.locator("#film-text")).to_have_text(re.compile("^Step [2-5]$"))
-    dialog.get_by_role("button", name="Play the drawing").click()
-    expect(dialog.locator("#film-text")).to_have_text("Step 50")
+    expect(dialog.locator("#steps-text")).to_have_text(re.compile("^Step [2-5]$"))
+    dialog.get_by_role("button", name="Play the steps").click()
+    expect(dialog.locator("#steps-text")).to_have_text("Step 50")
     expect(page.locator("#viewer-image")).to_have_attribute("src", final or "")
 
     page.keyboard.press("f")
@@ -244,7 +293,7 @@ def test_settings_and_relatives_of_a_picture(page: Page, site: Site) -> None:
     expect(page.get_by_label("Describe a face")).to_have_value("a bald man")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("61")
     expect(page.get_by_role("radio", name="1", exact=True)).to_be_checked()
-    page.get_by_role("button", name="Draw others like these").first.click()
+    page.get_by_role("button", name="Generate others like these").first.click()
     expect(page.locator(".job")).to_have_count(2)
     expect(page.locator(".job").first).to_have_attribute("data-state", "succeeded")
     names = page.locator(".job").first.locator("a[download^=face-]").evaluate_all("all => all.map(a => a.download)")
@@ -254,7 +303,7 @@ def test_settings_and_relatives_of_a_picture(page: Page, site: Site) -> None:
 def test_two_pictures_are_compared(page: Page, site: Site) -> None:
     gallery(page, site)
     page.get_by_role("button", name="Compare").click()
-    expect(page.get_by_text("Choose two pictures to compare.").last).to_be_visible()
+    expect(page.get_by_text("Choose two images to compare.").last).to_be_visible()
     page.locator("#days .tile").filter(has_text="a young man").first.click()
     expect(page.locator("#days .picked")).to_have_count(1)
     page.locator("#days .tile").filter(has_text="a smiling woman").first.click()
@@ -262,7 +311,7 @@ def test_two_pictures_are_compared(page: Page, site: Site) -> None:
     expect(dialog.get_by_role("img")).to_have_count(2)
     expect(dialog.locator("tr.differs th")).to_have_text(["Description", "Seed"])
     dialog.get_by_text("Wipe").click()
-    slider = dialog.get_by_role("slider", name="How much of the first picture is seen")
+    slider = dialog.get_by_role("slider", name="How much of the first image is seen")
     slider.fill("25")
     expect(page.locator("#wipe-over")).to_have_css("clip-path", "inset(0px 75% 0px 0px)")
     page.keyboard.press("Escape")
@@ -286,7 +335,7 @@ def test_downloads_are_what_they_say(page: Page, site: Site) -> None:
     assert archive.suggested_filename.endswith(".zip")
     with zipfile.ZipFile(archive.path()) as files:
         assert sum(name.endswith(".png") for name in files.namelist()) >= 2
-    steps = downloaded(page, "Download the steps as one picture")
+    steps = downloaded(page, "Download the steps as one image")
     assert Image.open(io.BytesIO(Path(steps.path()).read_bytes())).format == "PNG"
 
 
@@ -349,9 +398,9 @@ def test_a_dropped_or_pasted_png_restores_its_settings(page: Page, site: Site) -
     plain = io.BytesIO()
     Image.new("RGB", (8, 8)).save(plain, "PNG")
     bring("drop", base64.b64encode(plain.getvalue()).decode())
-    expect(page.get_by_role("dialog", name="About this picture")).to_contain_text("No receipt")
+    expect(page.get_by_role("dialog", name="About this image")).to_contain_text("No generation parameters")
     page.keyboard.press("Escape")
-    bring("drop", base64.b64encode(b"no picture").decode())
+    bring("drop", base64.b64encode(b"no image").decode())
     expect(page.get_by_role("alert").last).to_contain_text("It could not be read")
     bring("paste", base64.b64encode(b"text").decode(), "image/jpeg")
     expect(page.get_by_role("alert").last).to_contain_text("It could not be read")
