@@ -8,7 +8,7 @@ It knows neither jobs nor HTTP, and never imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,7 +81,8 @@ class DrawRequest:
     reached there is added.
 
     `init_image` [H, W, 3] uint8 is a picture to change: the share 1 - `strength` of the steps is skipped, so 0 gives
-    what the VAE makes of it and 1 ignores it. With a `mask` [H, W] (True: draw this anew) the rest stays as it is.
+    what the VAE makes of it and 1 ignores it; None is `usual_strength`. With a `mask` [H, W] (True: draw this anew) the
+    rest stays as it is.
 
     `variation_strength` mixes another noise into that of `seed`: for picture i that of `variation_seed + i`.
     `interpolate_to` leads from the noise and the prompt of this request to others. In both cases all pictures have the
@@ -104,15 +105,20 @@ class DrawRequest:
     latents: Any = None
     start: float = 0.0
     init_image: Any = None
-    strength: float = 1.0
+    strength: float | None = None
     mask: Any = None
     variation_strength: float = 0.0
     variation_seed: int = 0
     interpolate_to: Interpolation | None = None
     watermark: bool = True
-    attributes: Mapping[str, float] = field(default_factory=dict)
+    attributes: Mapping[str, float] | None = None
     candidates: int | None = None
     balance: bool = False
+
+    @property
+    def num_candidates(self) -> int:
+        """Images that are computed, of which `num_images` are the result."""
+        return self.num_images if self.candidates is None else self.candidates
 
 
 def usual_strength(masked: bool) -> float:

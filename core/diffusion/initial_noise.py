@@ -55,7 +55,7 @@ def starting_noise(request: DrawRequest, shape: Sequence[int]) -> Start:
 
     Raises ValueError for an interpolation over one image without a weight, or over more with one.
     """
-    count, target = request.num_images, request.interpolate_to
+    count, target = request.num_candidates, request.interpolate_to
     share = request.variation_strength
     apart = 0 if share > 0 or target is not None else 1
     seeds = [(request.seed + i * apart) % NUM_SEEDS for i in range(count)]

@@ -1,7 +1,7 @@
 """Which noise would have become this latent?
 
 A sampler run backwards, with a few fixed-point rounds a step (https://arxiv.org/abs/2309.04907 shows why one is not
-enough), so that drawing on from the noise gives the picture back. It does not know pixels.
+enough), so that drawing on from the noise gives the picture back. It does not know pixels or texts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.diffusion.conditioning import Condition, Model
+from core.diffusion.guidance import Guidance
+from core.diffusion.run import not_finite
+from core.diffusion.run_batch import RunBatch
 from core.diffusion.sampling import NotFiniteError
 from core.diffusion.schedule import NoiseSchedule
+from core.nn.memory import out_of_memory
 
 
 class Inversion:
@@ -88,3 +93,19 @@ class Inverting:
     def latent(self) -> np.ndarray:
         """The noise as far as it is known, float32 [C, h, w]."""
         return self.way.x[0].float().numpy()
+
+
+def inverting(way: Inversion, condition: Condition, denoise: Model, device: torch.device) -> Inverting:
+    """An inversion of one picture by this network at guidance scale 1. Its `advance` raises JobError (`not_finite`,
+    `out_of_memory`)."""
+    batch = RunBatch([Guidance(condition)])
+
+    def predict(x: Tensor, timestep: float) -> Tensor:
+        prediction, lost = batch.predict(denoise, x.to(device), torch.tensor([timestep], device=device))
+        if lost:
+            raise out_of_memory()
+        if not bool(torch.isfinite(prediction).all()):
+            raise not_finite(NotFiniteError(f"NaN or infinity on the way back, at step {way.done + 1}"))
+        return prediction
+
+    return Inverting(way, predict)

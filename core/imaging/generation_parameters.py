@@ -28,17 +28,18 @@ class Judged(Protocol):
 
 
 def receipts(
-    request: DrawRequest, prompts: Sequence[str], seeds: Sequence[int], weights: Sequence[float], sampler: str,
-    scale: float,
+    request: DrawRequest, prompts: Sequence[str], seeds: Sequence[int], weights: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """For every image the request that draws it alone: the body of POST /text_to_image with every default filled in.
+    """For every image the request that draws it alone: the body of POST /text_to_image with every default filled in,
+    as it is in `request`.
 
     Image i shows `prompts[i]`, has the seed `seeds[i]`, and stands at the share `weights[i]` of the way to
     `interpolate_to`. What chose it among others, such as `candidates`, is not in it.
     """
     common: dict[str, Any] = {
-        "n_images": 1, "n_inf_steps": request.num_inference_steps, "sampler": sampler,
-        "guidance_scale": scale, "negative_prompt": request.negative_prompt, "start_timestep": request.start,
+        "n_images": 1, "n_inf_steps": request.num_inference_steps, "sampler": request.sampler,
+        "guidance_scale": request.guidance_scale, "negative_prompt": request.negative_prompt,
+        "start_timestep": request.start,
     }
     if request.init_image is not None:
         common |= {"init_image": as_text(request.init_image), "strength": request.strength}

@@ -1,0 +1,97 @@
+"""What does a model folder say about itself?
+
+Its name, sizes, samplers and defaults, what was measured of it, and a hash of all that decides what a seed looks like.
+It does not know the networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.diffusion.latent_correction import COMPONENT as CORRECTION
+from core.diffusion.schedule import NoiseSchedule, schedule_from_config
+from core.diffusion.schedulers import TURBO, TURBO_STEPS
+from core.nn.checkpoint import folder_hash, read_index
+from core.nn.rewriting_rules import load_emphasis
+from core.text.prompt_rewriting import Emphasis
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loaded model says about itself (`core.engine.EngineInfo`)."""
+
+    name: str
+    model_hash: str
+    device: str
+    image_size: int
+    latent_shape: tuple[int, int, int]
+    samplers: tuple[str, ...]
+    default_sampler: str
+    long_sampler: str  # of more than `core.engine.MANY_STEPS` steps
+    default_guidance_scale: float
+    one_pass: tuple[float, float] | None = None  # guidance scales that cost no second pass, if it learned any
+    engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
+    sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
+    few_steps: Mapping[str, int] = field(default_factory=dict)  # samplers made for few steps -> how many
+    step_curve: tuple[Mapping[str, Any], ...] = ()  # what more steps buy, if that was measured
+    emphasis: Emphasis = field(default_factory=Emphasis)  # in which words a description is heard
+    read_to: Callable[[str], int] = field(default=len, compare=False, repr=False)  # so many characters of it
+
+
+def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
+    """What a model folder stores about its noise schedule."""
+    return json.loads((Path(folder) / "scheduler" / "config.json").read_text(encoding="utf-8"))
+
+
+def read_info(
+    folder: str | Path,
+    device: torch.device,
+    precision: str,
+    *,
+    read_to: Callable[[str], int],
+    one_pass: tuple[float, float] | None,
+    has_turbo: bool,
+) -> ModelInfo:
+    """What a model folder says, for its networks on `device` computed in `precision` by torch.
+
+    What was measured on other weights than those in the folder is left out. Raises ModelFolderError for a damaged one.
+    """
+    index, digest, scheduler_config = read_index(folder), model_hash(folder), read_scheduler_config(folder)
+    measured, quality = index.get("sliders", {}), index.get("metrics", {})
+    points = (quality.get("curve") or {}).get("points", ()) if quality.get("model_hash") == digest else ()
+    return ModelInfo(
+        name=index["name"],
+        model_hash=digest,
+        device=str(device),
+        image_size=index["image_size"],
+        latent_shape=tuple(index["latent_shape"]),
+        samplers=(*scheduler_config["samplers"], *([TURBO] if has_turbo else [])),
+        default_sampler=index["defaults"]["sampler"],
+        long_sampler=index["defaults"].get("long_sampler", index["defaults"]["sampler"]),
+        default_guidance_scale=float(index["defaults"]["guidance_scale"]),
+        one_pass=one_pass,
+        engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
+        sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
+        few_steps={TURBO: TURBO_STEPS} if has_turbo else {},
+        step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
+        emphasis=load_emphasis(folder).within(read_to),
+        read_to=read_to,
+    )
+
+
+def model_hash(folder: str | Path) -> str:
+    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, what mends
+    its end, and in which words a description is heard."""
+    more = [name for name in ("turbo", CORRECTION) if name in read_index(folder)["components"]]
+    weights = folder_hash(folder, ["clip", "vae", "unet", *more])
+    begin, emphasis = schedule_from_config(read_scheduler_config(folder)).begin, load_emphasis(folder)
+    rest = [str(list(begin))] if begin != NoiseSchedule.begin else []
+    rest += [emphasis.to_json()] if emphasis != Emphasis() else []
+    return hashlib.sha256(" ".join([weights, *rest]).encode()).hexdigest() if rest else weights
