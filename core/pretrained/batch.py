@@ -8,19 +8,16 @@ picture are one row: a scale of 1 costs no second one. It knows neither schedule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.diffusion.inpainting import Redraw
 from core.engine import JobError
-from core.nn.device import is_out_of_memory
 from core.pretrained.denoising import SchedulerRun
-
-T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -93,24 +90,3 @@ class RowBatch:
         """The rows' predictions [R, C, h, w] -> the guided ones of the pictures [B, C, h, w]."""
         guided = prediction.new_zeros((self.num_images, *prediction.shape[1:]))
         return guided.index_add_(0, self._index, prediction * self._weights)
-
-
-def in_pieces(compute: Callable[[slice], T], num_rows: int, at_once: int, device: torch.device,
-              ) -> Iterator[tuple[slice, T | None]]:
-    """`compute` over rows, `at_once` or, where memory is short, fewer; None for a row that does not fit even alone."""
-    waiting = [slice(first, min(first + at_once, num_rows)) for first in range(0, num_rows, at_once)][::-1]
-    while waiting:
-        rows, result = waiting.pop(), None
-        try:
-            result = compute(rows)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if result is None:  # past the except clause: the error would keep the failed call's memory alive
-            if device.type != "cpu":
-                torch.get_device_module(device).empty_cache()
-            if rows.stop - rows.start > 1:
-                middle = (rows.start + rows.stop) // 2
-                waiting += [slice(middle, rows.stop), slice(rows.start, middle)]
-                continue
-        yield rows, result

@@ -1,7 +1,7 @@
 """How does one picture's noise become a latent under one of diffusers' schedulers?
 
-The loop of `StableDiffusionPipeline` turned inside out, so that requests of any sampler, length and prompt can share one
-call of the network:
+The loop of `StableDiffusionPipeline` turned inside out, so that requests of any sampler, length and prompt can share
+one call of the network:
 
     while not way.finished:
         x, timestep = way.model_input()

@@ -27,18 +27,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.diffusion.initial_noise import starting_noise
-from core.diffusion.inpainting import Redraw
 from core.diffusion.inversion import Inversion, Inverting
+from core.diffusion.run import check, find_start, not_finite
 from core.diffusion.sampling import NotFiniteError
-from core.engine import DrawRequest, JobError, usual_sampler
+from core.engine import DrawRequest, JobError
 from core.imaging.generation_parameters import findings, receipts
 from core.imaging.png_metadata import encode_png
 from core.imaging.watermark import VERSION, mark
 from core.nn.device import pick_device, pick_dtype
 from core.nn.layers import to_images, to_pixels
+from core.nn.memory import all_pieces, in_pieces, out_of_memory
 from core.nn.preview_decoder import PreviewDecoder, fit_preview
-from core.pretrained.batch import PretrainedRun, RowBatch, in_pieces, text_weights
+from core.pretrained.batch import PretrainedRun, RowBatch, text_weights
 from core.pretrained.denoising import SchedulerRun, make_scheduler
 from core.pretrained.loading import Parts, PretrainedInfo, describe, load
 from core.pretrained.recognition import recognise
@@ -104,45 +104,21 @@ class PretrainedEngine:
     def begin(self, request: DrawRequest) -> PretrainedRun:
         """Everything before the first step. Raises ValueError for what this model cannot do or a value out of range,
         JobError (`out_of_memory`) when the text does not fit."""
-        self._check(request)
-        count, steps, start = request.num_images, request.num_inference_steps, request.start
-        scale = self.info.default_guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
-        sampler = request.sampler or usual_sampler(self.info, steps)
-        scheduler = make_scheduler(sampler, self._parts.scheduler_config)
-        noise = starting_noise(request, self.info.latent_shape)
-        shape = [count, *self.info.latent_shape]
-        z = None if request.latents is None else torch.as_tensor(np.array(request.latents), dtype=torch.float32)
-        if z is not None and list(z.shape) != shape:
-            raise ValueError(f"latents must have shape {shape}, got {list(z.shape)}")
-        inpainting = None
-        if request.init_image is not None:
-            z, start = torch.from_numpy(self.encode(request.init_image)).expand(shape), 1 - request.strength
-            inpainting = None if request.mask is None else Redraw(request.init_image, request.mask, z[0])
+        if request.attributes or request.balance or request.candidates is not None:
+            raise ValueError(f"{self.info.name} has no attributes, balance or candidates")
+        request = check(request, self.info)
+        scheduler = make_scheduler(str(request.sampler), self._parts.scheduler_config)
+        start = find_start(request, self.info.latent_shape, self.encode)
+        noise, scale = start.noise, float(request.guidance_scale or 0.0)
         target = request.interpolate_to and request.interpolate_to.prompt
         texts = [text_weights(request.prompt, request.negative_prompt, scale, target, share)
                  for share in noise.weights]
         for text in {text for one in texts for text in one}:
             self._read(text)  # now: what does not fit into memory fails this request alone
-        way = SchedulerRun(scheduler, noise.noise, steps, noise.generators, start, z)
-        asked = receipts(request, [request.prompt] * count, noise.seeds, noise.weights, sampler, scale)
-        return PretrainedRun(noise.seeds, texts, asked, way, inpainting, request.watermark, [0] * count)
-
-    def _check(self, request: DrawRequest) -> None:
-        """Raises ValueError for a request that does not fit together, or asks for what `info.lacks`."""
-        if request.attributes or request.balance or request.candidates is not None:
-            raise ValueError(f"{self.info.name} has no attributes, balance or candidates")
-        count, steps, start = request.num_images, request.num_inference_steps, request.start
-        if count < 1 or steps < 1 or not 0 <= start <= 1:
-            raise ValueError("num_images and num_inference_steps must be at least 1 and start from 0 to 1; "
-                             f"got {count}, {steps}, {start}")
-        if start > 0 and request.latents is None:
-            raise ValueError(f"start = {start} needs latents to start from")
-        if request.init_image is None:
-            if request.mask is not None:
-                raise ValueError("a mask needs an init_image")
-        elif request.latents is not None or not 0 <= request.strength <= 1:
-            raise ValueError("an init_image needs a strength from 0 to 1 and cannot have latents; "
-                             f"got strength {request.strength}")
+        way = SchedulerRun(scheduler, noise.noise, request.num_inference_steps, noise.generators, start.skipped,
+                           start.z)
+        asked = receipts(request, [request.prompt] * request.num_images, noise.seeds, noise.weights)
+        return PretrainedRun(noise.seeds, texts, asked, way, start.redraw, request.watermark, [0] * len(texts))
 
     @torch.inference_mode()
     def step(self, runs: Sequence[PretrainedRun]) -> None:
@@ -248,7 +224,7 @@ class PretrainedEngine:
             length = self._parts.text_encoder.config.max_position_embeddings
             ids = tokenizer([text], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             given = ids.input_ids.to(self.device)
-            found = self._fit(lambda _: self._parts.text_encoder(given)[0][0].float().cpu(), 1)[0]
+            found = all_pieces(lambda _: self._parts.text_encoder(given)[0][0].float().cpu(), 1, self.device)[0]
         self._texts[text] = found  # to the end: the one that was not asked for longest goes first
         if len(self._texts) > NUM_TEXTS:
             del self._texts[next(iter(self._texts))]
@@ -273,7 +249,7 @@ class PretrainedEngine:
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise ValueError(f"pixels must be uint8 {list(shape)}, got {pixels.dtype} {list(pixels.shape)}")
         images = to_images(torch.tensor(pixels)[None])
-        return torch.cat(self._fit(lambda rows: self._encode(images[rows]), 1))[0].numpy()
+        return all_pieces(lambda _: self._encode(images), 1, self.device)[0][0].numpy()
 
     def _encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] on the CPU."""
@@ -297,7 +273,12 @@ class PretrainedEngine:
             given = (z[rows] / self._scale).to(self.device, self.dtype)
             return to_pixels(self._parts.vae.decode(given, return_dict=False)[0])
 
-        return np.concatenate([self._fit(lambda _, i=i: decoded(slice(i, i + 1)), 1)[0] for i in range(len(z))])
+        found = []
+        for _, pixels in in_pieces(decoded, len(z), 1, self.device):
+            if pixels is None:
+                raise out_of_memory()
+            found.append(pixels)
+        return np.concatenate(found)
 
     @torch.inference_mode()
     def inversion(self, pixels: np.ndarray, prompt: str = "") -> Inverting:
@@ -322,16 +303,7 @@ class PretrainedEngine:
         """Nothing gets readier while nobody waits."""
         return False
 
-    # ---- memory and previews
-
-    def _fit(self, compute: Any, count: int) -> list[Any]:
-        """The results of `compute` over `count` rows, in as few pieces as memory allows. Raises JobError."""
-        found = []
-        for _, result in in_pieces(compute, count, count, self.device):
-            if result is None:
-                raise out_of_memory()
-            found.append(result)
-        return found
+    # ---- previews
 
     @torch.inference_mode()
     def _fit_preview(self) -> PreviewDecoder:
@@ -378,15 +350,6 @@ class _Levels:
         """The prediction for `x` as v."""
         alpha, sigma = self.coefficients(torch.tensor([level]))
         return prediction if self._is_v else (prediction - sigma * x) / alpha
-
-
-def out_of_memory() -> JobError:
-    return JobError("out_of_memory", "The device has too little memory for even one image.",
-                    "Close other programs that use it, or start with a smaller --image-size.")
-
-
-def not_finite(error: NotFiniteError) -> JobError:
-    return JobError("not_finite", f"No picture came out: {error}.", "Try a lower guidance scale or another sampler.")
 
 
 def _float32(z: Tensor) -> bytes:

@@ -91,9 +91,11 @@ def describe(files: ModelFiles, device: str, engine: str, image_size: int | None
 def load(files: ModelFiles, info: PretrainedInfo) -> Parts:
     """The networks of a model. Raises PretrainedError when the files do not fit each other."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing file is an error at once, never a download
+    from diffusers.utils import logging as diffusers_logging
     from transformers import CLIPTokenizer
     from transformers.utils import logging as transformers_logging
 
+    diffusers_logging.set_verbosity_error()  # warns of precisions that are not lost here
     transformers_logging.disable_progress_bar()  # the log of a server is no terminal
     if files.tokenizer is None:
         raise PretrainedError(f"{files.path} is not a model of other people")

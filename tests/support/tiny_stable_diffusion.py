@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,12 +31,13 @@ UP_BLOCKS = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 
 
 class TinyStableDiffusion(NamedTuple):
-    """The same weights three times, and the pipeline that they came from."""
+    """The same weights three times, and diffusers' own pipeline with the folder's scheduler configuration."""
 
     folder: Path
     safetensors: Path
     ckpt: Path
     pipeline: StableDiffusionPipeline
+    scheduler_config: Mapping[str, Any]
 
 
 def train_bpe(folder: Path, size: int = 1200) -> CLIPTokenizer:
@@ -78,6 +80,8 @@ def build(folder: Path, seed: int = 0) -> TinyStableDiffusion:
             sample_size=SIZE // 8, in_channels=4, out_channels=4, layers_per_block=2, norm_num_groups=32,
             block_out_channels=(32, 64, 64, 64), down_block_types=BLOCKS, up_block_types=UP_BLOCKS,
             cross_attention_dim=64, attention_head_dim=8)
+        with torch.no_grad():
+            unet.conv_out.weight *= 0.3  # or guidance would multiply what it says beyond all noise
         vae = AutoencoderKL(
             in_channels=3, out_channels=3, latent_channels=4, sample_size=SIZE, norm_num_groups=32,
             block_out_channels=(32, 32, 32, 32), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
@@ -88,12 +92,15 @@ def build(folder: Path, seed: int = 0) -> TinyStableDiffusion:
         requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder / "tiny")
+    published = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", **SCHEDULER}  # knows no spacing yet
+    (folder / "tiny" / "scheduler" / "scheduler_config.json").write_text(json.dumps(published))
     for name in ("vocab.json", "merges.txt"):  # as folders of the family have them
         shutil.copy(single / name, folder / "tiny" / "tokenizer" / name)
     tensors = original_layout(pipeline)
     save_file(tensors, single / "tiny.safetensors")
     torch.save({"state_dict": tensors, "global_step": 470000}, single / "tiny.ckpt")
-    return TinyStableDiffusion(folder / "tiny", single / "tiny.safetensors", single / "tiny.ckpt", pipeline)
+    config = PNDMScheduler.from_pretrained(folder / "tiny" / "scheduler").config
+    return TinyStableDiffusion(folder / "tiny", single / "tiny.safetensors", single / "tiny.ckpt", pipeline, config)
 
 
 def original_layout(pipeline: Any) -> dict[str, Tensor]:
