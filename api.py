@@ -35,8 +35,10 @@ from core.addresses import address_of, host_of, is_local
 from core.addresses import listener as listen
 from core.engine import Engine, EngineInfo
 from core.jobs.queue import JobQueue
+from core.jobs.retention import Retention
 from core.jobs.service import EngineService
-from core.jobs.store import Retention, Store, StoreError
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 from core.process import end_with_parent
 from core.quiet import keep_quiet
 from core.text import captions

@@ -381,7 +381,8 @@ def doctor_data(folder: Path) -> str | None:
     """The doctor's line on the data folder: jobs, size, free disk; returns what is wrong with it."""
     problem, jobs = host.folder_problem(folder, DATA_NEEDED, "--data-dir"), "no jobs yet"
     try:
-        from core.jobs.store import DATABASE, Store, StoreError  # newer syntax, and sqlite3, which not every Python has
+        from core.jobs.storage_errors import DATABASE, StoreError
+        from core.jobs.store import Store  # newer syntax, and sqlite3, which not every Python has
     except ImportError as error:
         return f"This Python cannot read the jobs ({error}): install Python {environment.RANGE} from python.org."
     if (folder / DATABASE).is_file():

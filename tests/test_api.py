@@ -22,7 +22,8 @@ from PIL import Image
 
 from core.engine import JobError
 from core.jobs.clock import seconds_each
-from core.jobs.store import Retention, StoreError
+from core.jobs.retention import Retention
+from core.jobs.storage_errors import StoreError
 from core.text.lexicon import ATTRIBUTES
 from tests.support.asking import LATENT, NO_JOB, latent_of, make_app, post, problem, run, service_of, tick, work
 from tests.support.drawing import LATENT_SHAPE, DrawingEngine
@@ -104,6 +105,7 @@ def test_a_finished_job_reads_exactly_like_this(app: Flask, client: FlaskClient)
     for entry in body["response"]:
         assert list(entry.pop("attributes")) == list(ATTRIBUTES)
         assert set(entry.pop("agreement")) == {"Smiling", "Male"} and 0 <= entry.pop("adherence") <= 1
+        assert 0 <= entry.pop("prompt_alignment") <= 1
         assert entry.pop("evaluations") == 8 and entry.pop("nearest")["too_close"] is False
     for img, latent in images:
         picture = Image.open(io.BytesIO(base64.b64decode(img, validate=True)))
@@ -179,7 +181,7 @@ def test_a_clock_that_jumps_does_not_change_the_time_left(jump: float) -> None:
 def test_include_leaves_out_heavy_fields(app: Flask, client: FlaskClient, include: str, heavy: set[str]) -> None:
     job_id = run(app, n_images=1)
     (entry,) = client.get(f"/jobs/{job_id}/?include={include}").get_json()["response"]
-    judged = {"attributes", "agreement", "adherence", "evaluations", "nearest"}
+    judged = {"attributes", "agreement", "adherence", "prompt_alignment", "evaluations", "nearest"}
     assert set(entry) == {"t", "total_t", "index", "seed", "url"} | judged | heavy
 
 

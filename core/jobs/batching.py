@@ -1,6 +1,6 @@
 """How do many jobs share one engine?
 
-`EngineBatch` is what the queue drives (`core.jobs.queue.Batch`): it turns a job's stored request into a run of the
+`EngineBatch` is what the queue drives (`core.jobs.worker.Batch`): it turns a job's stored request into a run of the
 engine, steps all running jobs together and reports pictures, previews and errors of each as events. It does not know
 threads, HTTP or what draws.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from core.engine import MAX_IMAGES, DrawRequest, Engine, EngineInfo, Interpolation, JobError, Picture, Run
 from core.imaging.image_io import is_white, read_image
-from core.jobs.job import Job
+from core.jobs.job import Job, explained
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +101,6 @@ def steps_of(request: Mapping[str, Any]) -> int:
     return round(request["n_inf_steps"] * share)
 
 
-def as_job_error(raised: Exception, job: Job) -> JobError:
-    """What a client is told about an exception; one that does not explain itself goes into the log as well."""
-    if not isinstance(raised, JobError):
-        log.error("the engine failed", exc_info=raised, extra={"job_id": job.id})
-    return JobError.of(raised)
-
-
 class Watcher(Protocol):
     """Who is told what the engine does."""
 
@@ -152,7 +145,7 @@ class StepCosts:
 
 
 class EngineBatch:
-    """The running jobs of one engine (`core.jobs.queue.Batch`).
+    """The running jobs of one engine (`core.jobs.worker.Batch`).
 
     At most `max_images` images run, of which at most `max_batch` take part in one step (a job is never divided). When
     not all can, those go whose last step is longest ago: every job steps equally often, so a short one never waits
@@ -220,14 +213,14 @@ class EngineBatch:
                 self.costs.stepped(rows, seconds)
                 self._watcher.stepped(seconds)
         except Exception as raised:  # a fault of the engine ends the jobs of this step, and no others
-            broken = as_job_error(raised, chosen[0][0])
+            broken = explained(raised, "the engine failed", chosen[0][0])
         for job, run in chosen:
             error = broken
             try:
                 if error is None and not self._report(job, run):
                     continue
             except Exception as raised:
-                error = as_job_error(raised, job)
+                error = explained(raised, "the engine failed", job)
             self.drop(job)
             self._watcher.ended(error is None)
             yield job, error

@@ -10,6 +10,7 @@ It knows neither the queue and its order (`core/jobs/queue.py`) nor SQL (`core/j
 
 from __future__ import annotations
 
+import logging
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from typing import Any, Literal
 
 from core.disk import FULL, PERMISSION, READ_ONLY, UNREACHABLE
 from core.engine import JobError
-from core.jobs.store import Change, Event, Marks, Record, Store, StoredFile, StoreError
+from core.jobs.records import Change, Event, Marks, Record, StoredFile
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TRANSITIONS: dict[str, frozenset[str]] = {
@@ -36,6 +39,7 @@ HINTS = {  # what helps against a disk that refuses, by its cause
     PERMISSION: "Give the server its data folder back, then send the request again.",
     UNREACHABLE: "Connect the server's disk again, then send the request again.",
 }
+log = logging.getLogger(__name__)
 PREVIEW_BUDGET = 8 * 2**20  # bytes of files that may be dropped, a job
 
 
@@ -252,3 +256,10 @@ def _disk_troubles() -> Iterator[None]:
 def disk_refused(error: StoreError) -> JobError:
     """What a client is told of a job that the disk ended."""
     return JobError("storage", str(error), HINTS.get(error.cause, HINTS[FULL]))
+
+
+def explained(raised: Exception, what: str, job: Job | None = None) -> JobError:
+    """The error that a client is told; one that does not explain itself is written to the log in full, after `what`."""
+    if not isinstance(raised, JobError):
+        log.error("%s", what, exc_info=raised, extra={} if job is None else {"job_id": job.id})
+    return JobError.of(raised)

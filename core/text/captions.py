@@ -31,7 +31,8 @@ from core.text.lexicon import (
     weighted,
 )
 from core.text.phrase_matcher import without_article, words_of
-from core.text.prompt_parser import Analysis, Claim, Word, read
+from core.text.prompt_parser import Analysis, Claim, read
+from core.text.word_status import Word
 
 __all__ = [
     "ATTRIBUTES", "Analysis", "Caption", "Claim", "Phrase", "Word", "analyze", "draw_caption", "likely_face", "phrases",

@@ -2,7 +2,7 @@
 
 The table of `core/text/lexicon.py` turned round: a phrase -> what it claims, a part of the face and an adjective ->
 what they claim together. `find_units` cuts a text into the longest phrases known. What they mean side by side, and
-under a "no", is the business of `core/text/prompt_parser.py`.
+under a "no", is the business of `core/text/denials.py`.
 """
 
 from __future__ import annotations

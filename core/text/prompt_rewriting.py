@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from core.text.prompt_parser import read, without_denials
+from core.text.denial_removal import without_denials
+from core.text.prompt_parser import read
 
 
 @dataclass(frozen=True)

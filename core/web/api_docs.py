@@ -106,7 +106,7 @@ def schema_table(schema: Mapping[str, Any]) -> Iterator[str]:
     required = schema.get("required", ())
     rows = [
         (name, in_words(one), "required" if name in required else f"default {json.dumps(one.get('default'))}",
-         one.get("description", ""))
+         "deprecated, " * one.get("deprecated", False) + one.get("description", ""))
         for name, one in schema.get("properties", {}).items()
     ]
     if rows:

@@ -191,8 +191,8 @@ def describe(
     if declared.query is not None or declared.bodies:
         problems[422] = "A value is out of range, of the wrong type or unknown; every bad field is named."
     if declared.bodies:
-        problems |= {400: "The body cannot be read.", 413: "The body is too large.",
-                     415: "The content type is none of those accepted."}
+        problems |= {400: "The body cannot be read, or says two things under two names of one field.",
+                     413: "The body is too large.", 415: "The content type is none of those accepted."}
     problems |= declared.problems
     answers = {str(status): describe_answer(answer, references) for status, answer in declared.answers.items()}
     answers |= {str(status): describe_problem(status, text) for status, text in problems.items()}

@@ -29,6 +29,7 @@ from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
 from core.jobs.job import TRANSITIONS
 from core.text.attribute_sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
 from core.text.prompt_parser import spoken_attributes
+from core.web.aliases import REQUEST_ALIASES, add_better_names
 from core.web.errors import shown
 from core.web.validation import bad_field, bounds
 
@@ -52,6 +53,7 @@ ALIASES = {
     "sampler_name": "sampler",
     "denoising_strength": "strength",
     "keep": "n_images",
+    **REQUEST_ALIASES,
 }
 QUALITY = (("Draft", 0.20), ("Fast", 0.05), ("Fine", 0.02))  # a name, and how far from the best of the measured curve
 START_QUALITY = "Fast"  # what the page begins with
@@ -210,6 +212,7 @@ def describe_text_to_image(schema: dict[str, Any]) -> None:
         "at least 2 images or a `weight` and 1 image.",
         "Other names: " + ", ".join(f"`{alias}` for `{name}`" for alias, name in ALIASES.items()) + ".",
     ))
+    add_better_names(schema)
 
 
 def describe_target(schema: dict[str, Any]) -> None:

@@ -15,11 +15,13 @@ from typing import Any, cast
 from core.jobs.batching import image_url, latent_name, picture_name
 from core.jobs.clock import seconds_each
 from core.jobs.job import Job, Snapshot, State, Summary
-from core.jobs.store import Event
+from core.jobs.records import Event, Record
+from core.web.aliases import both_names
 from core.web.responses import (
     FINDINGS,
     Failure,
     Findings,
+    JobAccepted,
     JobAnswer,
     JobFacts,
     JobImage,
@@ -64,6 +66,17 @@ def seconds_left(job: Snapshot) -> float | None:
     return max(0.0, round(seconds_per_step * (job.total - job.done), 1))
 
 
+def parameters_of(job: Record) -> Parameters:
+    """What is generated, for clients."""
+    return cast(Parameters, both_names(job.parameters))
+
+
+def job_accepted(job: Job) -> JobAccepted:
+    """The answer about a job that was just made, or found by its idempotency key."""
+    return {"job_id": job.id, "status": cast(State, job.state), "parameters": parameters_of(job),
+            "warnings": list(job.warnings)}
+
+
 def job_facts(job: Summary, updates: Iterable[Mapping[str, Any]]) -> JobFacts:
     """What the answer about a job and its line in a list have in common; `updates` tell of its pictures."""
     return {
@@ -75,7 +88,7 @@ def job_facts(job: Summary, updates: Iterable[Mapping[str, Any]]) -> JobFacts:
         "created_at": isoformat(job.created_at),
         "started_at": maybe_isoformat(job.started_at),
         "finished_at": maybe_isoformat(job.finished_at),
-        "parameters": cast(Parameters, job.parameters),
+        "parameters": parameters_of(job),
         "warnings": told(job.warnings, updates),
         "error": cast("Failure | None", job.error),
     }
@@ -91,7 +104,7 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
         }
         if index in snapshot.marks.favourites:
             update["favourite"] = True
-        update |= cast(Findings, {name: event.data[name] for name in FINDINGS if name in event.data})
+        update |= cast(Findings, both_names({name: event.data[name] for name in FINDINGS if name in event.data}))
         wanted = {"none": 0, "preview": 1, "full": 2}[include]
         contents = [job.file(name) for name in files_of(event)[:wanted]]
         if None in contents:  # the job is being deleted at this moment
@@ -132,7 +145,7 @@ def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[s
 
 def event_text(job: Job, event: Event, *, with_previews: bool = True) -> str:
     """One event in the stream's format; empty when its picture has been dropped or deleted since."""
-    data = dict(event.data)
+    data = both_names(event.data)
     if data.get("index") in job.marks.deleted:
         return ""
     if event.kind == "preview" and with_previews:

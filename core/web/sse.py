@@ -18,7 +18,7 @@ from flask import Response, request
 
 from core.jobs.job import Job
 from core.jobs.queue import JobQueue
-from core.jobs.store import Event
+from core.jobs.records import Event
 from core.web.errors import Problem
 from core.web.monitoring import Telemetry
 from core.web.serializers import event_text

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.engine import EngineInfo, usual_sampler
+from core.jobs.admission import QueueClosed, QueueFull
 from core.jobs.job import Job
-from core.jobs.queue import IdempotencyConflict, QueueClosed, QueueFull
+from core.jobs.queue import IdempotencyConflict
 from core.jobs.service import EngineService
 from core.text.prompt_balancing import balanced, open_facets
 from core.text.prompt_parser import read as read_prompt
-from core.text.prompt_parser import spoken_attributes
 from core.text.prompt_rewriting import unread_from, unread_in, unread_warning
+from core.text.word_status import spoken_attributes
 from core.web.errors import Problem
 from core.web.requests import QUALITY, TextToImage, fewest_steps
 

@@ -19,6 +19,7 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from core.web.aliases import BETTER_NAMES, assert_same
 from core.web.errors import Problem, shown
 
 MAX_ERRORS = 20  # named in one answer: a body can hold a hundred thousand wrong fields
@@ -147,8 +148,9 @@ def validate(
 ) -> Schema:
     """Body -> request, or a 422 that lists every bad field under the name that the client used.
 
-    `aliases` are other names of fields. `pointer` stands before the names: `#/` for members of a body, `?` for
-    parameters of a query.
+    `aliases` are other names of fields; of these the better names of `core.web.aliases` may come beside the field that
+    they name, when both say the same: else a 400. `pointer` stands before the names: `#/` for members of a body, `?`
+    for parameters of a query.
     """
     aliases = aliases or {}
     errors: dict[Path, str] = {}
@@ -160,6 +162,8 @@ def validate(
             target = aliases.get(name, name)
             if not is_text(name):  # pydantic would call the whole body wrong
                 errors[ascii(name)[1:-1],] = "unknown field"
+            elif target in sent_as and target in BETTER_NAMES:
+                assert_same(name, value, sent_as[target], body[sent_as[target]])
             elif target in sent_as:
                 errors[name,] = f"is another name of {sent_as[target]}; send only one of them"
             else:

@@ -18,8 +18,9 @@ from core.evaluation.prompt_rewrite_search import Outcome, Trial, chosen, outcom
 from core.nn.checkpoint import load_component, save_component
 from core.nn.rewriting_rules import load_emphasis, save_emphasis
 from core.text.captions import surprise
+from core.text.denial_removal import without_denials
 from core.text.lexicon import ATTRIBUTES
-from core.text.prompt_parser import read, without_denials
+from core.text.prompt_parser import read
 from core.text.prompt_rewriting import Emphasis
 from generator import FaceGenerator
 from tests.support.training import Workplace, make_workplace

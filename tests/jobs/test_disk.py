@@ -19,8 +19,10 @@ import pytest
 import start
 from core import disk
 from core.disk import FULL, OTHER, PERMISSION, READ_ONLY, RESERVE_BYTES, UNREACHABLE, Reserve, cause_of, probe, sentence
+from core.jobs.database import Database
 from core.jobs.queue import DeletedJob, JobQueue
-from core.jobs.store import Store, StoreError
+from core.jobs.storage_errors import StoreError, store_error
+from core.jobs.store import Store
 from launcher import host
 from tests.support.asking import make_app, post, problem, run, service_of, tick, work
 from tests.support.counting import Counting, picture
@@ -62,18 +64,18 @@ class Disk:
             os.close(file)
             return
         assert store is not None
-        transaction, held = Store._transaction, store._reserve.held
+        transaction, held = Database.transaction, store._reserve.held
 
         @contextlib.contextmanager
-        def refuse(store: Store, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        def refuse(database: Database, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
             store_or_files = store._reserve.held < held or held == 0 and not list((store.folder / "jobs").glob("*/*"))
             if not store_or_files:
                 full = sqlite3.OperationalError("database or disk is full")
-                raise store._error(f"The job database cannot be written: {full}.", full)
-            with transaction(store, durable=durable) as db:
+                raise store_error(f"The job database cannot be written: {full}.", full, store.folder)
+            with transaction(database, durable=durable) as db:
                 yield db
 
-        self._patch.setattr(Store, "_transaction", refuse)
+        self._patch.setattr(Database, "transaction", refuse)
         self._patch.setattr(Reserve, "refill", lambda reserve: None)
 
     def read_only(self) -> None:
@@ -178,7 +180,7 @@ def test_limits_make_room_on_a_full_disk(small: Disk) -> None:
 
 
 def core_retention(jobs: int) -> Any:
-    from core.jobs.store import Retention
+    from core.jobs.retention import Retention
 
     return Retention(max_jobs=jobs)
 
@@ -326,7 +328,7 @@ def test_what_sqlite_calls_an_io_error_gets_the_systems_own_cause(
     store = Store(tmp_path / "data")
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert probe(tmp_path) == (cause, refused.strerror)
-    error = store._error("It cannot be written.", sqlite3.OperationalError("disk I/O error"))
+    error = store_error("It cannot be written.", sqlite3.OperationalError("disk I/O error"), store.folder)
     told = str(error)
     assert error.cause == cause and told.startswith("It cannot be written.")
     assert cause == OTHER or sentence(cause, str(refused.strerror), store.folder, "--data-dir") in told

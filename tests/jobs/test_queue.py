@@ -22,12 +22,16 @@ from typing import Any
 
 import pytest
 
-import core.jobs.job
-import core.jobs.queue
 from core.engine import JobError
+from core.jobs import admission, calls, worker
+from core.jobs import job as job_module
+from core.jobs.admission import QueueClosed, QueueFull
 from core.jobs.job import TRANSITIONS, Job, superfluous
-from core.jobs.queue import DeletedJob, IdempotencyConflict, JobQueue, QueueClosed, QueueFull, UnknownJob, make_id
-from core.jobs.store import Retention, Store, StoredFile, StoreError
+from core.jobs.queue import DeletedJob, IdempotencyConflict, JobQueue, UnknownJob, make_id
+from core.jobs.records import Event, StoredFile
+from core.jobs.retention import Retention
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 from tests.support.counting import Counting, picture, quick_folder
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -122,7 +126,8 @@ def test_a_finished_job_is_read_back_as_it_was_and_leaves_the_memory(queue: JobQ
     gone = weakref.ref(job)
     del job
     gc.collect()
-    assert gone() is None and not queue._live and not queue._running and not queue._waiting and not batch.states
+    assert gone() is None and not batch.states
+    assert not queue._jobs.live and not queue._jobs.running and not queue._jobs.waiting
 
 
 def test_three_hundred_jobs_leave_nothing_in_the_memory(
@@ -130,9 +135,9 @@ def test_three_hundred_jobs_leave_nothing_in_the_memory(
 ) -> None:
     def alive() -> list[object]:
         gc.collect()
-        return [thing for thing in gc.get_objects() if issubclass(type(thing), (Job, core.jobs.queue.Event))]
+        return [thing for thing in gc.get_objects() if issubclass(type(thing), (Job, Event))]
 
-    monkeypatch.setattr(core.jobs.queue, "REMEMBERED_TURNS", 50)
+    monkeypatch.setattr(admission, "REMEMBERED_TURNS", 50)
     others = alive()  # what other tests hold; held here too, so that no new one gets the place of an old one
     before = {id(thing) for thing in others}
     for number in range(300):
@@ -141,7 +146,7 @@ def test_three_hundred_jobs_leave_nothing_in_the_memory(
     assert queue.counts() == {
         "waiting": 0, "running": 0, "succeeded": 300, "failed": 0, "cancelled": 0, "finished": 300}
     assert not [thing for thing in alive() if id(thing) not in before]
-    assert not queue._live and len(queue._turns) == 50
+    assert not queue._jobs.live and queue._admission.num_clients == 50
 
 
 def test_a_snapshot_does_not_change_afterwards(queue: JobQueue, batch: Counting) -> None:
@@ -156,11 +161,11 @@ def test_only_legal_transitions(queue: JobQueue, batch: Counting) -> None:
     assert {state for state, following in TRANSITIONS.items() if not following} == {"succeeded", "failed", "cancelled"}
     job = submit(queue)
     with pytest.raises(RuntimeError, match="cannot go from queued to succeeded"):
-        queue._ledger.write([queue._ending(job, None)])
+        queue._jobs._ledger.write([queue._jobs._ending(job, None)])
     finish_all(queue, batch)
     for error in (None, JobError("x", "y"), JobError("cancelled", "z")):
         with pytest.raises(RuntimeError, match="is succeeded; nothing can happen"):
-            queue._ledger.write([queue._ending(job, error)])
+            queue._jobs._ledger.write([queue._jobs._ending(job, error)])
 
 
 def test_ids_are_readable_and_random() -> None:
@@ -204,7 +209,7 @@ def test_clients_take_turns(queue: JobQueue) -> None:
     for number in (1, 2):
         submit(queue, f"b{number}", 1, "b")
     submit(queue, "c1", 1, "c")
-    promised = sorted((job.queue_position or 0, job.name) for job in map(queue.get, queue._live))
+    promised = sorted((job.queue_position or 0, job.name) for job in map(queue.get, queue._jobs.live))
     finish_all(queue, batch)
     assert started == ["a1", "b1", "c1", "a2", "b2", "a3", "a4", "a5"]
     assert [name for _, name in promised] == started[1:]
@@ -433,7 +438,7 @@ def test_an_interrupt_leaves_no_job_that_says_running(queue: JobQueue, batch: Co
 def test_the_previews_that_stay_are_a_film_of_the_whole_job(
     queue: JobQueue, batch: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core.jobs.job, "PREVIEW_BUDGET", 320 * 10)  # ten previews
+    monkeypatch.setattr(job_module, "PREVIEW_BUDGET", 320 * 10)  # ten previews
     job = submit(queue, steps=101)
     finish_all(queue, batch)
     shown = [int(name[2:-4]) for name in job.file_names() if name != "0.png"]
@@ -461,7 +466,7 @@ def test_previews_of_one_moment_go_together_and_the_newest_file_stays() -> None:
 def test_a_file_that_is_written_again_counts_once(
     queue: JobQueue, batch: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core.jobs.job, "PREVIEW_BUDGET", 1000)
+    monkeypatch.setattr(job_module, "PREVIEW_BUDGET", 1000)
     batch.before_step = lambda job: [job.keep({"latest.png": bytes(400)}) for _ in range(5)] and None
     job = submit(queue, steps=1)
     queue.run_next(batch)
@@ -554,7 +559,7 @@ def test_calls_are_bounded_and_let_steps_through(queue: JobQueue, batch: Countin
     def come_again() -> None:
         queue.call(come_again)
 
-    for _ in range(core.jobs.queue.MAX_CALLS):
+    for _ in range(calls.MAX_CALLS):
         queue.call(come_again)
     with pytest.raises(QueueFull, match="16 other requests"):
         queue.call(come_again)
@@ -818,7 +823,7 @@ def test_the_worker_outlives_a_disk_that_refuses(
 
     job = submit(queue)
     monkeypatch.setattr(Store, "save", refuse_once)
-    monkeypatch.setattr(core.jobs.queue, "WAIT_AFTER_FAULT_S", 0.01)
+    monkeypatch.setattr(worker, "WAIT_AFTER_FAULT_S", 0.01)
     queue.start(lambda: batch)
     events = queue.wait_events(job, 8, timeout_s=10)
     assert refused.is_set() and events and "the worker goes on" in caplog.text
@@ -830,7 +835,7 @@ def test_who_waits_long_rests_until_nothing_is_left(
     queue: JobQueue, batch: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only while nobody asks: jobs come first, and after the last bit the worker waits as it always did."""
-    monkeypatch.setattr(core.jobs.queue, "REST_AFTER_S", 0.05)
+    monkeypatch.setattr(worker, "REST_AFTER_S", 0.05)
     left: list[int] = []
     batch.before_step = lambda job: left.append(batch.rests)
     rested, real = threading.Event(), batch.rest

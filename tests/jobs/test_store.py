@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 import core.jobs.store
-from core.jobs.store import DATABASE, Change, Event, Record, Retention, Store, StoredFile, StoreError
+from core.jobs.records import Change, Event, Record, StoredFile
+from core.jobs.retention import Retention
+from core.jobs.storage_errors import DATABASE, StoreError
+from core.jobs.store import Store
 from tests.support.counting import quick_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +180,7 @@ def test_a_file_stays_in_its_folder(store: Store, name: str) -> None:
 
 def test_accepting_and_ending_are_fsynced_and_progress_is_not(store: Store) -> None:
     said: list[str] = []
-    store._db.set_trace_callback(said.append)
+    store._database.connection.set_trace_callback(said.append)
     record = add(store)
     finish(store, record)
     store.delete(record)
@@ -188,7 +191,7 @@ def test_accepting_and_ending_are_fsynced_and_progress_is_not(store: Store) -> N
     assert not [line for line in said if line.startswith("PRAGMA")]
     with pytest.raises(StoreError):  # a refused one leaves no trace for the next
         store.save([Change(record.number, {}, [Event(2, "progress", 0.0, {})])], durable=True)
-    assert store._read("PRAGMA synchronous") == [(1,)] and not store._db.in_transaction
+    assert store._read("PRAGMA synchronous") == [(1,)] and not store._database.connection.in_transaction
 
 
 def test_what_a_crash_left_behind_is_swept_at_the_next_start(store: Store, folder: Path) -> None:
@@ -404,11 +407,11 @@ def test_a_folder_that_cannot_be_one_is_one_sentence(folder: Path) -> None:
 
 def test_a_full_disk_is_a_sentence_and_the_next_commit_works(store: Store) -> None:
     record = add(store)
-    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
-    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = store._database.connection.execute("PRAGMA page_count").fetchone()
+    store._database.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="cannot be written: database or disk is full"):
         store.save([Change(record.number, {}, [Event(2, "progress", 0.0, {"x": "y" * 10**6})])])
-    store._db.execute(f"PRAGMA max_page_count = {2**30}")
+    store._database.connection.execute(f"PRAGMA max_page_count = {2**30}")
     store.save([Change(record.number, {}, [Event(2, "progress", 0.0, {})])])
     assert len(store.events(record.number)) == 2
 
@@ -417,7 +420,8 @@ SECOND = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from core.jobs.store import Store, StoreError
+from core.jobs.storage_errors import StoreError
+from core.jobs.store import Store
 try:
     Store(Path(sys.argv[2]), patience_s=0.1)
     print("opened")

@@ -18,13 +18,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.engine import JobError
+from core.jobs.admission import QueueFull
 from core.jobs.job import Job
-from core.jobs.queue import JobQueue, QueueFull
+from core.jobs.queue import JobQueue
 from core.jobs.store import Store
 
 
 class Counting:
-    """Core.jobs.Batch for `room` jobs. `before_step(job)` may interfere with every step of every job."""
+    """A `core.jobs.worker.Batch` for `room` jobs. `before_step(job)` may interfere with every step of every job."""
 
     def __init__(self, room: int = 3) -> None:
         self.room = room

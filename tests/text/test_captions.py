@@ -11,8 +11,9 @@ import pytest
 
 from core.text.captions import Caption, analyze, draw_caption, likely_face, phrases, surprise, vocabulary, vocabulary_of
 from core.text.lexicon import ABSENCES, ATTRIBUTES, EXCLUSIVE, RATES, SAYINGS
-from core.text.prompt_parser import Analysis, can_say, spoken_attributes
+from core.text.prompt_parser import Analysis
 from core.text.prompt_parser import read as read_prompt
+from core.text.word_status import can_say, spoken_attributes
 
 BEARD = {"No_Beard": True, "Goatee": False, "Mustache": False, "5_o_Clock_Shadow": False}
 

@@ -413,7 +413,7 @@ def test_the_promised_request_in_the_document(document: dict[str, Any]) -> None:
         found[name] = (kind["type"], default, low, kind.get("maximum", kind.get("maxLength")))
     assert found == PROMISED_FIELDS
     others = {"latent", "init_image", "mask", "interpolate_to", "attributes", "candidates", "balance",
-              "preview_every_s"}
+              "attribute_balancing", "preview_every_s"}
     assert set(schema["properties"]) == {*PROMISED_FIELDS, *others}
     assert schema["required"] == ["prompt"] and schema["additionalProperties"] is False
 
@@ -455,7 +455,8 @@ def test_get_job_literally(live: Live) -> None:
     assert body["finished"] is True and body["status"] == "succeeded" and body["progress"] == 1.0
     for index, entry in enumerate(body["response"]):
         picture, latent = (base64.b64decode(entry.pop(name), validate=True) for name in ("img", "latent"))
-        judged = {name: entry.pop(name) for name in ("attributes", "agreement", "adherence", "evaluations", "nearest")}
+        judged = {name: entry.pop(name) for name in (
+            "attributes", "agreement", "adherence", "prompt_alignment", "evaluations", "nearest")}
         assert list(judged["attributes"]) == list(ATTRIBUTES)
         assert all(0 <= share <= 1 for share in judged["attributes"].values())
         assert judged["adherence"] == pytest.approx(np.mean(list(judged["agreement"].values())))

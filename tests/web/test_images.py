@@ -26,7 +26,7 @@ from werkzeug.test import TestResponse
 from api import create_app
 from core.engine import JobError
 from core.imaging.watermark import find, mark
-from core.jobs.store import Retention
+from core.jobs.retention import Retention
 from tests.support.asking import (
     LATENT,
     NO_JOB,

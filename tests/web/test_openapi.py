@@ -30,7 +30,8 @@ from tests.support.drawing import HAT, LATENT_SHAPE, STEP_CURVE, DrawingEngine
 PICTURE = as_text(np.full((9, 12, 3), 200, np.uint8))
 PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start_timestep", "seed", "guidance_scale",
             "negative_prompt", "sampler", "model", "init_image", "strength", "mask", "variation_strength",
-            "variation_seed", "interpolate_to", "attributes", "candidates", "balance", "preview_every_s"}
+            "variation_seed", "interpolate_to", "attributes", "candidates", "balance",
+            "attribute_balancing", "preview_every_s"}
 
 
 # ---- the document ----------------------------------------------------------------------------------------------------
@@ -114,6 +115,10 @@ def test_it_says_the_ranges_that_are_checked() -> None:
      ({"prompt": "a", "candidates": 32}, True), ({"prompt": "a", "candidates": 33}, False),
      ({"prompt": "a", "candidates": 9, "interpolate_to": {"seed": 1}}, False), ({"prompt": "a", "balance": True}, True),
      ({"prompt": "a", "balance": True, "interpolate_to": {"seed": 1}}, False), ({"prompt": "a", "balance": 1}, False),
+     ({"prompt": "a", "attribute_balancing": True, "balance": True}, True),
+     ({"prompt": "a", "attribute_balancing": True, "balance": False}, False),
+     ({"prompt": "a", "attribute_balancing": True}, True), ({"prompt": "a", "attribute_balancing": 1}, False),
+     ({"prompt": "a", "attribute_balancing": True, "interpolate_to": {"seed": 1}}, False),
      ({"prompt": "a", "variation_strength": 0.5}, True),
      ({"prompt": "a", "interpolate_to": {"seed": 1}}, True), ({"prompt": "a", "interpolate_to": {"to": 1}}, False),
      ({"prompt": "a", "interpolate_to": {"seed": 1, "weight": 0.5}}, False),
@@ -195,6 +200,7 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
         "negative_prompt": (None, None), "sampler": (None, None), "model": (None, None), "init_image": (None, None),
         "strength": (0, 1), "mask": (None, None), "variation_strength": (0, 1), "variation_seed": (0, 2**53 - 1),
         "interpolate_to": (None, None), "attributes": (None, None), "candidates": (1, 32), "balance": (None, None),
+        "attribute_balancing": (None, None),
         "preview_every_s": (0.1, 60),
     }
     assert [found["fields"][name]["type"] for name in ("attributes", "balance")] == ["object", "boolean"]

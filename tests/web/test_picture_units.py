@@ -14,8 +14,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser, Page, expect
 
-from core.jobs import queue as jobs_module
-from core.jobs.store import Marks, Retention, Store
+from core.jobs.image_decisions import RESTORABLE_S
+from core.jobs.records import Marks
+from core.jobs.retention import Retention
+from core.jobs.store import Store
 from tests.support.asking import make_app, post, problem, run, service_of, stream_of, work
 from tests.support.browsing import Site, chromium, visit, watched_page
 from tests.support.drawing import DrawingEngine
@@ -139,18 +141,19 @@ def test_deleted_files_go_after_an_hour_and_with_the_last_picture_the_job(
     queue, now = service_of(app).queue, [1e9]
     for clock in ("_clock", "_elapsed"):  # what is old goes by the first, how often it is looked for by the second
         monkeypatch.setattr(queue, clock, lambda: now[0])
+    monkeypatch.setattr(queue.images, "_clock", lambda: now[0])
     job_id = run(app, n_images=2, n_inf_steps=4, stream_freq=2)
     folder = service_of(app)._store.folder / "jobs" / job_id[-32:]
     assert {path.name for path in folder.glob("0*")} == {"0.png", "0.f32", "0-2.png", "0-2.f32"}
     client.delete(f"/jobs/{job_id}/images/0")
-    for seconds, kept in ((60.0, True), (jobs_module.RESTORABLE_S, False)):
+    for seconds, kept in ((60.0, True), (RESTORABLE_S, False)):
         now[0] += seconds
         queue._prune_sometimes()
         assert bool(list(folder.glob("0*"))) is kept
     problem(client.post(f"/jobs/{job_id}/images/0/restore"), 410)
     assert indices(client, job_id) == [1] and len(list(folder.glob("1*"))) == 4
     client.delete(f"/jobs/{job_id}/images/1")
-    now[0] += jobs_module.RESTORABLE_S + 61
+    now[0] += RESTORABLE_S + 61
     queue._prune_sometimes()
     problem(client.get(f"/jobs/{job_id}/"), 410)
     assert not folder.exists()

@@ -40,7 +40,8 @@ def test_the_stream_tells_everything_once_and_replays(app: Flask, client: FlaskC
     assert base64.b64decode(preview.pop("img")).startswith(b"\x89PNG")
     assert preview == {"index": 0, "seed": preview["seed"], "t": 2, "total_t": 4}
     final = dict(events[9][2])
-    judged = {name: final.pop(name) for name in ("attributes", "agreement", "adherence", "evaluations", "nearest")}
+    judged = {name: final.pop(name) for name in (
+        "attributes", "agreement", "adherence", "prompt_alignment", "evaluations", "nearest")}
     assert len(judged["attributes"]) == 40 and set(judged["agreement"]) == {"Smiling", "Male"}
     assert final == {"index": 1, "seed": preview["seed"] + 1, "t": 4, "total_t": 4,
                      "url": f"/jobs/{job_id}/images/1.png"}

@@ -19,9 +19,11 @@ from flask import Flask, Response
 from core.imaging.animation import animation
 from core.imaging.image_io import archive, collage, thumbnail_webp
 from core.jobs.batching import image_url, picture_name
+from core.jobs.image_decisions import NotFinished, PictureDeleted, UnknownPicture
 from core.jobs.job import Job, Snapshot
-from core.jobs.queue import DeletedJob, JobQueue, NotFinished, PictureDeleted, UnknownJob, UnknownPicture
-from core.jobs.store import Event
+from core.jobs.queue import DeletedJob, JobQueue, UnknownJob
+from core.jobs.records import Event
+from core.web.aliases import both_names
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.web.requests import AnimationQuery, ImageQuery, LatentQuery
@@ -141,25 +143,25 @@ def add_results(app: Flask, queue: JobQueue) -> None:
     @operation("Make a picture a favourite", "results", {204: Answer("It is one.")}, problems=undecided)
     def make_favourite(job_id: str, index: int) -> Response:
         """For all who use this server. Jobs with a favourite are not removed to make room."""
-        return decide(lambda: queue.mark_favourite(job_id, index, True))
+        return decide(lambda: queue.images.mark_favourite(job_id, index, True))
 
     @app.delete("/images/<job_id>/<int:index>/favourite")
     @operation("Make a picture no favourite any more", "results", {204: Answer("It is none.")}, problems=undecided)
     def make_no_favourite(job_id: str, index: int) -> Response:
         """The picture stays."""
-        return decide(lambda: queue.mark_favourite(job_id, index, False))
+        return decide(lambda: queue.images.mark_favourite(job_id, index, False))
 
     @app.delete("/jobs/<job_id>/images/<int:index>")
     @operation("Delete one picture", "results", {204: Answer("It is gone.")}, problems=undecided)
     def delete_picture(job_id: str, index: int) -> Response:
         """The other pictures of the job stay. For an hour it can be restored."""
-        return decide(lambda: queue.delete_picture(job_id, index))
+        return decide(lambda: queue.images.delete(job_id, index))
 
     @app.post("/jobs/<job_id>/images/<int:index>/restore")
     @operation("Bring a deleted picture back", "results", {204: Answer("It is there.")}, problems=undecided)
     def restore_picture(job_id: str, index: int) -> Response:
         """Later than an hour after it was deleted answers 410."""
-        return decide(lambda: queue.restore_picture(job_id, index))
+        return decide(lambda: queue.images.restore(job_id, index))
 
     @app.get("/jobs/<job_id>/steps")
     @operation("Which steps of the pictures are kept", "results",
@@ -254,7 +256,7 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         files = {name: job.file(picture_name(event.data["index"])) for name, event in zip(names, finals, strict=True)}
         if not files or None in files.values():
             raise Problem(409, f"The job {now.state} before there was a picture.")
-        about = json.dumps(dict(job.parameters), indent=2).encode()
+        about = json.dumps(both_names(job.parameters), indent=2).encode()
         content = archive({name: data for name, data in files.items() if data is not None} | {"job.json": about})
         return file_response(content, "application/zip", "faces.zip", f"{job.id}-archive{without(job)}",
                              final=not job.marks.deleted)

@@ -19,6 +19,7 @@ from core.web.routes.images import NO_JOB, find
 from core.web.routes.latents import BUSY, PictureReader, read_drawing
 from core.web.routes.server import info_of
 from core.web.sse import EventStreams
+from core.web.stream_responses import StreamEvent
 from core.web.submission import submit
 from core.web.validation import invalid, read_header, read_query, validate
 
@@ -52,8 +53,7 @@ def add_jobs(
         wanted = validate(requests.TextToImage, read_drawing(), context=info, aliases=requests.ALIASES)
         pictures = {} if wanted.init_image is None else reader.normalised(wanted, info.image_size)
         job = submit(service, info, words, wanted, pictures, client=client, key=key)
-        body = {"job_id": job.id, "status": job.state, "parameters": job.parameters, "warnings": list(job.warnings)}
-        return json_response(body, {"Location": f"/jobs/{job.id}/"})
+        return json_response(serializers.job_accepted(job), {"Location": f"/jobs/{job.id}/"})
 
     @app.get("/jobs/")
     @operation(
@@ -123,7 +123,7 @@ def add_jobs(
     @operation(
         "Watch a job", "jobs",
         {200: Answer("`status`, `progress`, `preview`, `image` and `done`, each with a number and JSON.",
-                     {"text/event-stream": responses.StreamEvent}),
+                     {"text/event-stream": StreamEvent}),
          204: Answer("There is nothing after that number, and never will be.")},
         query=requests.EventsQuery,
         headers=(Header("Last-Event-ID", "only events after this one",

@@ -27,7 +27,7 @@ from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, PictureError, is_png
 from core.imaging.image_io import as_text, crop_square, is_white, mask_picture, read_image
 from core.imaging.png_metadata import NoRequestError, Restored, encode_png, read_request
 from core.imaging.watermark import find
-from core.jobs.queue import QueueClosed, QueueFull
+from core.jobs.admission import QueueClosed, QueueFull
 from core.jobs.service import EngineService
 from core.text.prompt_rewriting import unread_in, unread_warning
 from core.web.errors import Problem, json_response

@@ -12,10 +12,12 @@ from flask import Flask, Response
 from core.jobs.service import EngineService
 from core.text import captions
 from core.text.prompt_balancing import open_facets
-from core.text.prompt_parser import can_say, spoken_attributes
 from core.text.prompt_parser import read as read_prompt
 from core.text.prompt_rewriting import unread_from, unread_in, unread_warning
-from core.web import requests, responses
+from core.text.word_status import can_say, spoken_attributes
+from core.web import requests
+from core.web import server_responses as responses
+from core.web.aliases import both_names
 from core.web.errors import json_response, tagged
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.web.validation import read_json, read_query, validate
@@ -41,7 +43,7 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], ow
         found = read_prompt(prompt[:cut], words)
         unread = [replace(word, start=cut + word.start, end=cut + word.end, status="unread", suggestion=None)
                   for word in read_prompt(prompt[cut:], words).words]
-        return json_response({
+        return json_response(both_names({
             "attributes": dict(found.attributes),
             "heard": heard,
             "open": [facet.to_dict() for facet in open_facets(found.attributes, spoken)],
@@ -49,7 +51,7 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], ow
             "claims": [asdict(claim) for claim in found.claims],
             "contradictions": list(found.contradictions),
             "warnings": [*unread_warning("The prompt", prompt, cut), *found.warnings],
-        })
+        }))
 
     @app.get("/vocabulary")
     @operation("The words that the model was trained on", "prompts",

@@ -9,7 +9,8 @@ from flask import Flask, Response
 
 from core.engine import EngineInfo
 from core.jobs.service import EngineService
-from core.web import responses
+from core.web import server_responses as responses
+from core.web.aliases import both_names
 from core.web.errors import Problem, json_response, tagged
 from core.web.monitoring import Present, Telemetry
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
@@ -48,9 +49,12 @@ def add_state(
                headers=(IF_NONE_MATCH,))
     def show_options() -> Response:
         """Answers while the model loads too: then without what only the model knows."""
+        found = options()
+        found["fields"] = both_names({name: both_names(field) for name, field in found["fields"].items()})
+        found["limits"] = both_names(found["limits"])
         return tagged(json_response({
             "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
-            **options(),
+            **found,
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
         }))
 
@@ -60,11 +64,11 @@ def add_state(
     def speed() -> Response:
         """Steps of other jobs do not count as slow ones: their cost is told by the rows that they computed."""
         costs = service.batch and service.batch.costs
-        return json_response({
+        return json_response(both_names({
             "step_costs": [{"rows": rows, "seconds": seconds} for rows, seconds in (costs.steps if costs else ())],
             "seconds_per_picture": costs.seconds_per_picture if costs else 0.0,
             "ahead": [{"rows": rows, "steps": steps} for rows, steps in service.ahead()],
-        }, {"Cache-Control": "no-store"})
+        }), {"Cache-Control": "no-store"})
 
     @app.get("/health")
     @operation("Does the process answer?", "server", {200: Answer("It does.", {JSON: responses.Health})})

@@ -32,6 +32,7 @@ from core.web.requests import GiveImage, TextToImage
 from core.web.responses import JobAccepted, Verdict
 from core.web.routes.images import NO_JOB, find
 from core.web.routes.latents import BUSY, PNG, PictureReader, given_picture, refused
+from core.web.serializers import job_accepted
 from core.web.submission import submit
 from core.web.validation import validate
 
@@ -102,8 +103,7 @@ def add_verification(
             )
             if job.state not in ("failed", "cancelled") and not job.cancel_requested:
                 break
-        body = {"job_id": job.id, "status": job.state, "parameters": job.parameters, "warnings": list(job.warnings)}
-        return json_response(body, {"Location": f"/jobs/{job.id}/verdict"})
+        return json_response(job_accepted(job), {"Location": f"/jobs/{job.id}/verdict"})
 
     @app.get("/jobs/<job_id>/verdict")
     @operation(
