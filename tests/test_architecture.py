@@ -1,13 +1,13 @@
 """Does the code keep the house's laws: who may import whom, what an import may do, what is never done at all?
 
-The direction: base <- nn <- diffusion <- pretrained <- training <- evaluation, and base <- jobs <- web; the two branches never meet.
-The base is what several branches need: `engine`, `text`, `imaging`, and five modules of the standard library alone:
-`addresses` (where a server listens), `command` (how a command ends), `disk` (why it refuses), `process` (a program of
-another Python, and the sentence when it fails) and `quiet` (which packages may not speak). `launcher` stands on those
-too, and only `start.py` on it: so core/ imports neither the root nor the launcher, and what `api.py`, the benchmark and
-the judge from outside share with the launcher is in the base. The launcher and what it stands on keep Python 3.7's
-syntax, because `start.py` has to tell an old Python that it is too old; `command` is for commands of a whole
-environment and need not.
+The direction: base <- nn <- diffusion <- pretrained <- training <- evaluation, and base <- jobs <- web; the two
+branches never meet. The base is what several branches need: `engine`, `text`, `imaging`, and five modules of the
+standard library alone: `addresses` (where a server listens), `command` (how a command ends), `disk` (why it refuses),
+`process` (a program of another Python, and the sentence when it fails) and `quiet` (which packages may not speak).
+`launcher` stands on those too, and only `start.py` on it: so core/ imports neither the root nor the launcher, and what
+`api.py`, the benchmark and the judge from outside share with the launcher is in the base. The launcher and what it
+stands on keep Python 3.7's syntax, because `start.py` has to tell an old Python that it is too old; `command` is for
+commands of a whole environment and need not.
 
 Each law is a function from source text to complaints. It is run over every file of the project, and over a few lines
 that break it, because a law that cannot complain proves nothing. New files are found by themselves.
@@ -290,8 +290,8 @@ def long_files_defend_themselves(source: Source) -> list[str]:
 
 
 def nothing_is_unpickled_or_evaluated(source: Source) -> list[str]:
-    """Weights are safetensors, arrays are .npy, settings are JSON: reading a file never runs code from it. Other people's
-    weights may be pickles: one module has torch read them with `weights_only=True`, which knows tensors alone."""
+    """Weights are safetensors, arrays are .npy, settings are JSON: reading a file never runs code from it. Weights of
+    others may be pickles: one module has torch read them with `weights_only=True`, which knows tensors alone."""
     loaders = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     forbidden = {"torch.load", "torch.save", "torch.hub.load", "eval", "exec", "pd.read_pickle", "pandas.read_pickle"}
     complaints = [

@@ -82,17 +82,23 @@ class PretrainedEngine:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", precision: str = "fp32", image_size: int | None = None,
-             ) -> PretrainedEngine:
+             name: str | None = None) -> PretrainedEngine:
         """Load a diffusers folder or a single file. An accelerator computes in fp16; a CPU in fp32, or in bf16 where it
         has that and `precision` asks for it. `image_size` None is the model's own.
 
         Raises PretrainedError for what cannot draw here, ValueError for a device or precision that is not there.
         """
-        files, chosen = recognise(path), pick_device(device)
-        dtype = pick_dtype(precision, chosen) if chosen.type == "cpu" else torch.float16
-        name = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
-        info = describe(files, str(chosen), f"torch {torch.__version__} {name}", image_size)
-        return cls(load(files, info), info, dtype)
+        files = recognise(path)
+        info = cls.describe(path, device, precision, image_size, name)
+        return cls(load(files, info), info, dtype_for(torch.device(info.device), precision))
+
+    @staticmethod
+    def describe(path: str | Path, device: str = "auto", precision: str = "fp32", image_size: int | None = None,
+                 name: str | None = None) -> PretrainedInfo:
+        """What the engine of these arguments would say of itself, without loading it. Raises as `load`."""
+        chosen = pick_device(device)
+        short = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype_for(chosen, precision)]
+        return describe(recognise(path), str(chosen), f"torch {torch.__version__} {short}", image_size, name)
 
     def warm_up(self) -> None:
         """Do a step for nobody: a first call prepares what no request has to wait for then."""
@@ -326,6 +332,11 @@ class PretrainedEngine:
         while not run.finished:
             self.step([run])
         return self.pictures(run)
+
+
+def dtype_for(device: torch.device, precision: str) -> torch.dtype:
+    """What networks compute in: fp16 on an accelerator, else what `precision` says. Raises ValueError."""
+    return pick_dtype(precision, device) if device.type == "cpu" else torch.float16
 
 
 class _Levels:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from core.pretrained.recognition import ModelFiles, PretrainedError, read_json, shapes_of, weights_hash
@@ -71,8 +72,10 @@ def check_size(image_size: int) -> int:
     return image_size
 
 
-def describe(files: ModelFiles, device: str, engine: str, image_size: int | None = None) -> PretrainedInfo:
-    """What can be said of a model without loading it. `image_size` None is what the model was trained at.
+def describe(files: ModelFiles, device: str, engine: str, image_size: int | None = None,
+             name: str | None = None) -> PretrainedInfo:
+    """What can be said of a model without loading it. `image_size` None is what the model was trained at, `name` None
+    that of its file or folder.
 
     Raises PretrainedError.
     """
@@ -85,7 +88,7 @@ def describe(files: ModelFiles, device: str, engine: str, image_size: int | None
         factor, channels = 2 ** (len(vae["block_out_channels"]) - 1), int(vae["latent_channels"])
         size = image_size or USUAL_SIZE
     side = check_size(size) // factor
-    return PretrainedInfo(files.name, weights_hash(files), device, size, (channels, side, side), engine)
+    return PretrainedInfo(name or files.name, weights_hash(files), device, size, (channels, side, side), engine)
 
 
 def load(files: ModelFiles, info: PretrainedInfo) -> Parts:
@@ -120,6 +123,8 @@ def load(files: ModelFiles, info: PretrainedInfo) -> Parts:
     for network in (parts.text_encoder, parts.vae, parts.unet, parts.safety_checker):
         if network is not None:
             network.eval().requires_grad_(False)
+            for weight in network.parameters():  # out of the file, whose places would decide how sums are rounded
+                weight.data = weight.data.clone(memory_format=torch.contiguous_format)
     return parts
 
 

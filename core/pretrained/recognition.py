@@ -14,6 +14,7 @@ import hashlib
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 CONV_IN, CROSS = UNET + "input_blocks.0.0.weight", UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 WIDTH_OF_2 = 1024  # of the text encoder of Stable Diffusion 2; that of 1.x has 768
 MAX_HEADER = 64 * 2**20  # bytes of a safetensors header; that of Stable Diffusion 1.5 has 130 kB
+WANTS_CODE = ("unsupported global", "unsupported class", "unrecognized function", "allowlisted", "is blocked")  # torch
 SAMPLE, SAMPLES = 65536, 32  # bytes of one look into a file for its hash, and how many looks
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -204,9 +206,11 @@ def open_pickle(path: Path) -> dict[str, torch.Tensor]:
     if is_zip and not zipfile.is_zipfile(path):
         raise PretrainedError(f"{path} is cut off (its end is missing): copy it again")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the protocols of old files
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "WeightsUnpickler" in str(error):
+        if any(words in str(error).lower() for words in WANTS_CODE):
             raise PretrainedError(f"{path} is a pickle that asks for more than tensors, so it could run code: it is "
                                   "not opened; use the same model as .safetensors") from error
         raise PretrainedError(f"{path} is no checkpoint that torch can read: copy it again") from error

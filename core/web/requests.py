@@ -250,6 +250,16 @@ class InterpolateTo(Body):
         return self
 
 
+class Refine(Body):
+    """How finished pictures are refined: enlarged to what another model draws, and changed a little by it."""
+
+    model: str | None = Field(None, description="which model refines; the one that draws when left out")
+    strength: float = Field(0.35, gt=0, le=1, description="how much it changes")
+    prompt: Prompt | None = Field(None, description="what it is told; the prompt of the request when left out")
+
+    _printable = field_validator("prompt")(no_control_characters)
+
+
 class TextToImage(Body):
     """Body of POST /text_to_image."""
 
@@ -289,6 +299,8 @@ class TextToImage(Body):
     balance: bool = Field(
         False, description="go round what the prompt leaves open (sex, age, hair colour), another combination each"
         " image")
+    refine: Refine | None = Field(
+        None, description="finish the pictures by image to image of a model; those before are kept, too")
     model: str | None = Field(None, description="which model draws")
 
     _printable = field_validator("prompt", "negative_prompt")(no_control_characters)
@@ -345,6 +357,14 @@ class TextToImage(Body):
         return found
 
     @model_validator(mode="after")
+    def _can_be_followed(self, info: ValidationInfo) -> TextToImage:
+        engine = cast(EngineInfo, info.context)
+        for name in sorted(engine.lacks & set(TextToImage.model_fields)):
+            if getattr(self, name):
+                raise bad_field(name, f"is nothing that the model {engine.name} can follow")
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> TextToImage:
         if self.candidates is not None:
             if self.candidates < self.n_images:
@@ -371,7 +391,7 @@ class TextToImage(Body):
     def parameters(self, info: EngineInfo) -> dict[str, Any]:
         """What clients are told: every default filled in, what is random drawn; edits only where there are some."""
         edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to",
-                 "attributes", "candidates", "balance", "preview_every_s"}
+                 "attributes", "candidates", "balance", "preview_every_s", "refine"}
         usual_steps = {} if "n_inf_steps" in self.model_fields_set else info.few_steps
         found = self.model_dump(exclude=edits) | {
             "n_inf_steps": usual_steps.get(self.sampler or "", self.n_inf_steps),
@@ -475,6 +495,12 @@ class Query(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class OptionsQuery(Query):
+    """Query of GET /options."""
+
+    model: str | None = Field(None, max_length=200, description="whose options; those of the first when left out")
+
+
 class JobQuery(Query):
     """Query of GET /jobs/{job_id}/."""
 
@@ -561,16 +587,25 @@ class JobsQuery(Query):
 # ---- what the schemas say to others ----------------------------------------------------------------------------------
 
 
-def name_choices(schemas: dict[str, Any], info: EngineInfo) -> None:
-    """Write into the JSON Schemas what depends on the loaded model: its samplers, its name, the size of a latent."""
-    length = 4 * -(-4 * int(np.prod(info.latent_shape)) // 3)
+def name_choices(schemas: dict[str, Any], info: EngineInfo, others: Sequence[EngineInfo] = ()) -> None:
+    """Write into the JSON Schemas what depends on the models: their samplers, their names, the sizes of latents. `info`
+    is the first one's, whose latents the routes without a job take."""
+    def length_of(one: EngineInfo) -> int:
+        return 4 * -(-4 * int(np.prod(one.latent_shape)) // 3)
+
+    infos = [info, *(other for other in others if other.name != info.name)]
+    length, lengths = length_of(info), [length_of(one) for one in infos]
     fields = schemas["TextToImage"]["properties"]
-    for name, choices in (("sampler", info.samplers), ("model", (info.name,))):
-        fields[name]["anyOf"] = [{"type": "string", "enum": list(choices)}, {"type": "null"}]
+    samplers = dict.fromkeys(name for one in infos for name in one.samplers)
+    names = [one.name for one in infos]
+    for members, name, choices in ((fields, "sampler", samplers), (fields, "model", names),
+                                   (schemas["Refine"]["properties"], "model", names)):
+        members[name]["anyOf"] = [{"type": "string", "enum": list(choices)}, {"type": "null"}]
     one, many, _ = fields["latent"]["anyOf"]
     target = schemas["InterpolateTo"]["properties"]["latent"]["anyOf"][0]
-    for latent in (one, many["items"], target, schemas["GiveLatent"]["properties"]["latent"]):
-        latent |= {"minLength": length, "maxLength": length}
+    for latent in (one, many["items"], target):
+        latent |= {"minLength": min(lengths), "maxLength": max(lengths)}
+    schemas["GiveLatent"]["properties"]["latent"] |= {"minLength": length, "maxLength": length}
 
 
 def fewest_steps(curve: Sequence[Mapping[str, Any]], share: float) -> int | None:
@@ -597,38 +632,39 @@ def quality(curve: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [found[steps] for steps in sorted(found)]
 
 
-def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequence[str] = ()) -> dict[str, Any]:
+def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequence[str] = (),
+            models: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat.
 
-    Sliders are those that a model can follow which read captions of these `words` (none: all). `examples` are captions
-    that a person wrote, where the model learned from those.
+    `info` is of the model that is asked about, `models` tells of all. What that model lacks is not there. Sliders are
+    those that a model can follow which read captions of these `words` (none: all). `examples` are captions that a
+    person wrote, where the model learned from those.
     """
+    lacks = info.lacks if info is not None else frozenset()
     fields = {
         name: {**bounds(TextToImage, name), "default": None if field.is_required() else field.default,
                "description": field.description}
-        for name, field in TextToImage.model_fields.items()
+        for name, field in TextToImage.model_fields.items() if name not in lacks
     }
-    models = []
     if info is not None:
         fields["guidance_scale"] |= {"default": info.default_guidance_scale,
                                      "one_pass": list(info.one_pass) if info.one_pass else None}
         fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers),
                               "long_default": info.long_sampler, "long_above": MANY_STEPS}
-        fields["model"] |= {"default": info.name, "choices": [info.name]}
-        models = [{"name": info.name, "hash": info.model_hash, "device": info.device, "engine": info.engine,
-                   "image_size": info.image_size, "latent_shape": list(info.latent_shape)}]
+        names = [str(model["name"]) for model in models] or [info.name]
+        fields["model"] |= {"default": names[0], "choices": names}
     return {
         "fields": fields,
         "aliases": ALIASES,
         "samplers": list(info.samplers) if info else [],
         "few_steps": dict(info.few_steps) if info else {},
-        "models": models,
+        "models": list(models),
         "quality": quality(info.step_curve if info else ()),
         "step_curve": [dict(point) for point in info.step_curve] if info else [],
         "examples": list(examples[: len(EXAMPLES)] or EXAMPLES),
         "attributes": [
             {**asdict(slider), "response": info.sliders.get(name) if info else None}
-            for name, slider in sliders().items() if name in spoken_attributes(words)
+            for name, slider in sliders().items() if name in spoken_attributes(words) and "attributes" not in lacks
         ],
         "limits": {
             "body_bytes": MAX_BODY_BYTES,

@@ -62,6 +62,14 @@ class Target(TypedDict):
     has_latent: bool
 
 
+class Refinement(TypedDict):
+    """How the pictures are refined."""
+
+    model: str
+    strength: Annotated[float, Field(gt=0, le=1)]
+    prompt: Annotated[str | None, Field(description="null: that of the request")]
+
+
 class Parameters(TypedDict):
     """What is drawn: the request with every default filled in; of a picture to change only that there is one."""
 
@@ -89,6 +97,7 @@ class Parameters(TypedDict):
         Literal[True], Field(description="varies what the prompt leaves open")]]
     balance: NotRequired[Annotated[Literal[True], older_name_of("attribute_balancing")]]
     preview_every_s: NotRequired[Annotated[float, Field(ge=0.1, le=60)]]
+    refine: NotRequired[Refinement]
 
 
 class JobAccepted(TypedDict):
@@ -138,6 +147,10 @@ class Findings(TypedDict):
         Nearest | None, Field(description="against the pictures that the model learned from; null without an index")]]
     prompt: NotRequired[Annotated[
         str, Field(description="what was drawn, where `attribute_balancing` put words before the prompt of the job")]]
+    before: NotRequired[Annotated[str, Field(
+        json_schema_extra={"format": "uri-reference"}, description="the picture as it was before it was refined")]]
+    unsafe: NotRequired[Annotated[bool, Field(
+        description="what the safety checker of the model's folder says; the picture is not changed")]]
 
 
 FINDINGS = tuple(Findings.__annotations__)
@@ -177,6 +190,7 @@ class JobAnswer(JobFacts):
 
     response: list[Update]
     eta_s: Annotated[float, Field(ge=0)] | None
+    loading: NotRequired[Annotated[str, Field(description="the model that is being loaded for it now")]]
     last_event_id: Annotated[int, Field(ge=1, description="where to go on listening")]
 
 
