@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.engine import DrawRequest, Engine, JobError, Picture
+from core.engine import DrawRequest, Engine, JobError, Picture, usual_sampler
 from core.imaging.image_io import crop_square
 from core.jobs.job import Job
 from core.jobs.result_files import latent_name, picture_name
@@ -36,6 +36,8 @@ def begin_refinement(engine: Engine, request: Mapping[str, Any], pictures: Seque
             num_images=len(pictures),
             num_inference_steps=request["n_inf_steps"],
             seed=request["seed"],
+            guidance_scale=engine.info.default_guidance_scale,
+            sampler=usual_sampler(engine.info, request["n_inf_steps"]),
             negative_prompt=request["negative_prompt"],
             latents=np.stack([engine.encode(crop_square(pixels, size)) for pixels in pictures]),
             start=1.0 - wanted["strength"],

@@ -76,6 +76,7 @@ class PretrainedEngine:
         self._scale = float(parts.vae.config.scaling_factor)
         self.info = replace(info, read_to=self.read_to, emphasis=info.emphasis.within(self.read_to))
         self._rows_at_once = max(1, CELLS_AT_ONCE.get(self.device.type, 4096) // int(np.prod(info.latent_shape[1:])))
+        self._is_sliced = False
         self._texts: dict[str, Tensor] = {}
         self._batch: RowBatch | None = None
         self._preview = self._fit_preview()
@@ -151,12 +152,13 @@ class PretrainedEngine:
 
     def _predict(self, batch: RowBatch, x: Tensor, levels: Tensor) -> tuple[Tensor, set[int]]:
         """The guided prediction for every picture, on the CPU, and those that got none because memory was short."""
+        given = x, levels
         x, levels, texts = batch.inputs(x, levels)
 
         def network(rows: slice) -> Tensor:
-            given = (x[rows].to(self.device, self.dtype), levels[rows].to(self.device),
-                     texts[rows].to(self.device, self.dtype))
-            return self._parts.unet(*given, return_dict=False)[0].float().cpu()
+            row = (x[rows].to(self.device, self.dtype), levels[rows].to(self.device),
+                   texts[rows].to(self.device, self.dtype))
+            return self._parts.unet(*row, return_dict=False)[0].float().cpu()
 
         answers, lost = [], set()
         for rows, answer in in_pieces(network, len(x), self._rows_at_once, self.device):
@@ -166,6 +168,10 @@ class PretrainedEngine:
             answers.append(answer)
         if len(answers) * self._rows_at_once >= len(x) + self._rows_at_once:  # some were halved: so from now on
             self._rows_at_once = max(map(len, answers))
+        if lost and not self._is_sliced:  # a head of attention after the other takes less room, and more time
+            self._is_sliced = True
+            self._parts.unet.set_attention_slice("max")
+            return self._predict(batch, *given)
         return batch.combine(torch.cat(answers)), lost
 
     def _advance(self, run: PretrainedRun, prediction: Tensor) -> None:

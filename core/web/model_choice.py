@@ -24,7 +24,7 @@ def unknown(service: EngineService, pointer: tuple[str, ...], name: str) -> Prob
 def chosen(service: EngineService, first: EngineInfo, body: Any) -> EngineInfo:
     """What the model says of itself that a body of POST /text_to_image names, `first` where it names none.
 
-    Raises a 400 problem for an unknown name.
+    Raises a 422 problem for an unknown name.
     """
     name = body.get("model") if isinstance(body, Mapping) else None
     if not isinstance(name, str):  # the schema says what is wrong with other values
@@ -38,7 +38,7 @@ def chosen(service: EngineService, first: EngineInfo, body: Any) -> EngineInfo:
 def refinement(service: EngineService, info: EngineInfo, wanted: TextToImage) -> dict[str, Any] | None:
     """What is kept of `refine`: the model's name and hash, the strength, the prompt (None: that of the request).
 
-    Raises a 400 problem for an unknown model.
+    Raises a 422 problem for an unknown model.
     """
     if wanted.refine is None:
         return None

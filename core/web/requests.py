@@ -254,7 +254,7 @@ class Refine(Body):
     """How finished pictures are refined: enlarged to what another model draws, and changed a little by it."""
 
     model: str | None = Field(None, description="which model refines; the one that draws when left out")
-    strength: float = Field(0.35, gt=0, le=1, description="how much it changes")
+    strength: float = Field(0.35, ge=0.05, le=1, description="how much it changes")
     prompt: Prompt | None = Field(None, description="what it is told; the prompt of the request when left out")
 
     _printable = field_validator("prompt")(no_control_characters)

@@ -66,7 +66,7 @@ class Refinement(TypedDict):
     """How the pictures are refined."""
 
     model: str
-    strength: Annotated[float, Field(gt=0, le=1)]
+    strength: Annotated[float, Field(ge=0.05, le=1)]
     prompt: Annotated[str | None, Field(description="null: that of the request")]
 
 

@@ -175,7 +175,7 @@ def test_a_picture_is_refined_by_another_model(tmp_path: Path, room: int) -> Non
     progress = [event.data["t"] for event in job.events if event.kind == "progress"]
     assert progress == sorted(progress) and progress[-1] == 8
     (refined,) = machine.engines["b"].begun
-    assert (refined.num_images, refined.start, refined.seed, refined.prompt) == (2, 0.5, 0, "a face")
+    assert (refined.num_images, refined.start, refined.seed, refined.prompt) == (2, 0.5, 1, "a face")
     before = read_image(job.file("0-4.png") or b"")
     assert np.allclose(refined.latents[0], machine.engines["b"].encode(before))
     assert job.file("0.png") != job.file("0-4.png") and job.file("1-4.png") is not None

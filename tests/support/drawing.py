@@ -201,7 +201,7 @@ class DrawingEngine:
         stated = read(run.asked.prompt, {}).attributes
         agreement = {name: attributes[name] if value else 1 - attributes[name] for name, value in stated.items()}
         adherence = float(np.mean(list(agreement.values()))) if agreement else None
-        evaluations = run.total * (2 + 2 * len(run.asked.attributes))
+        evaluations = run.total * (2 + 2 * len(run.asked.attributes or {}))
         balanced = {"prompt": run.asked.prompt} if run.asked.balance else {}
         nearest = {"percentile": 100.0 * attributes["Young"], "too_close": seed in self.copied}
         return {"attributes": attributes, "agreement": agreement, "adherence": adherence, "evaluations": evaluations,

@@ -74,7 +74,7 @@ def test_what_a_model_lacks_is_absent_from_its_options(client: Any) -> None:
     assert not {"attributes", "balance", "candidates"} & set(found["fields"])
     assert found["attributes"] == [] and found["few_steps"] == {} and found["step_curve"] == []
     assert found["samplers"] == ["Brush"] and found["fields"]["guidance_scale"]["default"] == 7.5
-    told = problem(client.get("/options?model=third"), 400)
+    told = problem(client.get("/options?model=third"), 422)
     assert "must be one of drawing, Other, cut, xl" in told["detail"] + str(told["errors"])
 
 
@@ -85,14 +85,14 @@ def test_a_request_names_its_model(app: Flask, client: Any, drawn: dict[str, Dra
     assert other["parameters"]["sampler"] == "Brush" and other["parameters"]["guidance_scale"] == 7.5
     assert [request.prompt for request in drawn["Other"].begun] == ["b"]
     assert client.get(f"/jobs/{other['job_id']}/").get_json()["status"] == "succeeded"
-    told = problem(client.post("/text_to_image", json={"prompt": "a", "model": "third"}), 400)
+    told = problem(client.post("/text_to_image", json={"prompt": "a", "model": "third"}), 422)
     assert told["errors"] == [{"pointer": "#/model", "message": "must be one of drawing, Other, cut, xl; got 'third'"}]
 
 
 @pytest.mark.parametrize("field, value", [("attributes", {"Smiling": 1}), ("candidates", 8), ("balance", True)])
 def test_what_a_model_lacks_is_refused(client: Any, field: str, value: Any) -> None:
     asked = {"prompt": "a", "n_images": 1, "model": "Other", field: value}
-    told = problem(client.post("/text_to_image", json=asked), 400)
+    told = problem(client.post("/text_to_image", json=asked), 422)
     assert told["errors"][0]["pointer"] == f"#/{field}" and "the model Other can follow" in told["detail"]
     assert client.post("/text_to_image", json={**asked, "model": "drawing"}).status_code == 200
 
@@ -156,7 +156,7 @@ def test_refinement_keeps_the_picture_before(app: Flask, client: Any, drawn: dic
     ({"what": 1}, "#/refine/what"), ("Other", "#/refine"),
 ])
 def test_a_wrong_refinement_is_refused(client: Any, refine: Any, pointer: str) -> None:
-    told = problem(client.post("/text_to_image", json={"prompt": "a", "refine": refine}), 400)
+    told = problem(client.post("/text_to_image", json={"prompt": "a", "refine": refine}), 422)
     assert told["errors"][0]["pointer"] == pointer
 
 
