@@ -43,7 +43,7 @@ from core.jobs.store import Store
 from core.process import end_with_parent
 from core.quiet import keep_quiet
 from core.text import captions
-from core.web import openapi, requests, responses
+from core.web import openapi, options, requests, responses
 from core.web.api_docs import add_reference
 from core.web.errors import Problem, problem_response
 from core.web.model_choice import all_models
@@ -169,7 +169,7 @@ def create_app(
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
     add_prompts(app, service, words, own)
-    add_state(app, service, telemetry, lambda info: requests.options(info, words, own, all_models(service)))
+    add_state(app, service, telemetry, lambda info: options.options(info, words, own, all_models(service)))
     add_reference(app, lambda: document(service.info is not None))
     add_page(app, ROOT, api_key)
     if start:
@@ -197,7 +197,7 @@ def describe(
         path_parameters=PATH_PARAMETERS, public=PUBLIC_ENDPOINTS, security=KEY_SCHEMES if locked else {},
     )
     if info is not None:
-        requests.name_choices(document["components"]["schemas"], info, others)
+        options.name_choices(document["components"]["schemas"], info, others)
     return document
 
 

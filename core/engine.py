@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args, get_type_hints
 
 import numpy as np
 
@@ -79,6 +79,9 @@ class Interpolation:
 class DrawRequest:
     """What to draw: `num_images` pictures of `prompt`, the i-th from `seed + i`.
 
+    A field that is added here and, under the same name, to `core.web.requests.TextToImage` is stored with jobs, told to
+    clients and written into PNGs; what becomes of it begins in `core/diffusion/run.py`.
+
     An empty prompt draws without a condition. `guidance_scale` 1 is off, 0 ignores the prompt, None is the model's own,
     as is `sampler` None. `latents` [num_images, C, h, w], whitened as in `Picture.latent`, replace the starting noise
     or, when `start` > 0, are the pictures to start from: that share of the steps is skipped and noise of the level
@@ -123,6 +126,26 @@ class DrawRequest:
     def num_candidates(self) -> int:
         """Images that are computed, of which `num_images` are the result."""
         return self.num_images if self.candidates is None else self.candidates
+
+
+# how requests name a field of DrawRequest in HTTP, in stored jobs and in PNGs, where that is another name
+BODY_NAMES = {"num_images": "n_images", "num_inference_steps": "n_inf_steps", "latents": "latent",
+              "start": "start_timestep"}
+OF_NO_IMAGE = frozenset({"candidates", "balance", "watermark"})  # they do not decide what a single image shows
+
+
+def body_name(field: str) -> str:
+    """How requests name a field of `DrawRequest`."""
+    return BODY_NAMES.get(field, field)
+
+
+def field_types(of: type) -> dict[str, Any]:
+    """The fields of `DrawRequest` or `Interpolation`, as requests name them, with their types other than None."""
+    found = {}
+    for name, hint in get_type_hints(of).items():
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        found[body_name(name)] = kinds[0] if type(None) in get_args(hint) else hint
+    return found
 
 
 def usual_strength(masked: bool) -> float:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -87,74 +88,107 @@ class Guidance:
         return [passes + (i in between) for i in range(len(self.condition))]
 
 
+class Role(IntEnum):
+    """What a further answer is to the guided prediction, in the order in which they enter it."""
+
+    TARGET = 0  # what is wanted lies so far on the way there
+    UNWANTED = 1  # compared with it
+    PUSH = 2  # added, so weighed
+
+
+@dataclass(frozen=True)
+class Term:
+    """Rows of the network's call beside the first one of every picture: whose they are, and how much they count.
+
+    A picture has a `role` once, but for pushes, which are numbered.
+    Shapes: pictures int64 [n], weights [n, 1, 1, 1], condition of n rows.
+    """
+
+    role: Role
+    number: int
+    pictures: Tensor
+    weights: Tensor
+    condition: Condition
+
+    @classmethod
+    def of(cls, role: Role, pictures: Sequence[int], weights: Sequence[float], condition: Condition, number: int = 0
+           ) -> Term:
+        """From one number a picture, on the device of the condition."""
+        device = condition.px.device
+        return cls(role, number, torch.tensor(pictures, device=device),
+                   torch.tensor(weights, device=device).view(-1, 1, 1, 1), condition)
+
+    @property
+    def place(self) -> tuple[Role, int]:
+        """Terms of the same place are computed as one."""
+        return self.role, self.number
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def enter(self, prediction: Tensor, answer: Tensor) -> Tensor:
+        """The prediction of all pictures [N, C, h, w] with the network's answer to these rows [n, C, h, w] in it."""
+        if self.role == Role.PUSH:  # no picture twice: the sum has one order on any device
+            return prediction.index_add(0, self.pictures, self.weights * answer)
+        everybody = len(self) == len(prediction)
+        mine = prediction if everybody else prediction[self.pictures]
+        one, other = (mine, answer) if self.role == Role.TARGET else (answer, mine)
+        found = one + self.weights * (other - one)
+        return found if everybody else prediction.index_copy(0, self.pictures, found)
+
+
+def terms_of(job: Guidance, first: int) -> list[Term]:
+    """What a job asks beside the wanted, for its pictures, which are numbered from `first` on."""
+    pictures = range(first, first + len(job.condition))
+    found = [Term.of(Role.UNWANTED, pictures, [job.scale] * len(pictures), one) for one in job.passes()[1:]]
+    if (between := job.between()) and job.target is not None:
+        target = job.target[torch.tensor(between, device=job.target.px.device)]
+        target = target.at_scale(job.scale) if job.at_once else target
+        weights = [job.weights[i] for i in between]
+        found.append(Term.of(Role.TARGET, [pictures[i] for i in between], weights, target))
+    return found + [Term.of(Role.PUSH, pictures, [weight] * len(pictures), one, number)
+                    for number, (weight, one) in enumerate(job.pushes)]
+
+
+def join_terms(parts: Sequence[Term]) -> Term:
+    """The terms of several jobs, all of one place, as one."""
+    return Term(*parts[0].place, torch.cat([part.pictures for part in parts]),
+                torch.cat([part.weights for part in parts]), join_conditions([part.condition for part in parts]))
+
+
 class GuidedBatch:
     """Classifier-free guidance and pushes, u + w (c - u) + sum s_k p_k, for several jobs in one call of the network.
 
-    Its rows are one for every picture, in the order of the jobs, after them a second one for each picture whose job
-    compares (two passes), one for each picture between two conditions, and then, push by push, one for each
+    Its rows are one for every picture, in the order of the jobs, after them one for each picture between two
+    conditions, a second one for each picture whose job compares (two passes), and then, push by push, one for each
     picture whose job has so many. A job without pushes gets exactly what it gets without its neighbours'. It holds
     while the jobs stay the same: build it once, not once a step.
     """
 
     def __init__(self, jobs: Sequence[Guidance]) -> None:
-        passes = [job.passes() for job in jobs]
-        ends = [(job, job.target[torch.tensor(rows, device=job.target.px.device)])
-                for job in jobs if (rows := job.between()) and job.target is not None]
-        targets = [end.at_scale(job.scale) if job.at_once else end for job, end in ends]
-        layers = [[job for job in jobs if len(job.pushes) > k] for k in range(max(len(job.pushes) for job in jobs))]
-        self.condition = join_conditions(
-            [one[0] for one in passes] + [one[1] for one in passes if len(one) == 2] + targets
-            + [job.pushes[k][1] for k, layer in enumerate(layers) for job in layer]
-        )
-        compares: list[int] = []
-        scales: list[float] = []
-        between: list[int] = []
-        weights: list[float] = []
-        pushed: list[list[int]] = [[] for _ in layers]
-        strengths: list[list[float]] = [[] for _ in layers]
-        self.num_pictures = 0
-        for job, own in zip(jobs, passes, strict=True):
-            last = self.num_pictures + len(own[0])
-            between += [self.num_pictures + i for i in job.between()]
-            weights += [job.weights[i] for i in job.between()]
-            for k, (strength, _) in enumerate(job.pushes):
-                pushed[k] += range(self.num_pictures, last)
-                strengths[k] += [strength] * len(own[0])
-            if len(own) == 2:
-                compares += range(self.num_pictures, last)
-                scales += [job.scale] * len(own[0])
-            self.num_pictures = last
-        again = chain(compares, between, *pushed)
-        self.pictures = [*range(self.num_pictures), *again]  # which picture each row belongs to
-        device = self.condition.px.device
-        self._again = torch.tensor(self.pictures[self.num_pictures :], device=device, dtype=torch.int64)
-        self._scales = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
-        self._compares = torch.tensor(compares, device=device, dtype=torch.int64)
-        self._weights = torch.tensor(weights, device=device).view(-1, 1, 1, 1)
-        self._between = torch.tensor(between, device=device, dtype=torch.int64)
-        self._pushed = [torch.tensor(rows, device=device) for rows in pushed]
-        self._strengths = [torch.tensor(layer, device=device).view(-1, 1, 1, 1) for layer in strengths]
-        self._all = len(compares) == self.num_pictures
+        firsts = list(accumulate((len(job.condition) for job in jobs), initial=0))
+        self.num_pictures = firsts.pop()
+        terms = [term for job, first in zip(jobs, firsts, strict=True) for term in terms_of(job, first)]
+        groups = groupby(sorted(terms, key=lambda term: term.place), key=lambda term: term.place)
+        self._terms = [join_terms(list(group)) for _, group in groups]
+        wanted = [job.passes()[0] for job in jobs]
+        self.condition = join_conditions([*wanted, *(term.condition for term in self._terms)])
+        again = [term.pictures for term in self._terms]
+        self._again = torch.cat(again) if again else None
+        # which picture each row belongs to
+        self.pictures = [*range(self.num_pictures), *(i for pictures in again for i in pictures.tolist())]
 
     def inputs(self, x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """What to ask the network: x [N, C, h, w] and timestep [N] of N pictures, spread over the rows."""
-        if not len(self._again):
+        if self._again is None:
             return x, timestep, self.condition
         return torch.cat([x, x[self._again]]), torch.cat([timestep, timestep[self._again]]), self.condition
 
     def combine(self, prediction: Tensor) -> Tensor:
         """The network's answer, one row a row of ``inputs``, as one guided prediction a picture [N, C, h, w]."""
-        sizes = [self.num_pictures, len(self._compares), len(self._between), *map(len, self._pushed)]
-        result, unwanted, target, *answers = prediction.split(sizes)
-        if len(target):
-            start = result[self._between]
-            result = result.index_copy(0, self._between, start + self._weights * (target - start))
-        if len(unwanted):
-            wanted = result if self._all else result[self._compares]
-            compared = unwanted + self._scales * (wanted - unwanted)
-            result = compared if self._all else result.index_copy(0, self._compares, compared)
-        for rows, strengths, answer in zip(self._pushed, self._strengths, answers, strict=True):
-            result = result.index_add(0, rows, strengths * answer)  # no row twice: the sum has one order on any device
+        result, *answers = prediction.split([self.num_pictures, *map(len, self._terms)])
+        for term, answer in zip(self._terms, answers, strict=True):
+            result = term.enter(result, answer)
         return result
 
 

@@ -18,12 +18,14 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Protocol, TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, Protocol, TypedDict, cast, get_args, get_origin
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from core.engine import OF_NO_IMAGE, DrawRequest, field_types
 from core.imaging.file_sanitizer import (
     MAX_PICTURE_BYTES,
     PictureError,
@@ -48,14 +50,9 @@ XMP = (
     "</rdf:RDF></x:xmpmeta>"
 )
 XMP_CHUNK = "XML:com.adobe.xmp"
-TEXT_FIELDS = ("prompt", "negative_prompt", "sampler", "model")
-INTEGER_FIELDS = ("n_images", "n_inf_steps", "stream_freq", "seed", "variation_seed")
-NUMBER_FIELDS = ("guidance_scale", "start_timestep", "strength", "variation_strength", "weight")
-BASE64_FIELDS = ("latent", "init_image", "mask")
-OBJECT_FIELDS = {"interpolate_to": frozenset(("prompt", "seed", "latent", "weight"))}
-REQUEST_FIELDS = frozenset(
-    (*TEXT_FIELDS, *INTEGER_FIELDS, *NUMBER_FIELDS, *BASE64_FIELDS, *OBJECT_FIELDS, "attributes")
-) - {"weight"}
+FIELD_TYPES = {name: kind for name, kind in field_types(DrawRequest).items() if name not in OF_NO_IMAGE}
+FIELD_TYPES |= {"stream_freq": int, "model": str}  # of the body alone
+REQUEST_FIELDS = frozenset(FIELD_TYPES)
 REQUIRED_FIELDS = ("prompt", "negative_prompt", "n_inf_steps", "sampler", "guidance_scale", "seed")
 
 
@@ -154,27 +151,33 @@ def check_request(request: Mapping[str, Any]) -> None:
     for name in REQUIRED_FIELDS:
         if name not in request:
             raise PictureError(f"the request lacks the field {name!r}")
-    _check_fields(request, REQUEST_FIELDS)
+    _check_fields(request, FIELD_TYPES)
 
 
-def _check_fields(request: Mapping[str, Any], known: Set[str]) -> None:
+def _check_fields(request: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for name, value in request.items():
         if name not in known:
             raise PictureError(f"the request has a field {shown(name)} that is not known here")
-        if name in OBJECT_FIELDS:
+        kind = known[name]
+        if is_dataclass(kind):
             if not isinstance(value, dict) or not value:
                 raise PictureError(f"{name} in the request must be an object; got {shown(value)}")
-            _check_fields(value, OBJECT_FIELDS[name])
+            _check_fields(value, field_types(cast(type, kind)))
             continue
-        if name in INTEGER_FIELDS:
-            sound = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_INTEGER
+        if kind is int:
+            sound = isinstance(value, int) and _is_number(value) and value >= 0
             wanted = f"an integer from 0 to {MAX_INTEGER}"
-        elif name in NUMBER_FIELDS:
-            sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
-            wanted = f"a number of at most {MAX_INTEGER}"
-        elif name in TEXT_FIELDS:
+        elif kind is float:
+            sound, wanted = _is_number(value), f"a number of at most {MAX_INTEGER}"
+        elif kind is str:
             sound, wanted = _is_text(value), "text"
-        elif name == "attributes":
+        elif kind is bool:
+            sound, wanted = isinstance(value, bool), "true or false"
+        elif get_origin(kind) is tuple:
+            count = len(get_args(kind))
+            sound = isinstance(value, (list, tuple)) and len(value) == count and all(map(_is_number, value))
+            wanted = f"{count} numbers of at most {MAX_INTEGER}"
+        elif get_origin(kind) is Mapping:
             sound, wanted = _is_sliders(value), f"up to {MAX_SLIDERS} names with finite numbers"
         else:
             texts = value if isinstance(value, list) else [value]
@@ -183,12 +186,15 @@ def _check_fields(request: Mapping[str, Any], known: Set[str]) -> None:
             raise PictureError(f"{name} in the request must be {wanted}; got {shown(value)}")
 
 
+def _is_number(value: object) -> bool:
+    """A number that `json.loads` would give back, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
+
+
 def _is_sliders(value: object) -> bool:
     """What `json.loads` would give back: names, and numbers that are no bool."""
     return isinstance(value, dict) and len(value) <= MAX_SLIDERS and all(
-        _is_text(name) and isinstance(number, (int, float)) and not isinstance(number, bool)
-        and abs(number) <= MAX_INTEGER
-        for name, number in value.items()
+        _is_text(name) and _is_number(number) for name, number in value.items()
     )
 
 

@@ -15,13 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from core.engine import MAX_IMAGES, DrawRequest, Engine, EngineInfo, Interpolation, JobError, Picture
+from core.engine import MAX_IMAGES, DrawRequest, Engine, EngineInfo, Interpolation, JobError, Picture, body_name
 from core.imaging.image_io import is_white, read_image
 from core.jobs.job import Job, explained
 from core.jobs.models import Models
@@ -39,36 +39,22 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
     if request["model_hash"] != info.model_hash:
         message = f"The job was accepted for another version of the model than {info.name} as it is loaded now."
         raise JobError("model_changed", message, "Send the request again.")
-    latent, num_images = request["latent"], request["n_images"]
+    latent = request["latent"]
     texts = [latent] * num_drawn(request) if isinstance(latent, str) else latent
     picture, mask, target = (request.get(name) for name in ("init_image", "mask", "interpolate_to"))
 
     def array(text: str) -> np.ndarray:
         return np.frombuffer(base64.b64decode(text), "<f4").reshape(info.latent_shape)
 
-    return DrawRequest(
-        prompt=request["prompt"],
-        num_images=num_images,
-        num_inference_steps=request["n_inf_steps"],
-        seed=request["seed"],
-        guidance_scale=request["guidance_scale"],
-        negative_prompt=request["negative_prompt"],
-        sampler=request["sampler"],
-        latents=texts and np.stack([array(text) for text in texts]),
-        start=request["start_timestep"],
-        init_image=picture and read_image(base64.b64decode(picture)),
-        strength=request.get("strength", 1.0),
-        mask=mask and is_white(read_image(base64.b64decode(mask))),
-        variation_strength=request.get("variation_strength", 0.0),
-        variation_seed=request.get("variation_seed", 0),
-        interpolate_to=target and Interpolation(
-            target["prompt"], target["seed"], target["latent"] and array(target["latent"]), target["weight"]
-        ),
-        watermark=request.get("watermark", False),  # jobs of older servers were accepted without
-        attributes=request.get("attributes") or {},
-        candidates=request.get("candidates"),
-        balance=request.get("balance", False),
-    )
+    found: dict[str, Any] = {"watermark": False}  # jobs of older servers were accepted without
+    found |= {field.name: request[body_name(field.name)] for field in fields(DrawRequest)
+              if body_name(field.name) in request}
+    return DrawRequest(**found | {
+        "latents": texts and np.stack([array(text) for text in texts]),
+        "init_image": picture and read_image(base64.b64decode(picture)),
+        "mask": mask and is_white(read_image(base64.b64decode(mask))),
+        "interpolate_to": target and Interpolation(**target | {"latent": target["latent"] and array(target["latent"])}),
+    })
 
 
 def num_drawn(request: Mapping[str, Any]) -> int:

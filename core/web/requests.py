@@ -1,50 +1,48 @@
 """What may a client ask for?
 
-The bodies and queries of the requests as pydantic schemas: names, types, defaults and ranges stand here and nowhere
-else. The messages of a refused request, `GET /options` and through it the web page, and the OpenAPI document are read
-from them. This file does not know what happens to a valid request, and never imports torch. Long because each field
-stands here once, with all that is said of it.
+The bodies of the requests as pydantic schemas: names, types, defaults and ranges stand here and nowhere else. The
+messages of a refused request, `GET /options` and through it the web page, what clients are told of a job
+(`core/web/parameters.py`), and the OpenAPI document are read from them. A field of `TextToImage` reaches the model
+under the same name in `core.engine.DrawRequest`. This file does not know what happens to a valid request, and never
+imports torch.
 
-Schemas: https://docs.pydantic.dev/latest/concepts/models/. Latents as files:
-https://numpy.org/neps/nep-0001-npy-format.html
+Schemas: https://docs.pydantic.dev/latest/concepts/models/
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import difflib
-import io
-import re
-import secrets
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
-import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from core.engine import MANY_STEPS, EngineInfo, usual_sampler, usual_strength
+from core.engine import EngineInfo, usual_strength
 from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS
-from core.jobs.job import TRANSITIONS
-from core.text.attribute_sliders import BY_ANY_CASE, FURTHEST, MOST, sliders
-from core.text.prompt_parser import spoken_attributes
+from core.text.attribute_sliders import BY_ANY_CASE, FURTHEST, MOST
 from core.web.aliases import REQUEST_ALIASES, add_better_names
 from core.web.errors import shown
-from core.web.validation import bad_field, bounds
+from core.web.validation import bad_field
+from core.web.values import (
+    MAX_IMAGE_TEXT,
+    MAX_MASK_TEXT,
+    MAX_SEED,
+    Base64Image,
+    Base64Latent,
+    Base64Mask,
+    Latents,
+    Prompt,
+    Sliders,
+    decode_base64,
+    decode_latent,
+    no_control_characters,
+)
 
 MAX_BODY_BYTES = 2**20  # eight latents are 175 kB as base64
-MAX_IMAGE_TEXT = 4 * -(-MAX_PICTURE_BYTES // 3)  # characters of the largest picture in base64
 MAX_IMAGE_BODY_BYTES = MAX_IMAGE_TEXT * 17 // 16 + 1024  # lines of 64 end in \r\n, as JSON writes it; and the rest
-MAX_MASK_BYTES = 2**20  # two colours need little
-MAX_MASK_TEXT = 4 * -(-MAX_MASK_BYTES // 3)
 MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + (MAX_IMAGE_TEXT + MAX_MASK_TEXT) * 17 // 16  # the usual bound for the rest
 MAX_ANY_BODY_BYTES = max(MAX_DRAW_BODY_BYTES, MAX_IMAGE_BODY_BYTES)
-MAX_SEED = 2**53 - 1  # the largest integer that JavaScript holds exactly
-MAX_LATENT_VALUE = 1e3
 MAX_CANDIDATES = 32
-PRINTABLE = r"^[^\x00-\x08\x0B\x0C\x0E-\x1F\x7F]*$"
-
 ALIASES = {
     "num_images": "n_images",
     "steps": "n_inf_steps",
@@ -55,9 +53,6 @@ ALIASES = {
     "keep": "n_images",
     **REQUEST_ALIASES,
 }
-QUALITY = (("Draft", 0.20), ("Fast", 0.05), ("Fine", 0.02))  # a name, and how far from the best of the measured curve
-START_QUALITY = "Fast"  # what the page begins with
-UNMEASURED_QUALITY = {"Draft": 25, "Fast": 50, "Fine": 150}  # where the model brings no curve
 PROMISED_STEPS = 500  # the default of n_inf_steps, whatever was measured
 EXAMPLES = (  # only words that the captions use, so that a first try shows what the model can do
     "a smiling young woman with wavy blond hair",
@@ -67,106 +62,6 @@ EXAMPLES = (  # only words that the captions use, so that a first try shows what
     "a serious woman with black hair, not smiling",
     "a smiling middle-aged man wearing a necktie",
 )
-STATE_NAMES = "|".join(TRANSITIONS)
-
-
-# ---- values ----------------------------------------------------------------------------------------------------------
-
-
-def no_control_characters(value: str | None, info: ValidationInfo) -> str | None:
-    if value is not None and not re.fullmatch(PRINTABLE, value):
-        raise bad_field(info.field_name, "must not contain control characters")
-    return value
-
-
-def unwrapped(value: Any) -> Any:
-    """Base64 in one piece: what `base64` prints has lines of 76 characters and ends with one (RFC 2045)."""
-    return re.sub(r"[ \t\r\n]+", "", value) if isinstance(value, str) else value
-
-
-def decode_base64(text: str, field: str, wanted: str = "must be base64") -> bytes:
-    """Strict base64, in lines or not. Raises a validation error that begins with `wanted` and ends with the cause."""
-    text = unwrapped(text)
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise bad_field(field, f"{wanted}; got {shown(text)}: {why_no_base64(text)}") from error
-
-
-def why_no_base64(text: str) -> str:
-    """What is wrong with text that cannot be decoded."""
-    if re.match("data:[^,]{0,100},", text):
-        return "leave out everything up to the comma"
-    if re.match("[a-z]{2,10}:", text):
-        return "addresses are not followed"
-    strange = re.search("[^A-Za-z0-9+/=]", text)
-    if strange is None:
-        inner = "=" in text.rstrip("=")
-        return "something follows its end" if inner else f"its end is missing, or one character of its {len(text)}"
-    if strange[0] in "-_":
-        plain = "+" if strange[0] == "-" else "/"
-        return f"that is the URL-safe alphabet, write {plain} for {strange[0]}"
-    return f"character {strange.start() + 1} is {shown(strange[0])}"
-
-
-def check_latent(latent: np.ndarray, field: str) -> np.ndarray:
-    if not np.isfinite(latent).all() or float(np.abs(latent).max()) > MAX_LATENT_VALUE:
-        raise bad_field(field, "must hold finite numbers between -1000 and 1000")
-    return latent
-
-
-def decode_latent(text: str, shape: tuple[int, ...], field: str) -> np.ndarray:
-    """Base64 of little-endian float32 -> array of `shape`."""
-    num_bytes = 4 * int(np.prod(shape))
-    wanted = f"must be base64 of {num_bytes} bytes: float32 of shape {list(shape)}"
-    raw = decode_base64(text, field, wanted)
-    if len(raw) != num_bytes:
-        raise bad_field(field, f"{wanted}; got {len(raw)} bytes")
-    return check_latent(np.frombuffer(raw, "<f4").reshape(shape), field)
-
-
-def read_npy(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The array in a .npy file that must hold float32 of exactly `shape`.
-
-    The header is read first and alone: `np.load` would make room for whatever size it claims.
-    Raises ValueError with a sentence for anything else, pickled objects included.
-    """
-    file = io.BytesIO(content)
-    wanted = f"must be a .npy file with float32 of shape {list(shape)}"
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        read_header = readers[np.lib.format.read_magic(file)]
-        found, fortran, kind = read_header(file, max_header_size=1024)  # type: ignore[call-arg]
-    except Exception as error:  # numpy's parser of headers was not made for strangers: it raises whatever comes up
-        raise ValueError(f"{wanted}; got {len(content)} bytes that are none") from error
-    if found != shape or fortran or kind != np.dtype("<f4"):
-        raise ValueError(f"{wanted}, C order; got {kind} of shape {list(found)}{', Fortran order' * fortran}")
-    data = file.read()
-    if len(data) != 4 * int(np.prod(shape)):
-        raise ValueError(f"{wanted}; its header is followed by {len(data)} bytes")
-    latent = np.frombuffer(data, "<f4").reshape(shape)
-    if not np.isfinite(latent).all() or float(np.abs(latent).max()) > MAX_LATENT_VALUE:
-        raise ValueError("must hold finite numbers between -1000 and 1000")
-    return latent
-
-
-Unwrapped = BeforeValidator(unwrapped)  # outermost: lengths count without line breaks
-Base64Latent = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "format": "latent"}), Unwrapped]
-Latents = Annotated[list[Base64Latent], Field(json_schema_extra={"minItems": 1, "maxItems": 8})]
-Base64Image = Annotated[
-    str, Field(max_length=MAX_IMAGE_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "image"}), Unwrapped
-]
-Base64Mask = Annotated[
-    str, Field(max_length=MAX_MASK_TEXT, json_schema_extra={"contentEncoding": "base64", "format": "mask"}), Unwrapped
-]
-Prompt = Annotated[str, Field(max_length=500, json_schema_extra={"pattern": PRINTABLE})]
-Sliders = Annotated[dict[str, float], Field(json_schema_extra={
-    "properties": {name: {"type": "number", "minimum": -FURTHEST, "maximum": FURTHEST}
-                   for name in BY_ANY_CASE.values()},
-    "additionalProperties": False, "maxProperties": MOST})]
-
-
-# ---- bodies ----------------------------------------------------------------------------------------------------------
 
 
 class Body(BaseModel):
@@ -388,33 +283,6 @@ class TextToImage(Body):
             self._leads_on(self.interpolate_to)
         return self
 
-    def parameters(self, info: EngineInfo) -> dict[str, Any]:
-        """What clients are told: every default filled in, what is random drawn; edits only where there are some."""
-        edits = {"latent", "init_image", "strength", "mask", "variation_strength", "variation_seed", "interpolate_to",
-                 "attributes", "candidates", "balance", "preview_every_s", "refine"}
-        usual_steps = {} if "n_inf_steps" in self.model_fields_set else info.few_steps
-        found = self.model_dump(exclude=edits) | {
-            "n_inf_steps": usual_steps.get(self.sampler or "", self.n_inf_steps),
-            "seed": secrets.randbelow(2**32) if self.seed is None else self.seed,  # drawn here and reported
-            "guidance_scale": info.default_guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            "sampler": self.sampler or usual_sampler(info, self.n_inf_steps),
-            "model": info.name,
-            "num_latents": 0 if self.latent is None else 1 if isinstance(self.latent, str) else self.n_images,
-        }
-        if self.init_image is not None:
-            usual = usual_strength(self.mask is not None)
-            found |= {"has_init_image": True, "strength": usual if self.strength is None else self.strength}
-            found |= {} if self.mask is None else {"has_mask": True}
-        if self.variation_strength > 0:
-            other = secrets.randbelow(2**32) if self.variation_seed is None else self.variation_seed
-            found |= {"variation_strength": self.variation_strength, "variation_seed": other}
-        if (target := self.interpolate_to) is not None:
-            found["interpolate_to"] = {"prompt": target.prompt, "seed": target.seed, "weight": target.weight,
-                                       "has_latent": target.latent is not None}
-        others = {"attributes": self.attributes, "candidates": self.candidates, "balance": self.balance,
-                  "preview_every_s": self.preview_every_s}
-        return found | {name: value for name, value in others.items() if value}
-
     def _leads_on(self, target: InterpolateTo) -> None:
         """What goes together with `interpolate_to`. Raises a validation error."""
         others = {"init_image": self.init_image is not None, "latent": isinstance(self.latent, list),
@@ -484,193 +352,3 @@ class GiveLatent(Body):
     def _decodes(cls, value: str, info: ValidationInfo) -> str:
         decode_latent(value, cast(EngineInfo, info.context).latent_shape, "latent")
         return value
-
-
-# ---- queries ---------------------------------------------------------------------------------------------------------
-
-
-class Query(BaseModel):
-    """What all queries share."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class OptionsQuery(Query):
-    """Query of GET /options."""
-
-    model: str | None = Field(None, max_length=200, description="whose options; those of the first when left out")
-
-
-class JobQuery(Query):
-    """Query of GET /jobs/{job_id}/."""
-
-    include: Literal["none", "preview", "full"] = Field(
-        "full", description="heavy fields of `response`: none, `img` alone, or `img` and `latent`")
-
-
-class ImageQuery(Query):
-    """Query of GET /jobs/{job_id}/images/{index}.png and .webp."""
-
-    t: int | None = Field(None, ge=0, le=1000, description="as it was predicted at this step; the newest when left out")
-
-
-class LatentQuery(Query):
-    """Query of GET /jobs/{job_id}/latents/{index}."""
-
-    t: int | None = Field(None, ge=0, le=1000, description="of this step; the newest when left out")
-
-
-class AnimationQuery(Query):
-    """Query of GET /jobs/{job_id}/animation.webp and .gif."""
-
-    ms: int = Field(60, ge=20, le=2000, description="milliseconds that a frame stays")
-    between: int = Field(3, ge=0, le=8, description="frames faded between two pictures")
-
-
-class EventsQuery(Query):
-    """Query of GET /jobs/{job_id}/events."""
-
-    after: int = Field(0, ge=0, le=999_999_999, description="as the header Last-Event-ID, which counts more")
-    previews: Literal["png", "none"] = Field(
-        "png", description="`img` of preview events: none leaves it out, for slow lines; /jobs/{job_id}/images/"
-        "{index}.webp has the newest, small")
-
-
-class DeleteQuery(Query):
-    """Query of DELETE /jobs/{job_id}/."""
-
-    favourites: Literal["refuse", "keep", "delete"] = Field(
-        "refuse", description="what becomes of a job with favourites: the request is refused, the other pictures are "
-        "deleted, or all of it is")
-
-
-class SurpriseQuery(Query):
-    """Query of GET /prompt/surprise."""
-
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same prompt")
-
-
-class SessionQuery(Query):
-    """Query of GET /session."""
-
-    key: str = Field("", max_length=500, description="the API key")
-
-
-class JobsQuery(Query):
-    """Query of GET /jobs/."""
-
-    limit: int = Field(50, ge=1, le=200, description="jobs in one answer")
-    cursor: str | None = Field(None, description="`next` of the answer before",
-                               json_schema_extra={"pattern": "^A[A-H][A-Za-z0-9_-]{10}$"})
-    status: str | None = Field(None, description="only jobs in this state, or in one of several, with commas between",
-                               json_schema_extra={"pattern": f"^({STATE_NAMES})(,({STATE_NAMES}))*$"})
-    q: str | None = Field(None, min_length=1, max_length=200, json_schema_extra={"pattern": PRINTABLE},
-                          description="only jobs whose prompt contains this, or that drew from this seed")
-
-    favourites: Literal["any", "only"] = Field("any", description="only: jobs with a favourite picture")
-
-    _printable = field_validator("q")(no_control_characters)
-
-    @field_validator("status")
-    @classmethod
-    def _states(cls, value: str | None) -> str | None:
-        if value is None or set(value.split(",")) <= set(TRANSITIONS):
-            return value
-        wanted = f"must be {', '.join(TRANSITIONS)}, or several with commas between"
-        raise bad_field("status", f"{wanted}; got {shown(value)}")
-
-    @property
-    def states(self) -> list[str] | None:
-        return None if self.status is None else self.status.split(",")
-
-
-# ---- what the schemas say to others ----------------------------------------------------------------------------------
-
-
-def name_choices(schemas: dict[str, Any], info: EngineInfo, others: Sequence[EngineInfo] = ()) -> None:
-    """Write into the JSON Schemas what depends on the models: their samplers, their names, the sizes of latents. `info`
-    is the first one's, whose latents the routes without a job take."""
-    def length_of(one: EngineInfo) -> int:
-        return 4 * -(-4 * int(np.prod(one.latent_shape)) // 3)
-
-    infos = [info, *(other for other in others if other.name != info.name)]
-    length, lengths = length_of(info), [length_of(one) for one in infos]
-    fields = schemas["TextToImage"]["properties"]
-    samplers = dict.fromkeys(name for one in infos for name in one.samplers)
-    names = [one.name for one in infos]
-    for members, name, choices in ((fields, "sampler", samplers), (fields, "model", names),
-                                   (schemas["Refine"]["properties"], "model", names)):
-        members[name]["anyOf"] = [{"type": "string", "enum": list(choices)}, {"type": "null"}]
-    one, many, _ = fields["latent"]["anyOf"]
-    target = schemas["InterpolateTo"]["properties"]["latent"]["anyOf"][0]
-    for latent in (one, many["items"], target):
-        latent |= {"minLength": min(lengths), "maxLength": max(lengths)}
-    schemas["GiveLatent"]["properties"]["latent"] |= {"minLength": length, "maxLength": length}
-
-
-def fewest_steps(curve: Sequence[Mapping[str, Any]], share: float) -> int | None:
-    """The fewest measured steps whose distance to real faces is within `share` of the best; None without a curve."""
-    if not curve:
-        return None
-    best = min(point["frechet_over_floor"] for point in curve)
-    return min(point["steps"] for point in curve if point["frechet_over_floor"] <= best * (1 + share))
-
-
-def quality(curve: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Names for numbers of steps, fewest first: from the measured curve, and the steps that the interface promises.
-
-    Two names with the same number become one, which keeps the name that the page begins with.
-    """
-    found: dict[int, dict[str, Any]] = {}
-    for name, share in QUALITY:
-        steps = fewest_steps(curve, share) or UNMEASURED_QUALITY[name]
-        kept = found.get(steps)
-        name = START_QUALITY if kept and START_QUALITY in (kept["name"], name) else name
-        found[steps] = {"name": name, "steps": steps, "within": share if curve else None,
-                        "default": name == START_QUALITY}
-    found.setdefault(PROMISED_STEPS, {"name": "Full", "steps": PROMISED_STEPS, "within": None, "default": False})
-    return [found[steps] for steps in sorted(found)]
-
-
-def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequence[str] = (),
-            models: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat.
-
-    `info` is of the model that is asked about, `models` tells of all. What that model lacks is not there. Sliders are
-    those that a model can follow which read captions of these `words` (none: all). `examples` are captions that a
-    person wrote, where the model learned from those.
-    """
-    lacks = info.lacks if info is not None else frozenset()
-    fields = {
-        name: {**bounds(TextToImage, name), "default": None if field.is_required() else field.default,
-               "description": field.description}
-        for name, field in TextToImage.model_fields.items() if name not in lacks
-    }
-    if info is not None:
-        fields["guidance_scale"] |= {"default": info.default_guidance_scale,
-                                     "one_pass": list(info.one_pass) if info.one_pass else None}
-        fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers),
-                              "long_default": info.long_sampler, "long_above": MANY_STEPS}
-        names = [str(model["name"]) for model in models] or [info.name]
-        fields["model"] |= {"default": names[0], "choices": names}
-    return {
-        "fields": fields,
-        "aliases": ALIASES,
-        "samplers": list(info.samplers) if info else [],
-        "few_steps": dict(info.few_steps) if info else {},
-        "models": list(models),
-        "quality": quality(info.step_curve if info else ()),
-        "step_curve": [dict(point) for point in info.step_curve] if info else [],
-        "examples": list(examples[: len(EXAMPLES)] or EXAMPLES),
-        "attributes": [
-            {**asdict(slider), "response": info.sliders.get(name) if info else None}
-            for name, slider in sliders().items() if name in spoken_attributes(words) and "attributes" not in lacks
-        ],
-        "limits": {
-            "body_bytes": MAX_BODY_BYTES,
-            "draw_body_bytes": MAX_DRAW_BODY_BYTES,
-            "mask_bytes": MAX_MASK_BYTES,
-            "image_bytes": MAX_PICTURE_BYTES,
-            "image_pixels": MAX_PICTURE_PIXELS,
-        },
-    }

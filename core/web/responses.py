@@ -15,10 +15,11 @@ from typing_extensions import NotRequired, TypedDict
 
 from core.jobs.job import State
 from core.web.aliases import older_name_of
+from core.web.parameters import Parameters
+from core.web.values import Seed
 
 JobId = Annotated[str, Field(pattern="^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{32}$", max_length=73)]
 Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**53)]
 EventId = Annotated[str, Field(pattern="^[1-9][0-9]{0,8}$", description="for Last-Event-ID")]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, description="UTC, in milliseconds")]
 Picture64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]
@@ -53,53 +54,6 @@ class ProblemAnswer(TypedDict):
 # ---- jobs ------------------------------------------------------------------------------------------------------------
 
 
-class Target(TypedDict):
-    """Where a row of images leads."""
-
-    prompt: str | None
-    seed: Seed | None
-    weight: Annotated[float, Field(ge=0, le=1)] | None
-    has_latent: bool
-
-
-class Refinement(TypedDict):
-    """How the pictures are refined."""
-
-    model: str
-    strength: Annotated[float, Field(ge=0.05, le=1)]
-    prompt: Annotated[str | None, Field(description="null: that of the request")]
-
-
-class Parameters(TypedDict):
-    """What is drawn: the request with every default filled in; of a picture to change only that there is one."""
-
-    prompt: str
-    n_images: Annotated[int, Field(ge=1, le=8)]
-    n_inf_steps: Annotated[int, Field(ge=1, le=1000)]
-    stream_freq: Annotated[int, Field(ge=1, le=1000)]
-    start_timestep: Annotated[float, Field(ge=0, le=1)]
-    seed: Seed
-    guidance_scale: Annotated[float, Field(ge=0, le=20)]
-    negative_prompt: str
-    sampler: str
-    model: str
-    num_latents: Annotated[int, Field(ge=0, le=8, description="latents that came with the request")]
-    verification: NotRequired[Annotated[Literal[True], Field(description="made by /verify")]]
-    has_init_image: NotRequired[Literal[True]]
-    strength: NotRequired[Annotated[float, Field(ge=0, le=1)]]
-    has_mask: NotRequired[Literal[True]]
-    variation_strength: NotRequired[Annotated[float, Field(gt=0, le=1)]]
-    variation_seed: NotRequired[Seed]
-    interpolate_to: NotRequired[Target]
-    attributes: NotRequired[Annotated[dict[str, Slid], Field(description="sliders")]]
-    candidates: NotRequired[Annotated[int, Field(ge=1, le=32)]]
-    attribute_balancing: NotRequired[Annotated[
-        Literal[True], Field(description="varies what the prompt leaves open")]]
-    balance: NotRequired[Annotated[Literal[True], older_name_of("attribute_balancing")]]
-    preview_every_s: NotRequired[Annotated[float, Field(ge=0.1, le=60)]]
-    refine: NotRequired[Refinement]
-
-
 class JobAccepted(TypedDict):
     """A job was made, or found by its idempotency key."""
 
@@ -118,7 +72,6 @@ class Failure(TypedDict):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Slid = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Nearest(TypedDict):

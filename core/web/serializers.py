@@ -68,7 +68,7 @@ def seconds_left(job: Snapshot) -> float | None:
 
 def parameters_of(job: Record) -> Parameters:
     """What is generated, for clients."""
-    return cast(Parameters, both_names(job.parameters))
+    return both_names(job.parameters)
 
 
 def job_accepted(job: Job) -> JobAccepted:

@@ -88,7 +88,7 @@ class SurpriseAnswer(TypedDict):
 class FieldOptions(TypedDict):
     """What one field of a request accepts."""
 
-    type: Literal["string", "integer", "number", "object", "boolean"]
+    type: Literal["string", "integer", "number", "object", "array", "boolean"]
     default: str | float | bool | None
     description: str
     minimum: NotRequired[float]

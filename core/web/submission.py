@@ -20,7 +20,9 @@ from core.text.prompt_parser import read as read_prompt
 from core.text.prompt_rewriting import unread_from, unread_in, unread_warning
 from core.text.word_status import spoken_attributes
 from core.web.errors import Problem
-from core.web.requests import QUALITY, TextToImage, fewest_steps
+from core.web.options import QUALITY, fewest_steps
+from core.web.parameters import filled_in
+from core.web.requests import TextToImage
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ MANY_TIMES = 2  # from so many times the steps that would do, a request is told 
 
 def steps_warning(wanted: TextToImage, info: EngineInfo) -> str | None:
     """That fewer steps would do, where that was measured: with the model's own sampler."""
-    steps = wanted.parameters(info)["n_inf_steps"]
+    steps = filled_in(wanted, info)["n_inf_steps"]
     share = QUALITY[-1][1]
     enough = fewest_steps(info.step_curve, share)
     if enough is None or steps < MANY_TIMES * enough or wanted.sampler not in (None, usual_sampler(info, steps)):
@@ -90,7 +92,7 @@ def submit(
 
     Raises problems: 422 for a key of another request, 429 when the queue is full, 503 when the server stops.
     """
-    parameters = {**wanted.parameters(info), **(shown or {})}
+    parameters = {**filled_in(wanted, info), **(shown or {})}
     request = {**parameters, "latent": wanted.latent, "model_hash": info.model_hash,
                "watermark": service.watermark if watermark is None else watermark, **pictures, **(kept or {})}
     if wanted.interpolate_to is not None:

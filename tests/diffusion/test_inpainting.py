@@ -24,6 +24,7 @@ from core.imaging.watermark import mark
 from core.jobs.batching import draw_request
 from core.text.prompt_parser import read
 from core.training.synthetic_faces import draw_face, random_attributes
+from core.web.parameters import filled_in
 from core.web.requests import TextToImage
 from generator import FaceGenerator, Picture, Run
 
@@ -63,7 +64,7 @@ def restored(faces: FaceGenerator, png: bytes) -> DrawRequest:
     pictures = {name: body[name] for name in ("init_image", "mask") if name in body}
     given = {"latent": wanted.latent, "interpolate_to": target, "model_hash": faces.info.model_hash,
              "watermark": found["watermark"] is not None, **pictures}
-    return draw_request({**wanted.parameters(faces.info), **given}, faces.info)
+    return draw_request({**filled_in(wanted, faces.info), **given}, faces.info)
 
 
 def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[Picture]]:

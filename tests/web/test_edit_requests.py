@@ -21,7 +21,8 @@ from core.imaging.animation import MAX_FRAMES, animation, frames
 from core.imaging.file_sanitizer import PictureError
 from core.imaging.image_io import as_text, read_image
 from core.imaging.png_metadata import encode_png, read_request
-from core.web.requests import MAX_DRAW_BODY_BYTES, MAX_MASK_BYTES
+from core.web.requests import MAX_DRAW_BODY_BYTES
+from core.web.values import MAX_MASK_BYTES
 from generator import FaceGenerator
 from tests.support.asking import LATENT, CheckedClient, post, problem, run, service_of, stream_of, tick, work
 from tests.support.drawing import LATENT_SHAPE, DrawingEngine

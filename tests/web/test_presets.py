@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.web.requests import fewest_steps, quality
+from core.web.options import fewest_steps, quality
 from tests.support.asking import make_app, post
 from tests.support.drawing import DrawingEngine, DrawingInfo
 

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from core.imaging.file_sanitizer import MAX_PICTURE_BYTES
-from core.web.requests import decode_base64
+from core.web.values import decode_base64
 from tests.support.asking import LATENT, latent_of, run, service_of, tick, work
 
 WRAPS: dict[str, Callable[[str], str]] = {

@@ -26,7 +26,7 @@ from core.jobs.result_files import image_url, picture_name
 from core.web.aliases import both_names
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
-from core.web.requests import AnimationQuery, ImageQuery, LatentQuery
+from core.web.queries import AnimationQuery, ImageQuery, LatentQuery
 from core.web.responses import StepLatent, StepsAnswer
 from core.web.serializers import files_of, latest_updates
 from core.web.validation import read_query

@@ -12,7 +12,7 @@ from flask import Flask, Response, request
 
 from core.jobs.queue import DeletedJob
 from core.jobs.service import EngineService
-from core.web import requests, responses, serializers
+from core.web import queries, requests, responses, serializers
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.model_choice import chosen, refinement
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
@@ -65,11 +65,11 @@ def add_jobs(
     @operation(
         "The jobs that are kept, newest first", "jobs",
         {200: Answer("One page of them.", {JSON: responses.JobList}, (ETAG,)), 304: UNCHANGED},
-        query=requests.JobsQuery, headers=(IF_NONE_MATCH,), problems={503: "The disk fails."},
+        query=queries.JobsQuery, headers=(IF_NONE_MATCH,), problems={503: "The disk fails."},
     )
     def job_list() -> Response:
         """Jobs that come or go in the meantime do not shift the pages."""
-        wanted = read_query(requests.JobsQuery)
+        wanted = read_query(queries.JobsQuery)
         try:
             jobs, following = queue.list(
                 limit=wanted.limit, cursor=wanted.cursor, status=wanted.states, query=wanted.q,
@@ -87,11 +87,11 @@ def add_jobs(
         "How far is a job?", "jobs",
         {200: Answer("The job with the latest update of each image.", {JSON: responses.JobAnswer}, (ETAG,)),
          304: UNCHANGED},
-        query=requests.JobQuery, headers=(IF_NONE_MATCH,), problems=NO_JOB,
+        query=queries.JobQuery, headers=(IF_NONE_MATCH,), problems=NO_JOB,
     )
     def job_status(job_id: str) -> Response:
         """Polling is cheap with If-None-Match and `include=none`."""
-        include = read_query(requests.JobQuery).include
+        include = read_query(queries.JobQuery).include
         job = find(queue.get, job_id)
         now = job.snapshot()
         decided = "".join(f"-{'.'.join(map(str, sorted(some)))}" for some in now.marks if some)
@@ -111,10 +111,10 @@ def add_jobs(
 
     @app.delete("/jobs/<job_id>/")
     @operation("Stop a job and delete it with its pictures", "jobs", {204: Answer("It is gone.")},
-               query=requests.DeleteQuery, problems={**NO_JOB, 409: "It has favourites; say what becomes of them."})
+               query=queries.DeleteQuery, problems={**NO_JOB, 409: "It has favourites; say what becomes of them."})
     def delete(job_id: str) -> Response:
         """A second time answers 410."""
-        favourites = read_query(requests.DeleteQuery).favourites
+        favourites = read_query(queries.DeleteQuery).favourites
         marks = find(queue.get, job_id).marks
         if favourites == "refuse" and (kept := len(marks.favourites - marks.deleted)):
             raise Problem(409, f"The job holds {kept} favourite{'s' * (kept > 1)}: ?favourites=keep deletes the other "
@@ -131,14 +131,14 @@ def add_jobs(
         {200: Answer("`status`, `progress`, `preview`, `image` and `done`, each with a number and JSON.",
                      {"text/event-stream": StreamEvent}),
          204: Answer("There is nothing after that number, and never will be.")},
-        query=requests.EventsQuery,
+        query=queries.EventsQuery,
         headers=(Header("Last-Event-ID", "only events after this one",
                         {"type": "string", "pattern": "^[0-9]{1,9}$"}),),
         problems={**NO_JOB, 400: "Last-Event-ID is no number.", 429: "Too many streams are open."},
     )
     def events(job_id: str) -> Response:
         """Everything that has happened, then what happens, until the job ends; a comment at least every 15 seconds."""
-        wanted = read_query(requests.EventsQuery)
+        wanted = read_query(queries.EventsQuery)
         job = find(queue.get, job_id)
         text = request.headers.get("Last-Event-ID", str(wanted.after))
         if not re.fullmatch("[0-9]{1,9}", text):

@@ -40,11 +40,10 @@ from core.web.requests import (
     GiveImage,
     GiveLatent,
     TextToImage,
-    decode_latent,
-    read_npy,
 )
 from core.web.responses import Encoded, Inspection
 from core.web.validation import invalid, parse_json, read_body, validate
+from core.web.values import decode_latent, read_npy
 
 PNG, JPEG, WEBP, NPY = "image/png", "image/jpeg", "image/webp", "application/x-npy"
 PATIENCE_S = 60.0  # of a request that waits for the model; a step of a large batch may take seconds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flask import Flask, Response, send_from_directory
 
-from core.web import requests
+from core.web import queries
 from core.web.errors import Problem, shown
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, UNCHANGED, Answer, Header, operation
 from core.web.security import KEY_COOKIE
@@ -49,10 +49,10 @@ def add_page(app: Flask, root: Path, api_key: str | None) -> None:
 
     @app.get("/session")
     @operation("Turn the key into a cookie", "page",
-               {303: Answer("To the page.", headers=(Header("Location", "the page"),))}, query=requests.SessionQuery)
+               {303: Answer("To the page.", headers=(Header("Location", "the page"),))}, query=queries.SessionQuery)
     def session() -> Response:
         """The address printed at the start carries the key: EventSource can send no header, so it becomes a cookie."""
-        key = read_query(requests.SessionQuery).key
+        key = read_query(queries.SessionQuery).key
         response = Response(status=303, headers={"Location": "./", "Cache-Control": "no-store"})
         if api_key is not None:
             if not hmac.compare_digest(key.encode(), api_key.encode()):

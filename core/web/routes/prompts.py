@@ -15,7 +15,7 @@ from core.text.prompt_balancing import open_facets
 from core.text.prompt_parser import read as read_prompt
 from core.text.prompt_rewriting import unread_from, unread_in, unread_warning
 from core.text.word_status import can_say, spoken_attributes
-from core.web import requests
+from core.web import queries, requests
 from core.web import server_responses as responses
 from core.web.aliases import both_names
 from core.web.errors import json_response, tagged
@@ -68,9 +68,9 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], ow
 
     @app.get("/prompt/surprise")
     @operation("A prompt like those of the training", "prompts",
-               {200: Answer("The prompt.", {JSON: responses.SurpriseAnswer})}, query=requests.SurpriseQuery)
+               {200: Answer("The prompt.", {JSON: responses.SurpriseAnswer})}, query=queries.SurpriseQuery)
     def surprise() -> Response:
         """Drawn from how frequent each attribute is among the training pictures; or a caption that a person wrote."""
-        seed = read_query(requests.SurpriseQuery).seed
+        seed = read_query(queries.SurpriseQuery).seed
         rng = random.Random(secrets.randbits(64) if seed is None else seed)
         return json_response({"prompt": rng.choice(own) if own else captions.surprise(rng)})

@@ -15,7 +15,7 @@ from core.web.errors import Problem, json_response, shown, tagged
 from core.web.model_choice import failed_models_of
 from core.web.monitoring import Present, Telemetry
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
-from core.web.requests import OptionsQuery
+from core.web.queries import OptionsQuery
 from core.web.validation import invalid, read_query
 
 
