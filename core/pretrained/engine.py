@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 NUM_TEXTS = 64  # prompts that are remembered as they were read
 CELLS_AT_ONCE = {"cpu": 4 * 64 * 64, "cuda": 32 * 64 * 64, "mps": 8 * 64 * 64}  # latent places in one call of the UNet
 INVERSION_STEPS, INVERSION_ROUNDS = 50, 3
-PREVIEW_SIZE, NUM_PREVIEW_PICTURES = 128, 8  # of what the preview's map is fitted to
+PREVIEW_SIZE, NUM_PREVIEW_PICTURES = 64, 8  # of what the map of previews is fitted to
 
 
 @dataclass(frozen=True)
