@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import struct
 import warnings
 import zipfile
@@ -209,12 +208,10 @@ def open_pickle(path: Path) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the protocols of old files
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # whatever a damaged file makes of its reader
         if any(words in str(error).lower() for words in WANTS_CODE):
             raise PretrainedError(f"{path} is a pickle that asks for more than tensors, so it could run code: it is "
                                   "not opened; use the same model as .safetensors") from error
-        raise PretrainedError(f"{path} is no checkpoint that torch can read: copy it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise PretrainedError(f"{path} is no checkpoint that torch can read: copy it again") from error
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
