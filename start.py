@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import signal
@@ -27,13 +26,15 @@ import tempfile
 import time
 import webbrowser
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from core import addresses
 from core.process import TOGETHER, Problem, clean_env, venv_python
 from launcher import environment, host
-from launcher.pretrained_check import is_pretrained, pretrained_problem
+from launcher.device_check import device_problem, engine_text, quick_device_problem
+from launcher.flags import Several, device_name, port_number, several, thread_count
+from launcher.model_check import model_faults, model_folder
+from launcher.pretrained_check import any_model_problem, is_pretrained
 from launcher.process import Child
 
 # segno's compact code has the terminal's own colours, a negative on most light ones; here they are stated, from the
@@ -49,33 +50,9 @@ DEFAULT_PORT = 5001
 DEFAULT_MODEL = "celeba128"
 DATA_NEEDED = 256 * 10**6  # bytes: some hundred jobs; the server removes old ones by itself, above 2 GB by default
 FAREWELL = "Stopping: what is being drawn gets a few seconds, the rest goes on next time. Ctrl+C again: at once."
-COMPONENTS = ("vae", "clip", "unet")  # what a model folder must hold, each with its config.json and model.safetensors
 
 
-# ---- checks that know this project -----------------------------------------------------------------------------------
-
-
-def model_folder(root: Path, name: str) -> Path:
-    """`--model` is a name in models/ or the path of a folder."""
-    return root / "models" / name if (root / "models" / name).is_dir() else Path(name).expanduser().resolve()
-
-
-def model_problem(root: Path, name: str) -> str | None:
-    """The sentence for a model folder that is absent or incomplete; None for one that can be loaded."""
-    folder = model_folder(root, name)
-    if not folder.is_dir():
-        there = sorted(path.parent.name for path in (root / "models").glob("*/model_index.json"))
-        remedy = f"start with --model {there[0]}" if there else "clone the repository again, or train one (README)"
-        found = ", ".join(there) or "none"
-        return f"There is no model {name!r}, neither in models/ (found: {found}) nor as a path: {remedy}."
-    needed = [f"{part}/{file}" for part in COMPONENTS for file in ("config.json", "model.safetensors")]
-    missing = [file for file in ("model_index.json", *needed) if not (folder / file).is_file()]
-    if missing:
-        return (
-            f"The model in {folder} is not complete (missing: {', '.join(missing)}): restore it, for the bundled one "
-            f"with 'git checkout models/{name}', or train it again (README)."
-        )
-    return None
+# ---- run -------------------------------------------------------------------------------------------------------------
 
 
 def exposure_problem(options: argparse.Namespace) -> str | None:
@@ -86,41 +63,6 @@ def exposure_problem(options: argparse.Namespace) -> str | None:
         f"--host {options.host} lets everyone on the network in: choose a key with --api-key (or FACES_API_KEY), "
         "or say --insecure."
     )
-
-
-def device_problem(torch: dict, version: str | None, wanted: str) -> str | None:
-    """The sentence for an accelerator that is present and unused, or wanted and absent; `torch` is the probe's."""
-    if not torch["cuda"] and environment.nvidia_gpus():
-        if torch["cuda_build"] is None:
-            index = environment.TORCH_INDEX + "cu130"
-            mend = f"delete the folder .venv and run ./start.py --torch-index {index}"
-            return f"There is an NVIDIA GPU, but torch {version} is a CPU-only build: {mend}, or use --device cpu."
-        built = f"CUDA {torch['cuda_build']}, for which torch {version} was built"
-        return f"There is an NVIDIA GPU, but its driver is older than {built}: update the driver, or use --device cpu."
-    kind, _, index = wanted.partition(":")
-    if kind in ("cuda", "mps") and not torch[kind]:
-        return f"--device {wanted} was asked for and torch {version} finds no such device: use --device auto."
-    if kind == "cuda" and int(index or 0) >= len(torch["cuda"]):
-        return f"--device {wanted} was asked for and the last GPU is cuda:{len(torch['cuda']) - 1}: use --device cuda."
-    return None
-
-
-def quick_device_problem(root: Path, wanted: str) -> str | None:
-    """The same without importing torch, which takes seconds, unless there seems to be something wrong."""
-    built, version = environment.torch_cuda_build(root), environment.installed(root).get("torch")
-    if wanted == "cpu" or wanted == "auto" and (built or not version):
-        return None
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    facts = {"cuda_build": built, "cuda": environment.nvidia_gpus() if built else [], "mps": apple}
-    guess = device_problem(facts, version, wanted)
-    if guess is None or wanted == "auto":
-        return guess
-    found = environment.probe(root)
-    broken = environment.import_problems(root, found)
-    return device_problem(found["torch"], version, wanted) if found["torch"] else (broken[0] if broken else guess)
-
-
-# ---- run -------------------------------------------------------------------------------------------------------------
 
 
 def data_folder(options: argparse.Namespace) -> Path:
@@ -366,27 +308,12 @@ def doctor_environment(root: Path, options: argparse.Namespace) -> list[str | No
     return problems
 
 
-def engine_text(found: dict, device: str) -> str:
-    """What will compute the networks on the device that was asked for."""
-    if device != "cpu" and (device != "auto" or found["cuda"] or found["mps"]):
-        return "torch"
-    return found.get("openvino") or f"torch; OpenVINO would be faster on a CPU ({found['openvino_error']})"
-
-
-def any_model_problem(root: Path, name: str) -> str | None:
-    """The sentence for a model, ours or other people's, that is absent or incomplete; None for one to be loaded."""
-    path = model_folder(root, name)
-    return pretrained_problem(path) if is_pretrained(path) else model_problem(root, name)
-
-
 def doctor_model(root: Path, name: str) -> list[str]:
     """What keeps the model from drawing: an incomplete folder, or parts that do not belong together."""
-    from launcher.model_check import model_faults
-
     problem = any_model_problem(root, name)
-    if problem is not None:
-        return [problem]
-    return [] if is_pretrained(model_folder(root, name)) else model_faults(model_folder(root, name))
+    if problem is None:
+        return [] if is_pretrained(model_folder(root, name)) else model_faults(model_folder(root, name))
+    return [problem]
 
 
 def doctor_data(folder: Path) -> str | None:
@@ -419,44 +346,6 @@ def show(title: str, text: str) -> None:
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
-
-
-def port_number(text: str) -> int:
-    """A TCP port from a flag or its environment twin."""
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, give 1 to 65535 (--port or FACES_PORT)")
-    return int(text)
-
-
-def thread_count(text: str) -> int:
-    """A number of CPU threads; 0 leaves the choice to torch."""
-    if not text.isdecimal() or int(text) > 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is no thread count, give 0 to 1024 (--threads or FACES_THREADS)")
-    return int(text)
-
-
-def device_name(text: str) -> str:
-    """auto, cpu, mps, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no device, give auto, cpu, mps, cuda or cuda:N (--device or FACES_DEVICE)"
-        )
-    return text
-
-
-class Several(argparse.Action):
-    """A flag that may come more than once, or with commas; the first one takes the place of what its twin said."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, space: argparse.Namespace, values: Any, flag: str | None = None
-    ) -> None:
-        before = getattr(space, self.dest)
-        setattr(space, self.dest, ([] if before is self.default else before) + several(values))
-
-
-def several(text: str) -> list[str]:
-    """The words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def command_line(env: dict[str, str]) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Do the parts of a model folder belong together?
+"""Is a model folder complete, and do its parts belong together?
 
 Reads the index, the configurations and the headers of the weight files, and hashes the weights; it needs neither torch
 nor any other package, so that `./start.py doctor` can ask where nothing is installed. It does not know how a network is
@@ -15,6 +15,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+COMPONENTS = ("vae", "clip", "unet")  # what a model folder must hold, each with its config.json and model.safetensors
 # What a component says it was made for: its name, where its config says so, whose hash that is, and what mends it.
 PARENTS = (
     ("unet", ("parents", "vae"), "vae", "train it again with `python conditional_ldm.py --train`"),
@@ -38,6 +39,29 @@ AXES = (
     ("vae", "latent_mean", 0, ("network", "latent_channels")),
     ("unet", "door.weight", 1, ("network", "latent_channels")),
 )
+
+
+def model_folder(root: Path, name: str) -> Path:
+    """`--model` is a name in models/ or the path of a folder."""
+    return root / "models" / name if (root / "models" / name).is_dir() else Path(name).expanduser().resolve()
+
+
+def model_problem(root: Path, name: str) -> str | None:
+    """The sentence for a model folder that is absent or incomplete; None for one that can be loaded."""
+    folder = model_folder(root, name)
+    if not folder.is_dir():
+        there = sorted(path.parent.name for path in (root / "models").glob("*/model_index.json"))
+        remedy = f"start with --model {there[0]}" if there else "clone the repository again, or train one (README)"
+        found = ", ".join(there) or "none"
+        return f"There is no model {name!r}, neither in models/ (found: {found}) nor as a path: {remedy}."
+    needed = [f"{part}/{file}" for part in COMPONENTS for file in ("config.json", "model.safetensors")]
+    missing = [file for file in ("model_index.json", *needed) if not (folder / file).is_file()]
+    if missing:
+        return (
+            f"The model in {folder} is not complete (missing: {', '.join(missing)}): restore it, for the bundled one "
+            f"with 'git checkout models/{name}', or train it again (README)."
+        )
+    return None
 
 
 def model_faults(folder: Path) -> list[str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from launcher.model_check import model_folder, model_problem
+
 SUFFIXES = (".safetensors", ".ckpt")
 TOKENIZER_FILES = ("vocab.json", "merges.txt")
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -36,3 +38,9 @@ def pretrained_problem(path: Path) -> str | None:
         return None
     missing = [part for part in PARTS if not (path / part).is_dir()]
     return f"The model in {path} is not complete (missing: {', '.join(missing)}): copy it again." if missing else None
+
+
+def any_model_problem(root: Path, name: str) -> str | None:
+    """The sentence for a model, ours or other people's, that is absent or incomplete; None for one to be loaded."""
+    path = model_folder(root, name)
+    return pretrained_problem(path) if is_pretrained(path) else model_problem(root, name)

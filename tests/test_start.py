@@ -35,6 +35,8 @@ from core.jobs.queue import JobQueue
 from core.jobs.store import Store
 from core.process import Problem, venv_python
 from launcher import host as machine
+from launcher import model_check
+from launcher.device_check import device_problem, quick_device_problem
 from launcher.environment import (
     REQUIREMENTS,
     STAMP,
@@ -122,11 +124,11 @@ def house(tmp_path: Path) -> Path:
     for name in (REQUIREMENTS, TEST_REQUIREMENTS):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("# nothing\n", encoding="utf-8")
-    for part in start.COMPONENTS:
+    for part in model_check.COMPONENTS:
         (root / "models" / "celeba128" / part).mkdir(parents=True)
         (root / "models" / "celeba128" / part / "config.json").write_text("{}", encoding="utf-8")
         (root / "models" / "celeba128" / part / "model.safetensors").write_bytes(NO_WEIGHTS)
-    known = {part: {"sha256": hashlib.sha256(NO_WEIGHTS).hexdigest()} for part in start.COMPONENTS}
+    known = {part: {"sha256": hashlib.sha256(NO_WEIGHTS).hexdigest()} for part in model_check.COMPONENTS}
     (root / "models" / "celeba128" / "model_index.json").write_text(json.dumps({"components": known}), encoding="utf-8")
     venv.create(root / ".venv", with_pip=False, symlinks=os.name != "nt")
     write_stamp(root)
@@ -383,8 +385,8 @@ def test_missing_model(house: Path) -> None:
 
 def test_a_model_may_be_a_path(house: Path, tmp_path: Path) -> None:
     moved = shutil.move(house / "models" / "celeba128", tmp_path / "mine")
-    assert start.model_problem(house, str(moved)) is None
-    assert start.model_folder(house, str(moved)) == tmp_path / "mine"
+    assert model_check.model_problem(house, str(moved)) is None
+    assert model_check.model_folder(house, str(moved)) == tmp_path / "mine"
 
 
 def test_an_open_network_needs_a_key(house: Path) -> None:
@@ -863,29 +865,29 @@ def test_the_device_is_checked_without_importing_torch(house: Path, monkeypatch:
     monkeypatch.setattr("launcher.environment.nvidia_gpus", lambda: gpus)
     build.write_text("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", encoding="utf-8")
     assert torch_cuda_build(house) == "13.0"
-    assert start.quick_device_problem(house, "auto") is None
-    assert "finds no such device" in (start.quick_device_problem(house, "cuda") or "")
+    assert quick_device_problem(house, "auto") is None
+    assert "finds no such device" in (quick_device_problem(house, "cuda") or "")
     gpus += ["NVIDIA H200", "NVIDIA H200"]
-    assert start.quick_device_problem(house, "cuda:1") is None
-    assert "the last GPU is cuda:1" in (start.quick_device_problem(house, "cuda:2") or "")
+    assert quick_device_problem(house, "cuda:1") is None
+    assert "the last GPU is cuda:1" in (quick_device_problem(house, "cuda:2") or "")
     build.write_text("cuda: Optional[str] = None\n", encoding="utf-8")
-    assert "CPU-only build" in (start.quick_device_problem(house, "auto") or "")
-    assert start.quick_device_problem(house, "cpu") is None
+    assert "CPU-only build" in (quick_device_problem(house, "auto") or "")
+    assert quick_device_problem(house, "cpu") is None
 
 
 def test_an_unused_or_absent_accelerator_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     none = {"cuda": [], "mps": False, "cuda_build": None}
-    assert start.device_problem(none, "2.14.1+cpu", "auto") is None
+    assert device_problem(none, "2.14.1+cpu", "auto") is None
     for wanted in ("cuda:1", "mps"):
-        assert f"--device {wanted} was asked for" in (start.device_problem(none, "2.14.1+cpu", wanted) or "")
-    assert start.device_problem({**none, "mps": True}, "2.14.1", "mps") is None
+        assert f"--device {wanted} was asked for" in (device_problem(none, "2.14.1+cpu", wanted) or "")
+    assert device_problem({**none, "mps": True}, "2.14.1", "mps") is None
     if os.name != "nt":
         driver = tmp_path / "nvidia-smi"
         driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200'\n", encoding="ascii")
         driver.chmod(0o755)
-        assert "CPU-only build" in (start.device_problem(none, "2.14.1+cpu", "auto") or "")
-        old = start.device_problem({**none, "cuda_build": "13.0"}, "2.14.1", "auto")
+        assert "CPU-only build" in (device_problem(none, "2.14.1+cpu", "auto") or "")
+        old = device_problem({**none, "cuda_build": "13.0"}, "2.14.1", "auto")
         assert old and "driver is older than CUDA 13.0" in old
-        assert start.device_problem({**none, "cuda": ["NVIDIA H200"], "cuda_build": "13.0"}, "2.14.1", "cuda") is None
+        assert device_problem({**none, "cuda": ["NVIDIA H200"], "cuda_build": "13.0"}, "2.14.1", "cuda") is None
         assert nvidia_gpus() == ["NVIDIA H200"]

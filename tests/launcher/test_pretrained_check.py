@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import start
-from launcher.pretrained_check import is_pretrained, pretrained_problem
+from launcher.pretrained_check import any_model_problem, is_pretrained, pretrained_problem
 
 ROOT = Path(start.__file__).resolve().parent
 
@@ -32,7 +32,7 @@ def test_folders_of_diffusers_are_told_from_ours(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
     assert "not complete (missing: scheduler)" in (pretrained_problem(tmp_path) or "")
     (tmp_path / "scheduler").mkdir()
-    assert pretrained_problem(tmp_path) is None and start.any_model_problem(ROOT, str(tmp_path)) is None
+    assert pretrained_problem(tmp_path) is None and any_model_problem(ROOT, str(tmp_path)) is None
 
 
 def test_several_models_reach_the_server(tmp_path: Path) -> None:
@@ -44,4 +44,4 @@ def test_several_models_reach_the_server(tmp_path: Path) -> None:
     assert models == [str(ROOT / "models" / "celeba128"), str(tmp_path)]
     assert words[words.index("--image-size") + 1] == "512"
     assert start.command_line({"FACES_MODEL": "a, b"}).parse_args([]).model == ["a", "b"]
-    assert "There is no model 'ffhq'" in (start.any_model_problem(ROOT, "ffhq") or "")
+    assert "There is no model 'ffhq'" in (any_model_problem(ROOT, "ffhq") or "")
