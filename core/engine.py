@@ -100,6 +100,10 @@ class DrawRequest:
     `attributes` are sliders: CelebA's names of attributes -> -2 (away from it) to 2 (towards it). `candidates` draws so
     many pictures, and the `num_images` that fit the prompt best are the result, the best first. `balance` goes round
     what the prompt leaves open (`core/text/prompt_balancing.py`): picture i is combination `seed + i`.
+
+    `guidance_interval` [low, high] are shares of the steps between which there is guidance (of the scale, a negative
+    prompt and sliders); before and after, the scale is 1, which is one pass of the network
+    (https://arxiv.org/abs/2404.07724). None is all of them.
     """
 
     prompt: str
@@ -121,6 +125,7 @@ class DrawRequest:
     attributes: Mapping[str, float] | None = None
     candidates: int | None = None
     balance: bool = False
+    guidance_interval: tuple[float, float] | None = None
 
     @property
     def num_candidates(self) -> int:

@@ -8,6 +8,8 @@ network is in `core/diffusion/run_batch.py`.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -124,8 +126,12 @@ def check(request: DrawRequest, info: EngineInfo) -> DrawRequest:
         raise ValueError("a mask needs an init_image, and that a strength from 0 to 1, and cannot have latents; "
                          f"got strength {strength}")
     scale = info.default_guidance_scale if request.guidance_scale is None else float(request.guidance_scale)
+    low, high = request.guidance_interval or (0.0, 1.0)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"guidance_interval must be two shares of the steps from 0 to 1, in order; got {low}, {high}")
     return replace(request, guidance_scale=scale, sampler=sampler, strength=strength,
-                   attributes=moved(request.attributes or {}))
+                   attributes=moved(request.attributes or {}),
+                   guidance_interval=None if (low, high) == (0, 1) else (low, high))
 
 
 @dataclass(frozen=True)
@@ -209,10 +215,23 @@ def plan_guidance(
         weights=weights if texts.target is not None else (),
         known=known,
     )
-    phases = [Phase(0, plain)]
+    steps, (low, high) = request.num_inference_steps, request.guidance_interval or (0.0, 1.0)
+    first, last = (math.ceil(share * steps - 1e-6) for share in (low, high))  # 0.3 * 10 is more than 3
+    phases = [Phase(first, plain)]
     if texts.directions:
-        phases.append(Phase(int(START * request.num_inference_steps), replace(plain, pushes=texts.directions)))
-    return phases
+        phases.append(Phase(max(first, int(START * steps)), replace(plain, pushes=texts.directions)))
+    unguided = replace(plain, scale=1.0, negative=None)
+    before, after = [Phase(0, unguided)] * (first > 0), [Phase(last, unguided)] * (last < steps)
+    return [*before, *(phase for phase in phases if phase.first < last), *after]
+
+
+def mean_scales(phases: Sequence[Phase], steps: int) -> list[float]:
+    """The guidance scale of each image, in the mean over the steps: what their latents are to be corrected for."""
+    scales, ends = [phase.guidance.scales for phase in phases], [*(phase.first for phase in phases[1:]), steps]
+    if all(one == scales[0] for one in scales):
+        return scales[0]  # to the last digit, which a mean is not
+    spans = [end - phase.first for phase, end in zip(phases, ends, strict=True)]
+    return [sum(map(operator.mul, own, spans)) / steps for own in zip(*scales, strict=True)]
 
 
 def new_run(
@@ -225,8 +244,9 @@ def new_run(
 ) -> Run:
     """A checked request before its first step, with a scheduler of its own. Raises ValueError for a sampler that does
     not fit the schedule and for more than 1000 steps."""
-    if start.redraw is not None:
-        correction = None  # what stays of a photograph needs no mending
+    correct = None
+    if correction is not None and start.redraw is None:  # what stays of a photograph needs no mending
+        correct = partial(correction, scales=mean_scales(phases, request.num_inference_steps))
     # The sampler's arithmetic stays on the CPU: dozens of operations on a few kilobytes, the same on every device
     denoising = Denoising(
         make_scheduler(str(request.sampler), scheduler_config),
@@ -236,7 +256,7 @@ def new_run(
         generators=start.noise.generators,
         start=start.skipped,
         z=start.z,
-        correction=partial(correction, scales=phases[0].guidance.scales) if correction is not None else None,
+        correction=correct,
     )
     asked = receipts(request, texts.prompts, start.noise.seeds, start.noise.weights)
     return Run(request, start.noise.seeds, asked, phases, denoising, start.redraw, [0] * len(texts.prompts))

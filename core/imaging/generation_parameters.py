@@ -16,9 +16,9 @@ import numpy as np
 from core.engine import NUM_SEEDS, OF_NO_IMAGE, DrawRequest, body_name
 from core.imaging.image_io import as_text, mask_picture
 
-ALWAYS = frozenset({"num_inference_steps", "sampler", "guidance_scale", "negative_prompt", "start"})
-OWN_FORM = frozenset({"prompt", "num_images", "seed", "latents", "init_image", "strength", "mask", "variation_strength",
-                      "variation_seed", "interpolate_to"})  # other than in the request: of this image alone, or as text
+ALWAYS = ("num_inference_steps", "sampler", "guidance_scale", "negative_prompt", "start")
+OWN_FORM = ("prompt", "num_images", "seed", "latents", "init_image", "strength", "mask", "variation_strength",
+            "variation_seed", "interpolate_to")  # other than in the request: of this image alone, or as text
 
 
 class Judged(Protocol):
@@ -41,14 +41,14 @@ def receipts(
     Image i shows `prompts[i]`, has the seed `seeds[i]`, and stands at the share `weights[i]` of the way to
     `interpolate_to`. What chose it among others, such as `candidates`, is not in it.
     """
-    common: dict[str, Any] = {"n_images": 1}
-    for field in fields(DrawRequest):
-        value = getattr(request, field.name)
-        if field.name in ALWAYS or field.name not in OWN_FORM | OF_NO_IMAGE and value not in (field.default, {}):
-            common[body_name(field.name)] = dict(value) if isinstance(value, Mapping) else value
+    common: dict[str, Any] = {"n_images": 1, **{body_name(name): getattr(request, name) for name in ALWAYS}}
     if request.init_image is not None:
         common |= {"init_image": as_text(request.init_image), "strength": request.strength}
         common |= {} if request.mask is None else {"mask": as_text(mask_picture(request.mask))}
+    for field in fields(DrawRequest):
+        value = getattr(request, field.name)
+        if field.name not in (*ALWAYS, *OWN_FORM, *OF_NO_IMAGE) and value not in (field.default, {}):
+            common[body_name(field.name)] = dict(value) if isinstance(value, Mapping) else value
     found = [{"prompt": prompt, **common, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
     for i, row in enumerate(found):
         if request.latents is not None:

@@ -111,8 +111,8 @@ class PretrainedEngine:
     def begin(self, request: DrawRequest) -> PretrainedRun:
         """Everything before the first step. Raises ValueError for what this model cannot do or a value out of range,
         JobError (`out_of_memory`) when the text does not fit."""
-        if request.attributes or request.balance or request.candidates is not None:
-            raise ValueError(f"{self.info.name} has no attributes, balance or candidates")
+        if wrong := [name for name in sorted(self.info.lacks) if getattr(request, name, None)]:
+            raise ValueError(f"{self.info.name} cannot follow {' and '.join(wrong)}")
         request = check(request, self.info)
         scheduler = make_scheduler(str(request.sampler), self._parts.scheduler_config)
         start = find_start(request, self.info.latent_shape, self.encode)

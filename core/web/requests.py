@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import difflib
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -43,6 +43,7 @@ MAX_IMAGE_BODY_BYTES = MAX_IMAGE_TEXT * 17 // 16 + 1024  # lines of 64 end in \r
 MAX_DRAW_BODY_BYTES = MAX_BODY_BYTES + (MAX_IMAGE_TEXT + MAX_MASK_TEXT) * 17 // 16  # the usual bound for the rest
 MAX_ANY_BODY_BYTES = max(MAX_DRAW_BODY_BYTES, MAX_IMAGE_BODY_BYTES)
 MAX_CANDIDATES = 32
+Share = Annotated[float, Field(ge=0, le=1)]
 ALIASES = {
     "num_images": "n_images",
     "steps": "n_inf_steps",
@@ -196,6 +197,9 @@ class TextToImage(Body):
         " image")
     refine: Refine | None = Field(
         None, description="finish the pictures by image to image of a model; those before are kept, too")
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="from and to which share of the steps there is guidance, of the scale, a negative prompt and "
+        "sliders; before and after, guidance_scale is 1. All steps when left out")
     model: str | None = Field(None, description="which model draws")
 
     _printable = field_validator("prompt", "negative_prompt")(no_control_characters)
@@ -225,6 +229,15 @@ class TextToImage(Body):
     def _is_base64(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
             decode_base64(value, info.field_name or "")
+        return value
+
+    @field_validator("guidance_interval", mode="before")
+    @classmethod
+    def _in_order(cls, value: Any) -> Any:
+        """As a whole: pydantic would name the one or the other end."""
+        sound = isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value)
+        if value is not None and not (sound and 0 <= value[0] <= value[1] <= 1):
+            raise bad_field("guidance_interval", f"must be two numbers from 0 to 1, in order; got {shown(value)}")
         return value
 
     @field_validator("attributes", mode="before")

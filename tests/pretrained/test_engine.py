@@ -260,9 +260,9 @@ def test_nan_fails_its_run_only(drawer: PretrainedEngine) -> None:
 
 
 @pytest.mark.parametrize("wrong, told", [
-    ({"attributes": {"Smiling": 1.0}}, "has no attributes"),
-    ({"candidates": 4}, "has no attributes, balance or candidates"),
-    ({"balance": True}, "has no attributes, balance"),
+    ({"attributes": {"Smiling": 1.0}}, "cannot follow attributes"),
+    ({"candidates": 4}, "cannot follow candidates"),
+    ({"balance": True, "guidance_interval": [0.2, 0.8]}, "cannot follow balance and guidance_interval"),
     ({"sampler": "Turbo"}, "sampler 'Turbo' is not"),
     ({"num_inference_steps": 0}, "must be at least 1"),
     ({"mask": np.ones((64, 64), bool)}, "needs an init_image"),

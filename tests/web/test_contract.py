@@ -214,8 +214,8 @@ def attack(live: Live) -> Attack:
 
     @schemathesis.hook
     def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-        """Mend what no JSON Schema can say: a key is used once, numbers of images, latents and candidates fit, only a
-        verification has a verdict, and only an image that is there can be a favourite."""
+        """Mend what no JSON Schema can say: a key is used once, numbers of images, latents and candidates fit, an
+        interval is in order, only a verification has a verdict, and only an image that is there can be a favourite."""
         if case.operation.path.endswith("/favourite") and len(sent) % 2:
             case.path_parameters |= {"job_id": kept, "index": 0}
         if case.operation.path.endswith("/verdict") and len(sent) % 2:
@@ -224,6 +224,10 @@ def attack(live: Live) -> Attack:
         if key in sent and re.fullmatch("[!-~]{1,200}", key):
             case.headers["Idempotency-Key"] = f"fresh-{len(sent)}"
         sent.add(case.headers.get("Idempotency-Key", ""))
+        if isinstance(body, dict) and isinstance(body.get("guidance_interval"), list):
+            interval = body["guidance_interval"]
+            if len(interval) == 2 and all(type(end) in (int, float) for end in interval):
+                body["guidance_interval"] = sorted(interval)
         if isinstance(body, dict) and isinstance(body.get("latent"), list) and type(body.get("n_images", 4)) is int:
             body["n_images"] = min(8, max(1, len(body["latent"])))
             body.pop("candidates", None)
@@ -413,7 +417,7 @@ def test_the_promised_request_in_the_document(document: dict[str, Any]) -> None:
         found[name] = (kind["type"], default, low, kind.get("maximum", kind.get("maxLength")))
     assert found == PROMISED_FIELDS
     others = {"latent", "init_image", "mask", "interpolate_to", "attributes", "candidates", "balance",
-              "attribute_balancing", "preview_every_s"}
+              "attribute_balancing", "preview_every_s", "guidance_interval"}
     assert set(schema["properties"]) == {*PROMISED_FIELDS, *others}
     assert schema["required"] == ["prompt"] and schema["additionalProperties"] is False
 

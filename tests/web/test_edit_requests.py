@@ -208,6 +208,17 @@ def test_a_variation_seed_is_drawn_and_told(app: Flask, engine: DrawingEngine, c
     assert [image["seed"] for image in job["images"]] == [5, 5]  # what tells them apart is the variation
 
 
+def test_a_guidance_interval_is_told_kept_and_reaches_the_engine(
+    app: Flask, engine: DrawingEngine, client: FlaskClient
+) -> None:
+    job_id = run(app, n_images=1, seed=5, guidance_interval=[0, 0.6])
+    assert engine.begun[0].guidance_interval == [0, 0.6]
+    assert client.get(f"/jobs/{job_id}/").get_json()["parameters"]["guidance_interval"] == [0, 0.6]
+    assert "guidance_interval" not in post(client, seed=5)["parameters"]
+    work(app)
+    assert engine.begun[1].guidance_interval is None
+
+
 def test_an_interpolation_reaches_the_engine(app: Flask, engine: DrawingEngine, client: FlaskClient) -> None:
     target = {"prompt": "an old man", "latent": LATENT}
     job_id = run(app, n_images=3, seed=5, latent=LATENT, interpolate_to=target)

@@ -31,7 +31,7 @@ PICTURE = as_text(np.full((9, 12, 3), 200, np.uint8))
 PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start_timestep", "seed", "guidance_scale",
             "negative_prompt", "sampler", "model", "init_image", "strength", "mask", "variation_strength",
             "variation_seed", "interpolate_to", "attributes", "candidates", "balance",
-            "attribute_balancing", "preview_every_s"}
+            "attribute_balancing", "guidance_interval", "preview_every_s"}
 
 
 # ---- the document ----------------------------------------------------------------------------------------------------
@@ -113,6 +113,8 @@ def test_it_says_the_ranges_that_are_checked() -> None:
      ({"prompt": "a", "attributes": {"Smiling": 2.1}}, False), ({"prompt": "a", "attributes": {"Smile": 1}}, False),
      ({"prompt": "a", "attributes": {name: 1 for name in ATTRIBUTES[:9]}}, False),
      ({"prompt": "a", "candidates": 32}, True), ({"prompt": "a", "candidates": 33}, False),
+     ({"prompt": "a", "guidance_interval": [0.2, 0.8]}, True), ({"prompt": "a", "guidance_interval": [0.2]}, False),
+     ({"prompt": "a", "guidance_interval": [0, 1.1]}, False), ({"prompt": "a", "guidance_interval": 0.5}, False),
      ({"prompt": "a", "candidates": 9, "interpolate_to": {"seed": 1}}, False), ({"prompt": "a", "balance": True}, True),
      ({"prompt": "a", "balance": True, "interpolate_to": {"seed": 1}}, False), ({"prompt": "a", "balance": 1}, False),
      ({"prompt": "a", "attribute_balancing": True, "balance": True}, True),
@@ -200,7 +202,7 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
         "negative_prompt": (None, None), "sampler": (None, None), "model": (None, None), "init_image": (None, None),
         "strength": (0, 1), "mask": (None, None), "variation_strength": (0, 1), "variation_seed": (0, 2**53 - 1),
         "interpolate_to": (None, None), "attributes": (None, None), "candidates": (1, 32), "balance": (None, None),
-        "attribute_balancing": (None, None),
+        "attribute_balancing": (None, None), "guidance_interval": (None, None),
         "preview_every_s": (0.1, 60),
     }
     assert [found["fields"][name]["type"] for name in ("attributes", "balance")] == ["object", "boolean"]

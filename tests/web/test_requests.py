@@ -181,6 +181,8 @@ FIELDS: list[tuple[str, Any, str]] = [  # one wrong field, and what is said abou
     ("candidates", 33, "must be an integer from 1 to 32; got 33"),
     ("candidates", 0, "must be an integer from 1 to 32; got 0"),
     ("candidates", True, "must be an integer from 1 to 32; got true"),
+    *(("guidance_interval", value, "must be two numbers from 0 to 1, in order; got")
+      for value in ([0.6, 0.3], [0, 1.1], [-0.1, 1], [0.5], [0, 0.5, 1], [True, 1], ["0", 1], [None, 1], 0.5, {})),
     ("keep", 9, INTEGER_8 + "9"),
     ("balance", "yes", 'must be a boolean; got "yes"'),
     ("balance", 1, "must be a boolean; got 1"),
