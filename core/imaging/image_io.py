@@ -112,9 +112,14 @@ def crop_square(pixels: np.ndarray, size: int) -> np.ndarray:
     return _resized(pixels[top : top + side, left : left + side], (size, size))
 
 
+def base64_text(content: bytes) -> str:
+    """Bytes as JSON carries them."""
+    return base64.b64encode(content).decode()
+
+
 def as_text(pixels: np.ndarray) -> str:
     """A PNG of these pixels as base64: how a request carries a picture or a mask. Equal pixels give equal text."""
-    return base64.b64encode(write_png(pixels)).decode()
+    return base64_text(write_png(pixels))
 
 
 def is_white(pixels: np.ndarray) -> np.ndarray:
@@ -139,7 +144,7 @@ def thumbnail_webp(png: bytes, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def spread(items: Sequence[Item], most: int) -> list[Item]:
+def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
     """At most `most` (at least 2) of the items, evenly spaced, the first and the last among them."""
     if len(items) <= most:
         return list(items)
@@ -149,12 +154,12 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
 def collage(rows: Sequence[Sequence[bytes]]) -> bytes:
     """Pictures side by side, one row an image, one column a step, as a PNG: how each image came about.
 
-    A row of more than MAX_COLLAGE_COLUMNS shows that many of them, evenly `spread`; shorter rows leave the rest white.
+    A row of more than MAX_COLLAGE_COLUMNS shows that many of them, `evenly_spaced`; shorter rows leave the rest white.
     Every picture is brought to the size of the largest, or less where MAX_COLLAGE_SIDE demands it.
 
     Raises PictureError as `read_image`, and without any picture or with more than MAX_COLLAGE_ROWS rows.
     """
-    shown = [spread(row, MAX_COLLAGE_COLUMNS) for row in rows]
+    shown = [evenly_spaced(row, MAX_COLLAGE_COLUMNS) for row in rows]
     columns = max(map(len, shown), default=0)
     if not columns or len(shown) > MAX_COLLAGE_ROWS:
         wanted = f"from 1 to {MAX_COLLAGE_ROWS} rows with at least one picture"

@@ -18,13 +18,13 @@ GLUE = (
 )
 
 
-def spread(items: str) -> tuple[str, ...]:
+def repeated_by_weight(items: str) -> tuple[str, ...]:
     """Repeat each text by its weight: one index into the result is one weighted draw, which is what makes this fast."""
     return tuple(text for text, weight in weighted(items) for _ in range(weight))
 
 
-_HEAD_NAMES = {name: spread(head.names) for name, head in HEADS.items()}
-_FRAME_NOUNS, _FRAME_MODIFIERS = spread(FRAME_NOUNS), spread(FRAME_MODIFIERS)
+_HEAD_NAMES = {name: repeated_by_weight(head.names) for name, head in HEADS.items()}
+_FRAME_NOUNS, _FRAME_MODIFIERS = repeated_by_weight(FRAME_NOUNS), repeated_by_weight(FRAME_MODIFIERS)
 # Adjectives that also describe a part: "pale, rosy cheeks" would give the cheeks what was said of the person.
 _PART_ADJECTIVES = frozenset(saying.text.partition(":")[2] for saying in SAYINGS if saying.slot in ("head", "nothead"))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from core.text.caption_grammar import GLUE, Parts, phrase, sentences, spread, tags
+from core.text.caption_grammar import GLUE, Parts, phrase, repeated_by_weight, sentences, tags
 from core.text.lexicon import (
     ABSENCES,
     ATTRIBUTES,
@@ -96,7 +96,7 @@ _ATTRIBUTE_SET = frozenset(ATTRIBUTES)
 # (attribute, the value that a look at the picture shows, how often its absence is said of a man, of a woman)
 _LOOKS = tuple((name, name != "No_Beard", *ABSENCES[name]) for name in ATTRIBUTES if name not in ("Male", "Young"))
 _SALIENCE = {name: SALIENCE.get(name, 1.0) for name in ATTRIBUTES}
-_PEOPLE = spread(PEOPLE)
+_PEOPLE = repeated_by_weight(PEOPLE)
 _SHORT_COUNTS = (0, 1, 1, 2, 2, 2, 3, 3, 4, 5)
 
 

@@ -28,6 +28,11 @@ class Problem(Exception):
         self.status, self.detail, self.headers, self.members = status, detail, dict(headers or {}), members
 
 
+def stopping(**members: Any) -> Problem:
+    """What is told when the server takes no more work: somebody may start it again in a moment."""
+    return Problem(503, "The server is stopping.", {"Retry-After": "10"}, **members)
+
+
 def problem_text(problem: Problem) -> str:
     """The one producer of errors: the document that a client reads."""
     return json.dumps({

@@ -6,12 +6,12 @@ headers.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, cast
 
+from core.imaging.image_io import base64_text
 from core.jobs.clock import seconds_each
 from core.jobs.job import Job, Snapshot, State, Summary
 from core.jobs.records import Event, Record
@@ -109,7 +109,7 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
         contents = [job.file(name) for name in files_of(event)[:wanted]]
         if None in contents:  # the job is being deleted at this moment
             continue
-        texts = [base64.b64encode(content).decode() for content in contents if content is not None]
+        texts = [base64_text(content) for content in contents if content is not None]
         if wanted >= 1:
             update["img"] = texts[0]
         if wanted == 2:
@@ -158,5 +158,5 @@ def event_text(job: Job, event: Event, *, with_previews: bool = True) -> str:
         picture = job.file(files_of(event)[0])
         if picture is None:
             return ""
-        data["img"] = base64.b64encode(picture).decode()
+        data["img"] = base64_text(picture)
     return f"id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"

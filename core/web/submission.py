@@ -19,7 +19,7 @@ from core.text.prompt_balancing import balanced, open_facets
 from core.text.prompt_parser import read as read_prompt
 from core.text.prompt_rewriting import unread_from, unread_in, unread_warning
 from core.text.word_status import spoken_attributes
-from core.web.errors import Problem
+from core.web.errors import Problem, stopping
 from core.web.options import QUALITY, fewest_steps
 from core.web.parameters import filled_in
 from core.web.requests import TextToImage
@@ -108,7 +108,7 @@ def submit(
         errors = [{"pointer": "Idempotency-Key", "message": detail}]
         raise Problem(422, f"This Idempotency-Key {detail}.", errors=errors) from error
     except QueueClosed as error:
-        raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
+        raise stopping() from error
     except QueueFull as error:
         raise Problem(429, f"The queue is full: {error}.", {"Retry-After": str(error.retry_after_s)}) from error
     log.info("job %s accepted", job.id, extra={"job_id": job.id})

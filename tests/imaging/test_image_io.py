@@ -34,8 +34,8 @@ from core.imaging.image_io import (
     archive,
     collage,
     crop_square,
+    evenly_spaced,
     read_image,
-    spread,
     thumbnail_webp,
 )
 from tests.support.files import (
@@ -439,9 +439,9 @@ def test_thumbnails() -> None:
 
 
 @given(st.integers(0, 300), st.integers(2, 40))
-def test_spread_keeps_order_and_both_ends(num_items: int, most: int) -> None:
+def test_evenly_spaced_keeps_order_and_both_ends(num_items: int, most: int) -> None:
     items = range(num_items)
-    kept = spread(items, most)
+    kept = evenly_spaced(items, most)
     assert kept == sorted(set(kept)) and len(kept) == min(most, num_items)
     if num_items:
         gaps = {b - a for a, b in itertools.pairwise(kept)}

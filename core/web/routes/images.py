@@ -9,15 +9,14 @@ It does not know how jobs are made or watched.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, Response
 
 from core.imaging.animation import animation
-from core.imaging.image_io import archive, collage, thumbnail_webp
+from core.imaging.image_io import archive, base64_text, collage, thumbnail_webp
 from core.jobs.image_decisions import NotFinished, PictureDeleted, UnknownPicture
 from core.jobs.job import Job, Snapshot
 from core.jobs.queue import DeletedJob, JobQueue, UnknownJob
@@ -34,17 +33,23 @@ from core.web.validation import read_query
 PNG, WEBP, GIF, ZIP = "image/png", "image/webp", "image/gif", "application/zip"
 THUMBNAIL_SIZE = 256  # pixels; a smaller picture keeps its size
 FOREVER = "private, max-age=31536000, immutable"
+Found = TypeVar("Found")
 NO_JOB = {404: "No job ever had this id.", 410: "The job was deleted, or expired.", 503: "The disk fails."}
 
 
-def find(look: Callable[[str], Job], job_id: str) -> Job:
-    """The job that `look` finds. Raises a 404 or a 410 problem."""
+def of_job(act: Callable[[str], Found], job_id: str) -> Found:
+    """What `act` makes of the job. Raises a 404 or a 410 problem where there is none (any more)."""
     try:
-        job = look(job_id)
+        return act(job_id)
     except UnknownJob as error:
         raise Problem(404, f"There is no job {shown(job_id)}.") from error
     except DeletedJob as error:
         raise Problem(410, "This job was deleted, or made room for newer ones; its seed draws it again.") from error
+
+
+def find(look: Callable[[str], Job], job_id: str) -> Job:
+    """The job that `look` finds. Raises a 404 or a 410 problem."""
+    job = of_job(look, job_id)
     if job.delete_requested:
         raise Problem(410, "This job was deleted.")
     return job
@@ -100,20 +105,16 @@ def add_results(app: Flask, queue: JobQueue) -> None:
             raise Problem(409, f"The job is {now.state}; wait until it is finished.")
         return job, now
 
-    def decide(act: Callable[[], object]) -> Response:
+    def decide(job_id: str, act: Callable[[str], None]) -> Response:
         """Do what was decided about one picture. Raises a 404, 409 or 410 problem."""
         try:
-            act()
+            of_job(act, job_id)
         except NotFinished as error:
             raise Problem(409, f"The job is {error}; wait until it is finished.") from error
         except UnknownPicture as error:
             raise Problem(404, f"This job has no image {error}.") from error
         except PictureDeleted as error:
             raise Problem(410, f"Image {error} of this job was deleted.") from error
-        except UnknownJob as error:
-            raise Problem(404, f"There is no job {error}.") from error
-        except DeletedJob as error:
-            raise Problem(410, "This job was deleted.") from error
         return Response(status=204)
 
     no_image = {**NO_JOB, 404: "No job ever had this id, or it has no such image (yet)."}
@@ -143,25 +144,25 @@ def add_results(app: Flask, queue: JobQueue) -> None:
     @operation("Make a picture a favourite", "results", {204: Answer("It is one.")}, problems=undecided)
     def make_favourite(job_id: str, index: int) -> Response:
         """For all who use this server. Jobs with a favourite are not removed to make room."""
-        return decide(lambda: queue.images.mark_favourite(job_id, index, True))
+        return decide(job_id, lambda id_: queue.images.mark_favourite(id_, index, True))
 
     @app.delete("/images/<job_id>/<int:index>/favourite")
     @operation("Make a picture no favourite any more", "results", {204: Answer("It is none.")}, problems=undecided)
     def make_no_favourite(job_id: str, index: int) -> Response:
         """The picture stays."""
-        return decide(lambda: queue.images.mark_favourite(job_id, index, False))
+        return decide(job_id, lambda id_: queue.images.mark_favourite(id_, index, False))
 
     @app.delete("/jobs/<job_id>/images/<int:index>")
     @operation("Delete one picture", "results", {204: Answer("It is gone.")}, problems=undecided)
     def delete_picture(job_id: str, index: int) -> Response:
         """The other pictures of the job stay. For an hour it can be restored."""
-        return decide(lambda: queue.images.delete(job_id, index))
+        return decide(job_id, lambda id_: queue.images.delete(id_, index))
 
     @app.post("/jobs/<job_id>/images/<int:index>/restore")
     @operation("Bring a deleted picture back", "results", {204: Answer("It is there.")}, problems=undecided)
     def restore_picture(job_id: str, index: int) -> Response:
         """Later than an hour after it was deleted answers 410."""
-        return decide(lambda: queue.images.restore(job_id, index))
+        return decide(job_id, lambda id_: queue.images.restore(id_, index))
 
     @app.get("/jobs/<job_id>/steps")
     @operation("Which steps of the pictures are kept", "results",
@@ -234,7 +235,7 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         for event in reversed(events):
             data = event.data
             if step in (None, data["t"]) and (content := job.file(files_of(event)[1])) is not None:
-                found = {"latent": base64.b64encode(content).decode(), "index": index, "seed": data["seed"],
+                found = {"latent": base64_text(content), "index": index, "seed": data["seed"],
                          "t": data["t"], "total_t": data["total_t"]}
                 return tagged(json_response(found), f"{job.id}-latent-{index}-{data['t']}-{event.kind}")
         there = ", ".join(str(event.data["t"]) for event in events if job.file(files_of(event)[1]) is not None)

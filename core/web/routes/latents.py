@@ -24,13 +24,13 @@ from flask import Flask, Response, request
 
 from core.engine import Engine, EngineInfo, JobError
 from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, PictureError, is_png
-from core.imaging.image_io import as_text, crop_square, is_white, mask_picture, read_image
+from core.imaging.image_io import as_text, base64_text, crop_square, is_white, mask_picture, read_image
 from core.imaging.png_metadata import NoRequestError, Restored, encode_png, read_request
 from core.imaging.watermark import find
 from core.jobs.admission import QueueClosed, QueueFull
 from core.jobs.service import EngineService
 from core.text.prompt_rewriting import unread_in, unread_warning
-from core.web.errors import Problem, json_response
+from core.web.errors import Problem, json_response, stopping
 from core.web.openapi import BINARY, JSON, Answer, operation
 from core.web.requests import (
     MAX_BODY_BYTES,
@@ -61,14 +61,14 @@ def ask_engine(service: EngineService, work: Callable[[Engine], T]) -> T:
     except QueueFull as error:
         raise Problem(429, f"{error}.", {"Retry-After": str(error.retry_after_s)}) from error
     except QueueClosed as error:
-        raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
+        raise stopping() from error
     try:
         return future.result(PATIENCE_S)
     except Unanswered as error:
         future.cancel()
         raise Problem(503, "The model is too busy.", {"Retry-After": "10"}) from error
     except QueueClosed as error:
-        raise Problem(503, "The server is stopping.", {"Retry-After": "10"}) from error
+        raise stopping() from error
     except JobError as error:
         raise Problem(503, f"{error.message} {error.hint}".strip(), {"Retry-After": "10"}) from error
 
@@ -206,7 +206,7 @@ def add_exchange(
             file = io.BytesIO()
             np.save(file, latent, allow_pickle=False)
             return Response(file.getvalue(), mimetype=NPY, headers={"Cache-Control": "no-store"})
-        body = Encoded(latent=base64.b64encode(latent.tobytes()).decode(), shape=list(latent.shape))
+        body = Encoded(latent=base64_text(latent.tobytes()), shape=list(latent.shape))
         prompt = "" if asked is None else asked.prompt
         if warnings := unread_warning("The prompt", prompt, unread_in(prompt, info)):
             body["warnings"] = warnings

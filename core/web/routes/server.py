@@ -11,7 +11,7 @@ from core.engine import EngineInfo
 from core.jobs.service import EngineService
 from core.web import server_responses as responses
 from core.web.aliases import both_names
-from core.web.errors import Problem, json_response, shown, tagged
+from core.web.errors import Problem, json_response, shown, stopping, tagged
 from core.web.model_choice import failed_models_of
 from core.web.monitoring import Present, Telemetry
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
@@ -99,7 +99,7 @@ def add_state(
         """`state` is STARTING, READY, FAILED or STOPPING."""
         info = info_of(service)
         if service.state != "READY":
-            raise Problem(503, "The server is stopping.", {"Retry-After": "10"}, state=service.state)
+            raise stopping(state=service.state)
         counts = service.queue.counts()
         jobs = {name: counts[name] for name in ("waiting", "running", "finished")}
         model = {"model": info.name, "device": info.device, "engine": info.engine}
