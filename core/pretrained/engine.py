@@ -117,7 +117,7 @@ class PretrainedEngine:
         scheduler = make_scheduler(str(request.sampler), self._parts.scheduler_config)
         start = find_start(request, self.info.latent_shape, self.encode)
         noise, scale = start.noise, float(request.guidance_scale or 0.0)
-        target = request.interpolate_to and request.interpolate_to.prompt
+        target = None if request.interpolate_to is None else request.interpolate_to.prompt
         texts = [text_weights(request.prompt, request.negative_prompt, scale, target, share)
                  for share in noise.weights]
         for text in {text for one in texts for text in one}:
@@ -328,7 +328,7 @@ class PretrainedEngine:
                 images = F.interpolate(coarse, PREVIEW_SIZE, mode="bicubic").clamp(-1, 1)
                 yield self._encode(images), images
 
-        return fit_preview(pairs())
+        return fit_preview(pairs(), ridge=1e-6)
 
     # ---- one request from beginning to end
 

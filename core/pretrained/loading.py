@@ -54,14 +54,15 @@ class PretrainedInfo:
 
 @dataclass
 class Parts:
-    """The networks of a model in fp32 on the CPU, and how its noise is scheduled (diffusers' configuration)."""
+    """The networks of a model in fp32 on the CPU, of types that only their libraries know: CLIPTextModel, AutoencoderKL,
+    UNet2DConditionModel, StableDiffusionSafetyChecker. `scheduler_config` is diffusers' configuration of its noise."""
 
     tokenizer: Any
-    text_encoder: nn.Module
-    vae: nn.Module
-    unet: nn.Module
+    text_encoder: Any
+    vae: Any
+    unet: Any
     scheduler_config: Mapping[str, Any]
-    safety_checker: nn.Module | None = None
+    safety_checker: Any = None
     feature_extractor: Any = None
 
 
