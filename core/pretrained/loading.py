@@ -54,8 +54,9 @@ class PretrainedInfo:
 
 @dataclass
 class Parts:
-    """The networks of a model in fp32 on the CPU, of types that only their libraries know: CLIPTextModel, AutoencoderKL,
-    UNet2DConditionModel, StableDiffusionSafetyChecker. `scheduler_config` is diffusers' configuration of its noise."""
+    """The networks of a model in fp32 on the CPU, of types that only their libraries know: CLIPTextModel,
+    AutoencoderKL, UNet2DConditionModel, StableDiffusionSafetyChecker. `scheduler_config` is diffusers' configuration.
+    """
 
     tokenizer: Any
     text_encoder: Any
