@@ -261,7 +261,8 @@ class PretrainedEngine:
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise ValueError(f"pixels must be uint8 {list(shape)}, got {pixels.dtype} {list(pixels.shape)}")
         images = to_images(torch.tensor(pixels)[None])
-        return all_pieces(lambda _: self._encode(images), 1, self.device)[0][0].numpy()
+        z = all_pieces(lambda _: self._encode(images), 1, self.device)[0][0]
+        return np.ascontiguousarray(z.numpy())  # convolutions round by the order of what they are given
 
     def _encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] on the CPU."""
@@ -320,15 +321,7 @@ class PretrainedEngine:
     @torch.inference_mode()
     def _fit_preview(self) -> PreviewDecoder:
         """The linear map nearest to this VAE on smooth fields of colour; no photograph is needed for it."""
-        generator = torch.Generator().manual_seed(0)
-
-        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            for i in range(NUM_PREVIEW_PICTURES):
-                coarse = torch.randn(1, 3, 2 + i, 2 + i, generator=generator) * 0.6
-                images = F.interpolate(coarse, PREVIEW_SIZE, mode="bicubic").clamp(-1, 1)
-                yield self._encode(images), images
-
-        return fit_preview(pairs(), ridge=1e-6)
+        return fit_preview(((self._encode(images), images) for images in smooth_fields()), ridge=1e-6)
 
     # ---- one request from beginning to end
 
@@ -338,6 +331,14 @@ class PretrainedEngine:
         while not run.finished:
             self.step([run])
         return self.pictures(run)
+
+
+def smooth_fields() -> Iterator[Tensor]:
+    """Pictures [1, 3, H, W] in [-1, 1] of random colours that run into each other, coarse ones first."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(NUM_PREVIEW_PICTURES):
+        coarse = torch.randn(1, 3, 2 + i, 2 + i, generator=generator) * 0.6
+        yield F.interpolate(coarse, PREVIEW_SIZE, mode="bicubic").clamp(-1, 1)
 
 
 def dtype_for(device: torch.device, precision: str) -> torch.dtype:

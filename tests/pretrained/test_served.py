@@ -48,7 +48,7 @@ def app(tiny: TinyStableDiffusion, ours: Path, tmp_path_factory: pytest.TempPath
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tiny.safetensors.parent / name, folder / name)
     cut = folder / "cut.safetensors"
-    cut.write_bytes(tiny.safetensors.read_bytes()[:100_000])
+    cut.write_bytes(tiny.safetensors.read_bytes()[:5_000_000])
     app = create_app(opened(ours, tiny.folder, tiny.safetensors, cut), start=False)
     app.test_client_class = CheckedClient
     assert service_of(app).load()
@@ -71,7 +71,7 @@ def test_models_are_listed_by_name_and_kind(app: Flask, tiny: TinyStableDiffusio
         ("faces", 128), ("stable-diffusion", SIZE), ("stable-diffusion", SIZE)]
     assert [one["name"] for one in found["models"]][1:] == ["tiny", "tiny-2"]
     ((name, why),) = [(one["name"], one["failure"]) for one in found["failed_models"]]
-    assert name == "cut" and "is cut off: 100,000 of" in why
+    assert name == "cut" and "is cut off: 5,000,000 of" in why
     assert is_ours(Path("models/celeba128")) and not is_ours(tiny.folder) and not is_ours(tiny.ckpt)
 
 
