@@ -196,7 +196,7 @@ def test_pictures_say_how_they_came_about_and_carry_the_mark(drawer: PretrainedE
 
 
 def test_previews_are_the_nearest_linear_map(drawer: PretrainedEngine) -> None:
-    """Nearer to the fields that it was fitted to than one colour is, as far as an untrained VAE lets colours through."""
+    """Nearer to the fields that it was fitted to than one colour is, as far as an untrained VAE lets colours pass."""
     fields = list(smooth_fields())
     with torch.inference_mode():
         shown = torch.cat([drawer._preview.levels(drawer._encode(images)) for images in fields]).numpy()
