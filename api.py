@@ -1,6 +1,6 @@
 """What does HTTP say?
 
-`create_app(engine_factory)` builds the application: the routes, what each takes and what it answers. `main` serves it:
+`create_app(engines)` builds the application: the routes, what each takes and what it answers. `main` serves it:
 `python api.py --model models/celeba128`.
 
 It does not know what draws: an engine is anything like `core.engine.Engine`, made by a factory that runs in the one
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +34,7 @@ from core import disk
 from core.addresses import address_of, host_of, is_local
 from core.addresses import listener as listen
 from core.engine import Engine, EngineInfo
+from core.jobs.models import Models, ModelSource
 from core.jobs.queue import JobQueue
 from core.jobs.retention import Retention
 from core.jobs.service import EngineService
@@ -45,6 +46,7 @@ from core.text import captions
 from core.web import openapi, options, requests, responses
 from core.web.api_docs import add_reference
 from core.web.errors import Problem, problem_response
+from core.web.model_choice import all_models
 from core.web.monitoring import Telemetry, configure_logging
 from core.web.routes.images import add_results
 from core.web.routes.jobs import add_jobs, client_name
@@ -100,7 +102,7 @@ PATH_PARAMETERS: dict[str, dict[str, Any]] = {
 
 
 def create_app(
-    engine_factory: Callable[[], Engine],
+    engines: Callable[[], Engine] | Models,
     *,
     start: bool = True,
     api_key: str | None = None,
@@ -118,7 +120,8 @@ def create_app(
 ) -> Flask:
     """Build the application.
 
-    `start` begins the engine's thread, which calls `engine_factory` once; without it somebody has to call
+    `engines` makes the engine, or loads one of several. `start` begins the engine's thread, where that happens; without
+    it somebody has to call
     `app.extensions["service"].start()` later, or `.load()` and `.queue.run_next(batch)` in a thread of their own.
     `hosts` are names under which the server may be addressed beside numeric addresses; None allows the loopback names
     alone. `cors_origins` are other web pages that may use it. `data_dir` keeps jobs and pictures; None takes a folder
@@ -137,7 +140,7 @@ def create_app(
     store = Store(folder)
     queue = JobQueue(store, max_waiting=max_waiting, keep=keep or Retention())
     telemetry = Telemetry()
-    service = EngineService(engine_factory, store, queue, telemetry, max_batch, watermark)
+    service = EngineService(engines, store, queue, telemetry, max_batch, watermark)
     if data_dir is None:
         weakref.finalize(service, discard, store, folder)
     app.extensions |= {"service": service, "telemetry": telemetry}
@@ -156,7 +159,8 @@ def create_app(
 
     @cache
     def document(ready: bool) -> dict[str, Any]:
-        return describe(app, service.info if ready else None, locked=api_key is not None)
+        others = service.models.infos if ready else ()
+        return describe(app, service.info if ready else None, locked=api_key is not None, others=others)
 
     words, own = vocabulary(), examples()
     reader = PictureReader()
@@ -165,7 +169,7 @@ def create_app(
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
     add_prompts(app, service, words, own)
-    add_state(app, service, telemetry, lambda: options.options(service.info, words, own))
+    add_state(app, service, telemetry, lambda info: options.options(info, words, own, all_models(service)))
     add_reference(app, lambda: document(service.info is not None))
     add_page(app, ROOT, api_key)
     if start:
@@ -184,14 +188,16 @@ def disk_fails(error: StoreError) -> Response:
     return problem_response(Problem(503, disk.ANSWERS[error.cause], {"Retry-After": "30"}))
 
 
-def describe(app: Flask, info: EngineInfo | None, *, locked: bool) -> dict[str, Any]:
+def describe(
+    app: Flask, info: EngineInfo | None, *, locked: bool, others: Sequence[EngineInfo] = ()
+) -> dict[str, Any]:
     """The OpenAPI document; once the model is loaded it also names the samplers and the size of a latent."""
     document = openapi.document(
         app, info=INFO, tags=TAGS, problem=responses.ProblemAnswer, common=COMMON_PROBLEMS,
         path_parameters=PATH_PARAMETERS, public=PUBLIC_ENDPOINTS, security=KEY_SCHEMES if locked else {},
     )
     if info is not None:
-        options.name_choices(document["components"]["schemas"], info)
+        options.name_choices(document["components"]["schemas"], info, others)
     return document
 
 
@@ -207,7 +213,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--engine", choices=("auto", "openvino", "torch"), default="auto", help="what computes on a CPU (%(default)s)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, seeds less exact (%(default)s)")
-    add("--model", type=Path, default=DEFAULT_MODEL, help="a model folder")
+    add("--model", type=Path, action="append", default=[], dest="models",
+        help="a model folder, or a Stable Diffusion 1.x of other people: a diffusers folder, a .safetensors or a .ckpt "
+        "file; may be given again, the first is meant where a request names none")
+    add("--image-size", type=count, help="pixels a side of other people's models (default: what they were trained at)")
     add("--threads", type=count, help="CPU threads for the model (default: all cores)")
     add("--max-batch", type=count, help="images that share one step (default: 16 on a CPU, 64 on an accelerator)")
     add("--data-dir", type=Path, default=ROOT / "data", help="keeps jobs and pictures (default: data/)")
@@ -224,6 +233,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
     add("--drain-seconds", type=number, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")
     arguments = parser.parse_args(argv)
+    arguments.models = list(dict.fromkeys(arguments.models)) or [DEFAULT_MODEL]
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, got {arguments.port}")
     if not is_local(arguments.host) and not arguments.api_key and not arguments.insecure:
@@ -250,6 +260,69 @@ def examples_of(model: Path) -> Sequence[str]:
     return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else ()
 
 
+def is_ours(model: Path) -> bool:
+    """Whether this is, or ought to be, a folder that this repository trained; diffusers' folders name a class."""
+    try:
+        return "_class_name" not in json.loads((model / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return not model.is_file()
+
+
+def models_of(arguments: argparse.Namespace) -> Models:
+    """The models of the command line. What loads them imports torch, in the engine's thread, while the page is there
+    already."""
+    device, threads, precision = arguments.device, arguments.threads, arguments.precision
+
+    def load_ours(path: Path) -> Engine:
+        from generator import FaceGenerator
+
+        faces = FaceGenerator.load(path, device, threads, precision, arguments.engine)
+        faces.warm_up()
+        return faces
+
+    def load_others(path: Path, name: str) -> Engine:
+        import torch
+
+        from core.pretrained.engine import PretrainedEngine
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        engine = PretrainedEngine.load(path, device, precision, arguments.image_size, name)
+        engine.warm_up()
+        return engine
+
+    def describe(path: Path, name: str) -> EngineInfo:
+        from core.pretrained.engine import PretrainedEngine
+
+        return PretrainedEngine.describe(path, device, precision, arguments.image_size, name)
+
+    def free_memory() -> int | None:
+        from core.nn import device as devices
+
+        return devices.free_memory(devices.pick_device(device))
+
+    def release() -> None:
+        from core.nn.device import release_memory
+
+        release_memory()
+
+    sources, taken = [], set[str]()
+    for path in arguments.models:
+        stem = path.stem if path.is_file() else path.resolve().name
+        name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, 99))) if name not in taken)
+        taken.add(name)
+        load = partial(load_ours, path) if is_ours(path) else partial(load_others, path, name)
+        described = (lambda: None) if is_ours(path) else partial(describe, path, name)
+        sources.append(ModelSource(name, load, described, partial(size_of, path)))
+    return Models(sources, free_memory, release)
+
+
+def size_of(model: Path) -> int:
+    """Bytes of a model's weights on disk."""
+    files = [model] if model.is_file() else model.glob("*/*")
+    return sum(file.stat().st_size for file in files if file.suffix in (".safetensors", ".bin", ".ckpt"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the process's exit status."""
     keep_quiet()
@@ -257,14 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     configure_logging(arguments.log_format)
 
-    def load_engine() -> Engine:
-        from generator import FaceGenerator  # imports torch, in the engine's thread, while the page is already there
-
-        chosen = arguments.device, arguments.threads, arguments.precision, arguments.engine
-        faces = FaceGenerator.load(arguments.model, *chosen)
-        faces.warm_up()
-        return faces
-
+    captioned = next((path for path in arguments.models if is_ours(path)), arguments.models[0])
     own_names = (socket.gethostname().lower(), f"{socket.gethostname().lower()}.local")
     hosts = None if is_local(arguments.host) and not arguments.allow_host else (*own_names, *arguments.allow_host)
     days = arguments.keep_days
@@ -275,9 +341,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         app = create_app(
-            load_engine, start=False, api_key=arguments.api_key or None, hosts=hosts,
+            models_of(arguments), start=False, api_key=arguments.api_key or None, hosts=hosts,
             cors_origins=arguments.cors_origin, data_dir=arguments.data_dir, max_batch=arguments.max_batch,
-            vocabulary=lambda: vocabulary_of(arguments.model), examples=lambda: examples_of(arguments.model),
+            vocabulary=lambda: vocabulary_of(captioned), examples=lambda: examples_of(captioned),
             max_waiting=arguments.max_waiting,
             keep=Retention(arguments.keep_jobs, arguments.keep_bytes, days * 86400 if days else None),
             watermark=not arguments.no_watermark,

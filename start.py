@@ -33,7 +33,8 @@ from core.process import TOGETHER, Problem, clean_env, venv_python
 from launcher import environment, host
 from launcher.device_check import device_problem, engine_text, quick_device_problem
 from launcher.flags import Several, device_name, port_number, several, thread_count
-from launcher.model_check import model_faults, model_folder, model_problem
+from launcher.model_check import model_faults, model_folder
+from launcher.pretrained_check import any_model_problem, is_pretrained
 from launcher.process import Child
 
 # segno's compact code has the terminal's own colours, a negative on most light ones; here they are stated, from the
@@ -77,8 +78,11 @@ def has_jobs(options: argparse.Namespace) -> bool:
 def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     """The command line of api.py. The key is not in it: every user of a machine can read command lines."""
     command = [str(venv_python(root)), str(root / "api.py"), "--host", options.host, "--port", str(options.port)]
-    command += ["--device", options.device, "--model", str(model_folder(root, options.model))]
+    command += ["--device", options.device]
+    command += [word for name in options.model for word in ("--model", str(model_folder(root, name)))]
     command += ["--data-dir", str(data_folder(options))]
+    if options.image_size:
+        command += ["--image-size", str(options.image_size)]
     if options.threads:
         command += ["--threads", str(options.threads)]
     for flag, values in (("--allow-host", options.allow_host), ("--cors-origin", options.cors_origin)):
@@ -90,7 +94,7 @@ def server_command(root: Path, options: argparse.Namespace) -> list[str]:
 def serve(root: Path, options: argparse.Namespace) -> int:
     """Check, prepare, start api.py in the environment, open the page when it answers; returns the exit status."""
     for problem in (
-        model_problem(root, options.model),
+        *(any_model_problem(root, name) for name in options.model),
         exposure_problem(options),
         host.port_problem(options.host, options.port),
         host.memory_problem(host.free_memory()),
@@ -259,7 +263,7 @@ def doctor(root: Path, options: argparse.Namespace) -> int:
     problems = [
         *doctor_environment(root, options),
         doctor_data(data_folder(options)),
-        *doctor_model(root, options.model),
+        *(problem for name in options.model for problem in doctor_model(root, name)),
         exposure_problem(options),
         host.port_problem(options.host, options.port),
         host.memory_problem(free),
@@ -306,8 +310,10 @@ def doctor_environment(root: Path, options: argparse.Namespace) -> list[str | No
 
 def doctor_model(root: Path, name: str) -> list[str]:
     """What keeps the model from drawing: an incomplete folder, or parts that do not belong together."""
-    problem = model_problem(root, name)
-    return model_faults(model_folder(root, name)) if problem is None else [problem]
+    problem = any_model_problem(root, name)
+    if problem is None:
+        return [] if is_pretrained(model_folder(root, name)) else model_faults(model_folder(root, name))
+    return [problem]
 
 
 def doctor_data(folder: Path) -> str | None:
@@ -363,7 +369,10 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     add("--host", type=addresses.host_of, default=twin("HOST", "127.0.0.1"), help=where)
     add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
     add("--device", type=device_name, default=twin("DEVICE", "auto"), help="auto, cpu, mps, cuda, cuda:N (%(default)s)")
-    add("--model", default=twin("MODEL", DEFAULT_MODEL), help="name in models/, or a folder (%(default)s)")
+    models = f"name in models/, a folder, or other people's file; may be given again ({DEFAULT_MODEL})"
+    add("--model", action=Several, metavar="MODEL", default=several(twin("MODEL", DEFAULT_MODEL)), help=models)
+    sides = "pixels a side of other people's models, 0 = as they were trained (%(default)s)"
+    add("--image-size", type=int, default=twin("IMAGE_SIZE", "0"), help=sides)
     add("--data-dir", default=twin("DATA_DIR", str(ROOT / "data")), help="keeps jobs and pictures (data/)")
     add("--api-key", default=twin("API_KEY"), help="what clients must show when --host opens the network")
     add("--insecure", action="store_true", default=switch("INSECURE"), help="open the network without a key")

@@ -55,6 +55,10 @@ class EngineInfo(Protocol):
     def emphasis(self) -> Callable[[str], str]: ...  # a description -> the words in which the model hears it
     @property
     def read_to(self) -> Callable[[str], int]: ...  # a text -> how many of its characters the text encoder reads
+    @property
+    def kind(self) -> str: ...  # "faces": one of ours; "stable-diffusion": other people's weights
+    @property
+    def lacks(self) -> frozenset[str]: ...  # fields of a request that it cannot follow, and "vocabulary"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,13 @@
 """Does the code keep the house's laws: who may import whom, what an import may do, what is never done at all?
 
-The direction: base <- nn <- diffusion <- training <- evaluation, and base <- jobs <- web; the two branches never meet.
-The base is what several branches need: `engine`, `text`, `imaging`, and five modules of the standard library alone:
-`addresses` (where a server listens), `command` (how a command ends), `disk` (why it refuses), `process` (a program of
-another Python, and the sentence when it fails) and `quiet` (which packages may not speak). `launcher` stands on those
-too, and only `start.py` on it: so core/ imports neither the root nor the launcher, and what `api.py`, the benchmark and
-the judge from outside share with the launcher is in the base. The launcher and what it stands on keep Python 3.7's
-syntax, because `start.py` has to tell an old Python that it is too old; `command` is for commands of a whole
-environment and need not.
+The direction: base <- nn <- diffusion <- pretrained <- training <- evaluation, and base <- jobs <- web; the two
+branches never meet. The base is what several branches need: `engine`, `text`, `imaging`, and five modules of the
+standard library alone: `addresses` (where a server listens), `command` (how a command ends), `disk` (why it refuses),
+`process` (a program of another Python, and the sentence when it fails) and `quiet` (which packages may not speak).
+`launcher` stands on those too, and only `start.py` on it: so core/ imports neither the root nor the launcher, and what
+`api.py`, the benchmark and the judge from outside share with the launcher is in the base. The launcher and what it
+stands on keep Python 3.7's syntax, because `start.py` has to tell an old Python that it is too old; `command` is for
+commands of a whole environment and need not.
 
 Each law is a function from source text to complaints. It is run over every file of the project, and over a few lines
 that break it, because a law that cannot complain proves nothing. New files are found by themselves.
@@ -34,7 +34,8 @@ MINIMUM = NETWORKS | {"start", "api", "generator", "evaluate", "dataset"}
 # ---- the one law of direction: a module imports its own package, the base, or an earlier package of its own branch
 BASE = {"core.engine", "core.addresses", "core.command", "core.disk", "core.process", "core.quiet", "core.text",
         "core.imaging"}
-BRANCHES = (("core.nn", "core.diffusion", "core.training", "core.evaluation"), ("core.jobs", "core.web"))
+BRANCHES = (("core.nn", "core.diffusion", "core.pretrained", "core.training", "core.evaluation"),
+            ("core.jobs", "core.web"))
 LAUNCHER = {"launcher", "core.addresses", "core.disk", "core.process", "core.quiet"}  # before anything is installed
 # what a package may build on beside the standard library
 MEANS: dict[str, set[str]] = {
@@ -49,6 +50,7 @@ MEANS: dict[str, set[str]] = {
     "core.imaging": {"numpy", "PIL"},
     "core.nn": {"numpy", "openvino", "safetensors", "tokenizers", "torch"},
     "core.diffusion": {"diffusers", "numpy", "scipy", "torch"},
+    "core.pretrained": {"diffusers", "numpy", "safetensors", "torch", "transformers"},
     "core.training": {"accelerate", "matplotlib", "numpy", "pandas", "PIL", "safetensors", "scipy", "torch", "tqdm"},
     "core.evaluation": {"diffusers", "matplotlib", "numpy", "PIL", "scipy", "torch", "torchmetrics", "torchvision",
                         "tqdm", "ai_edge_litert", "dlib", "onnx", "onnxruntime"},  # these in their own environment
@@ -60,6 +62,7 @@ MEANS: dict[str, set[str]] = {
 WITHOUT_TORCH = {"start", "api", "core", *BASE, *BRANCHES[1], "launcher"}  # modules, or packages of them
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
 SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}
+READS_PICKLES = "core.pretrained.recognition"  # with torch's restricted unpickler: other people's .ckpt files
 LONGEST, LONGEST_IN_CORE = 600, 400  # lines of a file that needs no defence
 GLANCE = 6  # lines of a function that says by itself what it does
 
@@ -287,7 +290,8 @@ def long_files_defend_themselves(source: Source) -> list[str]:
 
 
 def nothing_is_unpickled_or_evaluated(source: Source) -> list[str]:
-    """Weights are safetensors, arrays are .npy, settings are JSON: reading a file never runs code from it."""
+    """Weights are safetensors, arrays are .npy, settings are JSON: reading a file never runs code from it. Weights of
+    others may be pickles: one module has torch read them with `weights_only=True`, which knows tensors alone."""
     loaders = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     forbidden = {"torch.load", "torch.save", "torch.hub.load", "eval", "exec", "pd.read_pickle", "pandas.read_pickle"}
     complaints = [
@@ -297,7 +301,9 @@ def nothing_is_unpickled_or_evaluated(source: Source) -> list[str]:
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             allows = any(word.arg == "allow_pickle" and ast.unparse(word.value) != "False" for word in node.keywords)
-            if name in forbidden or allows:
+            tensors_alone = source.module == READS_PICKLES and name == "torch.load" and any(
+                word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)
+            if name in forbidden and not tensors_alone or allows:
                 complaints.append(f"{source.at(node.lineno)} calls {name}")
     return complaints
 
@@ -370,6 +376,8 @@ BROKEN_BY: dict[Law, tuple[tuple[str, str], ...]] = {
     nothing_is_unpickled_or_evaluated: (
         ("api", "def f():\n    import pickle"),
         ("api", "torch.load(path, weights_only=True)"),
+        ("core.pretrained.recognition", "torch.load(path, weights_only=False)"),
+        ("core.pretrained.recognition", "torch.load(path)"),
         ("api", "np.load(path, allow_pickle=True)"),
         ("api", "eval('1')"),
     ),

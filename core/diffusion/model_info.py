@@ -43,6 +43,8 @@ class ModelInfo:
     step_curve: tuple[Mapping[str, Any], ...] = ()  # what more steps buy, if that was measured
     emphasis: Emphasis = field(default_factory=Emphasis)  # in which words a description is heard
     read_to: Callable[[str], int] = field(default=len, compare=False, repr=False)  # so many characters of it
+    kind: str = "faces"
+    lacks: frozenset[str] = frozenset()
 
 
 def read_scheduler_config(folder: str | Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""How do many jobs share one engine?
+"""How do many jobs share one engine, or a few of them?
 
 `EngineBatch` is what the queue drives (`core.jobs.worker.Batch`): it turns a job's stored request into a run of the
-engine, steps all running jobs together and reports pictures, previews and errors of each as events. It does not know
-threads, HTTP or what draws.
+engine of its model, steps all running jobs of a model together and reports pictures, previews and errors of each as
+events. A job that is to be refined has a second run, of another model perhaps (`core/jobs/refinement.py`). It does not
+know threads, HTTP or what draws.
 """
 
 from __future__ import annotations
@@ -13,42 +14,21 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from core.engine import (
-    MAX_IMAGES,
-    DrawRequest,
-    Engine,
-    EngineInfo,
-    Interpolation,
-    JobError,
-    Picture,
-    Run,
-    body_name,
-)
+from core.engine import MAX_IMAGES, DrawRequest, Engine, EngineInfo, Interpolation, JobError, Picture, body_name
 from core.imaging.image_io import is_white, read_image
 from core.jobs.job import Job, explained
+from core.jobs.models import Models
+from core.jobs.refinement import begin_refinement, keep_unrefined
+from core.jobs.result_files import image_url, latent_name, picture_name
 
 log = logging.getLogger(__name__)
-
-
-def image_url(job_id: str, index: int, suffix: str = "png") -> str:
-    return f"/jobs/{job_id}/images/{index}.{suffix}"
-
-
-def picture_name(index: int, step: int | None = None) -> str:
-    """The file of one image's picture: the final one, or the preview of one step."""
-    return f"{index}.png" if step is None else f"{index}-{step}.png"
-
-
-def latent_name(index: int, step: int | None = None) -> str:
-    """The file with the latent of that picture, little-endian float32 in C order."""
-    return f"{index}.f32" if step is None else f"{index}-{step}.f32"
 
 
 def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
@@ -95,6 +75,7 @@ def rows_of(request: Mapping[str, Any], info: EngineInfo) -> int:
 def steps_of(request: Mapping[str, Any]) -> int:
     """Steps that are done for a request: those that a picture or a latent to begin with makes needless are not."""
     share = request.get("strength", 1.0) if request.get("init_image") else 1 - request["start_timestep"]
+    share += (request.get("refine") or {}).get("strength", 0.0)
     return round(request["n_inf_steps"] * share)
 
 
@@ -141,25 +122,53 @@ class StepCosts:
             return statistics.median_low(self._pictures) if self._pictures else 0.0
 
 
+@dataclass(eq=False)
+class Running:
+    """A job with its run in the engine of its model.
+
+    `before` steps are behind its run, those that drew what is refined, and `after` are to come when it is finished.
+    A run that is finished while steps are to come waits for the model that refines.
+    """
+
+    job: Job
+    model: str  # as `Models` knows it
+    engine: Engine
+    run: Any
+    before: int = 0
+    after: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.before + self.run.done
+
+    @property
+    def total(self) -> int:
+        return self.before + self.run.total + self.after
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.after and self.run.finished and self.run.error is None)
+
+
 class EngineBatch:
-    """The running jobs of one engine (`core.jobs.worker.Batch`).
+    """The running jobs of the models of a server (`core.jobs.worker.Batch`).
 
     At most `max_images` images run, of which at most `max_batch` take part in one step (a job is never divided). When
     not all can, those go whose last step is longest ago: every job steps equally often, so a short one never waits
-    for a long one to end.
+    for a long one to end. Jobs of different models take turns.
     """
 
-    def __init__(self, engine: Engine, watcher: Watcher, *, max_batch: int, max_images: int = MAX_IMAGES) -> None:
-        self._engine, self._watcher, self._max_batch, self._max_images = engine, watcher, max_batch, max_images
-        self._running: deque[tuple[Job, Any]] = deque()  # those that are to step next come first
-        self._speeds: deque[float] = deque(maxlen=32)  # seconds an image of the latest steps
-        self.costs = StepCosts()
+    def __init__(self, models: Models, watcher: Watcher, *, max_batch: int, max_images: int = MAX_IMAGES) -> None:
+        self._models, self._watcher, self._max_batch, self._max_images = models, watcher, max_batch, max_images
+        self._running: deque[Running] = deque()  # those that are to step next come first
+        self._speeds: deque[float] = deque(maxlen=32)  # seconds an image of the latest steps of the first model
+        self.costs = StepCosts()  # of the first model
         self._previewed: WeakKeyDictionary[Job, float] = WeakKeyDictionary()  # when each had its last preview
 
     @property
     def num_images(self) -> int:
         """Images of all running jobs. May be read by any thread."""
-        return sum(run.num_images for _, run in tuple(self._running))
+        return sum(one.run.num_images for one in tuple(self._running))
 
     @property
     def seconds_per_image_step(self) -> float | None:
@@ -170,94 +179,144 @@ class EngineBatch:
     @property
     def ahead(self) -> list[tuple[int, int]]:
         """Rows a step and the steps that are left of each running job. May be read by any thread."""
-        return [(rows_of(job.request, self._engine.info), run.total - run.done) for job, run in tuple(self._running)]
+        return [(rows_of(one.job.request, one.engine.info), one.total - one.done) for one in tuple(self._running)]
+
+    @property
+    def models_in_use(self) -> frozenset[str]:
+        """Those whose runs have steps to do."""
+        return frozenset(one.model for one in tuple(self._running) if not one.waits)
 
     def has_room(self, job: Job) -> bool:
-        wanted = num_drawn(job.request)
-        return not self._running or self.num_images + wanted <= self._max_images
+        wanted, name = num_drawn(job.request), self._name_of(job)
+        if not self._running:
+            return True
+        fits = self.num_images + wanted <= self._max_images and self._models.has_room_for(name, self.models_in_use)
+        return fits and not any(one.waits for one in self._running)  # or those would never have their turn
 
     def admit(self, job: Job) -> None:
         """Begin to draw. The newcomer steps first: who watches sees at once that something happens.
 
         Raises JobError when it cannot be drawn.
         """
+        name = self._name_of(job)
+        engine = self._engine_for(job, name)
         try:
-            run = self._engine.begin(draw_request(job.request, self._engine.info))
+            run = engine.begin(draw_request(job.request, engine.info))
         except ValueError as error:
             raise JobError("invalid_request", f"The model refused the request: {error}.") from error
-        self._running.appendleft((job, run))
+        after = job.request["n_inf_steps"] if job.request.get("refine") else 0
+        self._running.appendleft(Running(job, name, engine, run, after=after))
+
+    def _name_of(self, job: Job) -> str:
+        """The model of a job; jobs of older servers name the only one there was, whatever it is called now."""
+        return self._models.find(job.request.get("model")) or self._models.first
+
+    def _engine_for(self, job: Job, name: str) -> Engine:
+        """The engine of a model. That it has to be loaded first is told to the job. Raises JobError."""
+        if not self._models.is_loaded(name):
+            job.emit("status", {"status": "running", "error": None, "loading": self._models.shown(name)})
+        return self._models.engine(name, self.models_in_use)
 
     def drop(self, job: Job) -> None:
         """Forget a job that was cancelled."""
-        self._running = deque(entry for entry in self._running if entry[0] is not job)
+        self._running = deque(one for one in self._running if one.job is not job)
 
     def rest(self) -> bool:
-        """Let the engine use that nobody waits; False: it has nothing left to do."""
-        return self._engine.rest()
+        """Let the loaded engines use that nobody waits; False: they have nothing left to do."""
+        return self._models.rest()
 
     def step(self) -> Iterator[tuple[Job, JobError | None]]:
         """Take as many jobs as fit one step further; yields those that ended, with what they failed of if they did."""
         chosen = self._choose()
-        moving = [run for _, run in chosen if not run.finished]  # start_timestep = 1 leaves no step to do
-        rows = sum(rows_of(job.request, self._engine.info) for job, run in chosen if not run.finished)
+        moving = [one for one in chosen if not one.run.finished]  # start_timestep = 1 leaves no step to do
         broken: JobError | None = None
         try:
             if moving:
-                began = time.perf_counter()
-                self._engine.step(moving)
-                seconds = time.perf_counter() - began
-                self._speeds.append(seconds / sum(run.num_images for run in moving))
-                self.costs.stepped(rows, seconds)
-                self._watcher.stepped(seconds)
+                began, engine = time.perf_counter(), moving[0].engine
+                engine.step([one.run for one in moving])
+                self._measured(moving, time.perf_counter() - began)
         except Exception as raised:  # a fault of the engine ends the jobs of this step, and no others
-            broken = explained(raised, "the engine failed", chosen[0][0])
-        for job, run in chosen:
+            broken = explained(raised, "the engine failed", chosen[0].job)
+        for one in chosen:
             error = broken
             try:
-                if error is None and not self._report(job, run):
+                if error is None and not self._report(one):
                     continue
             except Exception as raised:
-                error = explained(raised, "the engine failed", job)
-            self.drop(job)
+                error = explained(raised, "the engine failed", one.job)
+            self.drop(one.job)
             self._watcher.ended(error is None)
-            yield job, error
+            yield one.job, error
+        yield from self._refine_those_that_wait()
 
-    def _choose(self) -> list[tuple[Job, Any]]:
-        """The next jobs, in turn, until the batch is full; they go to the end of the line."""
-        chosen: list[tuple[Job, Any]] = []
+    def _measured(self, moving: Sequence[Running], seconds: float) -> None:
+        """Remember what a step took; what steps cost is told of the first model alone."""
+        if moving[0].model == self._models.first:
+            self._speeds.append(seconds / sum(one.run.num_images for one in moving))
+            self.costs.stepped(sum(rows_of(one.job.request, one.engine.info) for one in moving), seconds)
+        self._watcher.stepped(seconds)
+
+    def _choose(self) -> list[Running]:
+        """The next jobs of the model whose turn it is, until the batch is full; they go to the end of the line."""
+        able = [one for one in self._running if not one.waits]
+        chosen: list[Running] = []
         room = self._max_batch
-        while self._running and (not chosen or self._running[0][1].num_images <= room):
-            chosen.append(self._running.popleft())
-            room -= chosen[-1][1].num_images
-        self._running.extend(chosen)
+        for one in [one for one in able if one.engine is able[0].engine]:
+            if chosen and one.run.num_images > room:  # nobody is overtaken
+                break
+            chosen.append(one)
+            room -= one.run.num_images
+        self._running = deque([*(one for one in self._running if one not in chosen), *chosen])
         return chosen
+
+    def _refine_those_that_wait(self) -> Iterator[tuple[Job, JobError | None]]:
+        """Begin the second run of jobs whose first one is finished, as soon as the model for it can be loaded."""
+        for one in [one for one in self._running if one.waits]:
+            name = self._models.find(one.job.request["refine"]["model"]) or one.job.request["refine"]["model"]
+            if one.job.cancel_requested or not self._models.has_room_for(name, self.models_in_use):
+                continue
+            try:
+                pictures = one.engine.pictures(one.run)
+                engine = self._engine_for(one.job, name)
+                run = begin_refinement(engine, one.job.request, [read_image(picture.png) for picture in pictures])
+            except Exception as raised:
+                self.drop(one.job)
+                self._watcher.ended(False)
+                yield one.job, explained(raised, "the refinement could not begin", one.job)
+                continue
+            keep_unrefined(one.job, one.done, one.total, pictures)
+            one.before, one.after = one.run.total, 0
+            one.model, one.engine, one.run = name, engine, run
 
     def _is_time(self, job: Job) -> bool:
         """Whether somebody watches this job and has seen nothing (new) for as long as was asked."""
         every, last = job.request.get("preview_every_s"), self._previewed.get(job)
         return every is not None and (last is None or time.perf_counter() - last >= every)
 
-    def _report(self, job: Job, run: Run) -> bool:
+    def _report(self, one: Running) -> bool:
         """Tell the job how far it is; True when its pictures are there. Raises JobError."""
+        job, run, engine = one.job, one.run, one.engine
         if run.error is not None:
             raise run.error
-        job.progress(run.done, run.total)
-        if job.cancel_requested:  # the queue drops it before the next step; what nobody wants is not decoded
+        job.progress(one.done, one.total)
+        if one.waits or job.cancel_requested:  # dropped before the next step: what nobody wants is not decoded
             return False
         if not run.finished:
-            if run.done % job.request["stream_freq"] == 0 or self._is_time(job):
+            if one.done % job.request["stream_freq"] == 0 or self._is_time(job):
                 self._previewed[job] = time.perf_counter()
-                previews = self._engine.previews(run)
-                files = {picture_name(picture.index, run.done): picture.png for picture in previews}
-                files |= {latent_name(picture.index, run.done): picture.latent for picture in previews}
-                job.keep(files, [("preview", update(run, picture)) for picture in previews])
+                previews = engine.previews(run)
+                files = {picture_name(picture.index, one.done): picture.png for picture in previews}
+                files |= {latent_name(picture.index, one.done): picture.latent for picture in previews}
+                job.keep(files, [("preview", update(one, picture)) for picture in previews])
             return False
         began = time.perf_counter()
-        pictures = self._engine.pictures(run)
+        pictures = engine.pictures(run)
         files = {picture_name(picture.index): picture.png for picture in pictures}
         files |= {latent_name(picture.index): picture.latent for picture in pictures}
         for picture in pictures:
-            about = {**update(run, picture), **picture.about, "url": image_url(job.id, picture.index)}
+            about = {**update(one, picture), **picture.about, "url": image_url(job.id, picture.index)}
+            if one.before:
+                about["before"] = f"{about['url']}?t={one.before}"
             job.emit("image", about, files)
             files = {}  # all were written with the first: one wait for the disk instead of eight
         self.costs.drew(run.num_images, time.perf_counter() - began)
@@ -266,6 +325,6 @@ class EngineBatch:
         return True
 
 
-def update(run: Run, picture: Picture) -> dict[str, int]:
+def update(one: Running, picture: Picture) -> dict[str, int]:
     """What an event says of a picture."""
-    return {"index": picture.index, "seed": picture.seed, "t": run.done, "total_t": run.total}
+    return {"index": picture.index, "seed": picture.seed, "t": one.done, "total_t": one.total}

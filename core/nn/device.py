@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import re
+import sys
+from pathlib import Path
+
 import torch
 
 
@@ -45,3 +51,25 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Only CUDA has an exception of its own for it; MPS and the CPU say it in words."""
     told = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "can't allocate memory" in told
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that networks may still take there; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"), flags=re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
+
+
+def release_memory() -> None:
+    """Return what unloaded networks had to the system: allocators keep it for the next ones otherwise."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+        if trim is not None:
+            trim(0)

@@ -32,16 +32,27 @@ START_QUALITY = "Fast"  # what the page begins with
 UNMEASURED_QUALITY = {"Draft": 25, "Fast": 50, "Fine": 150}  # where the model brings no curve
 
 
-def name_choices(schemas: dict[str, Any], info: EngineInfo) -> None:
-    """Write into the JSON Schemas what depends on the loaded model: its samplers, its name, the size of a latent."""
-    length = 4 * -(-4 * int(np.prod(info.latent_shape)) // 3)
+def text_length(latent_shape: Sequence[int]) -> int:
+    """Characters of a latent as base64 of float32."""
+    return 4 * -(-4 * int(np.prod(latent_shape)) // 3)
+
+
+def name_choices(schemas: dict[str, Any], info: EngineInfo, others: Sequence[EngineInfo] = ()) -> None:
+    """Write into the JSON Schemas what depends on the models: their samplers, their names, the sizes of latents. `info`
+    is the first one's, whose latents the routes without a job take."""
+    infos = [info, *(other for other in others if other.name != info.name)]
+    length, lengths = text_length(info.latent_shape), [text_length(one.latent_shape) for one in infos]
     fields = schemas["TextToImage"]["properties"]
-    for name, choices in (("sampler", info.samplers), ("model", (info.name,))):
-        fields[name]["anyOf"] = [{"type": "string", "enum": list(choices)}, {"type": "null"}]
+    samplers = dict.fromkeys(name for one in infos for name in one.samplers)
+    names = [one.name for one in infos]
+    for members, name, choices in ((fields, "sampler", list(samplers)), (fields, "model", names),
+                                   (schemas["Refine"]["properties"], "model", names)):
+        members[name]["anyOf"] = [{"type": "string", "enum": choices}, {"type": "null"}]
     one, many, _ = fields["latent"]["anyOf"]
     target = schemas["InterpolateTo"]["properties"]["latent"]["anyOf"][0]
-    for latent in (one, many["items"], target, schemas["GiveLatent"]["properties"]["latent"]):
-        latent |= {"minLength": length, "maxLength": length}
+    for latent in (one, many["items"], target):
+        latent |= {"minLength": min(lengths), "maxLength": max(lengths)}
+    schemas["GiveLatent"]["properties"]["latent"] |= {"minLength": length, "maxLength": length}
 
 
 def fewest_steps(curve: Sequence[Mapping[str, Any]], share: float) -> int | None:
@@ -68,38 +79,39 @@ def quality(curve: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [found[steps] for steps in sorted(found)]
 
 
-def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequence[str] = ()) -> dict[str, Any]:
+def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequence[str] = (),
+            models: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Limits, defaults, samplers, models, examples: everything the page would otherwise repeat.
 
-    Sliders are those that a model can follow which read captions of these `words` (none: all). `examples` are captions
-    that a person wrote, where the model learned from those.
+    `info` is of the model that is asked about, `models` tells of all. What that model lacks is not there. Sliders are
+    those that a model can follow which read captions of these `words` (none: all). `examples` are captions that a
+    person wrote, where the model learned from those.
     """
+    lacks = info.lacks if info is not None else frozenset()
     fields = {
         name: {**bounds(TextToImage, name), "default": None if field.is_required() else field.default,
                "description": field.description}
-        for name, field in TextToImage.model_fields.items()
+        for name, field in TextToImage.model_fields.items() if name not in lacks
     }
-    models = []
     if info is not None:
         fields["guidance_scale"] |= {"default": info.default_guidance_scale,
                                      "one_pass": list(info.one_pass) if info.one_pass else None}
         fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers),
                               "long_default": info.long_sampler, "long_above": MANY_STEPS}
-        fields["model"] |= {"default": info.name, "choices": [info.name]}
-        models = [{"name": info.name, "hash": info.model_hash, "device": info.device, "engine": info.engine,
-                   "image_size": info.image_size, "latent_shape": list(info.latent_shape)}]
+        names = [str(model["name"]) for model in models] or [info.name]
+        fields["model"] |= {"default": names[0], "choices": names}
     return {
         "fields": fields,
         "aliases": ALIASES,
         "samplers": list(info.samplers) if info else [],
         "few_steps": dict(info.few_steps) if info else {},
-        "models": models,
+        "models": list(models),
         "quality": quality(info.step_curve if info else ()),
         "step_curve": [dict(point) for point in info.step_curve] if info else [],
         "examples": list(examples[: len(EXAMPLES)] or EXAMPLES),
         "attributes": [
             {**asdict(slider), "response": info.sliders.get(name) if info else None}
-            for name, slider in sliders().items() if name in spoken_attributes(words)
+            for name, slider in sliders().items() if name in spoken_attributes(words) and "attributes" not in lacks
         ],
         "limits": {
             "body_bytes": MAX_BODY_BYTES,

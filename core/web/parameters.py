@@ -22,6 +22,7 @@ ALWAYS = ("prompt", "n_images", "n_inf_steps", "stream_freq", "start_timestep", 
           "negative_prompt", "sampler", "model")  # the others are told where they say something
 BULKY = ("latent", "init_image", "mask")  # told is only that they are there
 DEPENDENT = ("strength", "variation_strength", "variation_seed", "interpolate_to")  # told with another field
+RESOLVED = ("refine",)  # told by who knows the models (`core/web/model_choice.py`)
 
 
 class Target(TypedDict):
@@ -31,6 +32,14 @@ class Target(TypedDict):
     seed: Seed | None
     weight: Annotated[float, Field(ge=0, le=1)] | None
     has_latent: bool
+
+
+class Refinement(TypedDict):
+    """How the pictures are refined."""
+
+    model: str
+    strength: Annotated[float, Field(ge=0.05, le=1)]
+    prompt: Annotated[str | None, Field(description="null: that of the request")]
 
 
 def told_type(name: str) -> Any:
@@ -54,6 +63,7 @@ def told_types() -> dict[str, Any]:
         "has_init_image": Literal[True],
         "has_mask": Literal[True],
         "interpolate_to": Target,
+        "refine": Refinement,
     }
     for older in more.keys() & BETTER_NAMES.keys():
         better = BETTER_NAMES[older]
@@ -90,5 +100,5 @@ def filled_in(wanted: TextToImage, info: EngineInfo) -> dict[str, Any]:
     if (target := wanted.interpolate_to) is not None:
         found["interpolate_to"] = {"prompt": target.prompt, "seed": target.seed, "weight": target.weight,
                                    "has_latent": target.latent is not None}
-    chosen = wanted.model_dump(exclude={*ALWAYS, *BULKY, *DEPENDENT}, exclude_defaults=True)
+    chosen = wanted.model_dump(exclude={*ALWAYS, *BULKY, *DEPENDENT, *RESOLVED}, exclude_defaults=True)
     return found | {name: value for name, value in chosen.items() if value != {}}

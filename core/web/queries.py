@@ -24,6 +24,12 @@ class Query(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class OptionsQuery(Query):
+    """Query of GET /options."""
+
+    model: str | None = Field(None, max_length=200, description="whose options; those of the first when left out")
+
+
 class JobQuery(Query):
     """Query of GET /jobs/{job_id}/."""
 

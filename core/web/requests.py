@@ -146,6 +146,16 @@ class InterpolateTo(Body):
         return self
 
 
+class Refine(Body):
+    """How finished pictures are refined: enlarged to what another model draws, and changed a little by it."""
+
+    model: str | None = Field(None, description="which model refines; the one that draws when left out")
+    strength: float = Field(0.35, ge=0.05, le=1, description="how much it changes")
+    prompt: Prompt | None = Field(None, description="what it is told; the prompt of the request when left out")
+
+    _printable = field_validator("prompt")(no_control_characters)
+
+
 class TextToImage(Body):
     """Body of POST /text_to_image."""
 
@@ -185,6 +195,8 @@ class TextToImage(Body):
     balance: bool = Field(
         False, description="go round what the prompt leaves open (sex, age, hair colour), another combination each"
         " image")
+    refine: Refine | None = Field(
+        None, description="finish the pictures by image to image of a model; those before are kept, too")
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None, description="from and to which share of the steps there is guidance, of the scale, a negative prompt and "
         "sliders; before and after, guidance_scale is 1. All steps when left out")
@@ -251,6 +263,14 @@ class TextToImage(Body):
                 raise bad_field(f"attributes/{name}", f"{wanted}; got {shown(number)}")
             found[known] = float(number)
         return found
+
+    @model_validator(mode="after")
+    def _can_be_followed(self, info: ValidationInfo) -> TextToImage:
+        engine = cast(EngineInfo, info.context)
+        for name in sorted(engine.lacks & set(TextToImage.model_fields)):
+            if getattr(self, name):
+                raise bad_field(name, f"is nothing that the model {engine.name} can follow")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> TextToImage:

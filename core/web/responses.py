@@ -100,6 +100,10 @@ class Findings(TypedDict):
         Nearest | None, Field(description="against the pictures that the model learned from; null without an index")]]
     prompt: NotRequired[Annotated[
         str, Field(description="what was drawn, where `attribute_balancing` put words before the prompt of the job")]]
+    before: NotRequired[Annotated[str, Field(
+        json_schema_extra={"format": "uri-reference"}, description="the picture as it was before it was refined")]]
+    unsafe: NotRequired[Annotated[bool, Field(
+        description="what the safety checker of the model's folder says; the picture is not changed")]]
 
 
 FINDINGS = tuple(Findings.__annotations__)
@@ -139,6 +143,7 @@ class JobAnswer(JobFacts):
 
     response: list[Update]
     eta_s: Annotated[float, Field(ge=0)] | None
+    loading: NotRequired[Annotated[str, Field(description="the model that is being loaded for it now")]]
     last_event_id: Annotated[int, Field(ge=1, description="where to go on listening")]
 
 

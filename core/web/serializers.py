@@ -12,10 +12,10 @@ from datetime import datetime, timezone
 from typing import Any, cast
 
 from core.imaging.image_io import base64_text
-from core.jobs.batching import image_url, latent_name, picture_name
 from core.jobs.clock import seconds_each
 from core.jobs.job import Job, Snapshot, State, Summary
 from core.jobs.records import Event, Record
+from core.jobs.result_files import image_url, latent_name, picture_name
 from core.web.aliases import both_names
 from core.web.responses import (
     FINDINGS,
@@ -115,8 +115,11 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
         if wanted == 2:
             update["latent"] = texts[1]
         response.append(update)
-    return {**job_facts(snapshot, response), "response": response, "eta_s": seconds_left(snapshot),
-            "last_event_id": snapshot.events[-1].id}
+    answer: JobAnswer = {**job_facts(snapshot, response), "response": response, "eta_s": seconds_left(snapshot),
+                         "last_event_id": snapshot.events[-1].id}
+    if "loading" in snapshot.events[-1].data:  # until the next event, which tells of the first step
+        answer["loading"] = snapshot.events[-1].data["loading"]
+    return answer
 
 
 def job_summary(job: Summary) -> JobSummary:
@@ -136,11 +139,14 @@ def job_summary(job: Summary) -> JobSummary:
 
 def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[str]:
     """A job's warnings with those that its finished images give."""
-    close = [str(event["index"]) for event in finals if (event.get("nearest") or {}).get("too_close")]
-    if not close:
-        return list(warnings)
-    which = f"Image {close[0]} is" if len(close) == 1 else f"Images {', '.join(close)} are"
-    return [*warnings, f"{which} unusually close to a training picture: do not pass it off as a new face."]
+    found, finals = list(warnings), list(finals)
+    if close := [str(event["index"]) for event in finals if (event.get("nearest") or {}).get("too_close")]:
+        which = f"Image {close[0]} is" if len(close) == 1 else f"Images {', '.join(close)} are"
+        found.append(f"{which} unusually close to a training picture: do not pass it off as a new face.")
+    if unsafe := [str(event["index"]) for event in finals if event.get("unsafe")]:
+        which = f"Image {unsafe[0]}" if len(unsafe) == 1 else f"Images {', '.join(unsafe)}"
+        found.append(f"{which} may not be safe to show, says the safety checker of the model.")
+    return found
 
 
 def event_text(job: Job, event: Event, *, with_previews: bool = True) -> str:

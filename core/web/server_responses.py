@@ -111,6 +111,18 @@ class ModelOptions(TypedDict):
     engine: Annotated[str, Field(description="what computes the networks, and how precisely")]
     image_size: Annotated[int, Field(ge=1)]
     latent_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    kind: Annotated[str, Field(description="faces: one of ours; stable-diffusion: other people's weights")]
+    lacks: Annotated[list[str], Field(description="fields of a request that it cannot follow; vocabulary: it was "
+                                                  "not trained on our captions")]
+    loaded: Annotated[bool, Field(description="it draws at once; others are loaded when a job names them")]
+    failure: Annotated[str | None, Field(description="why it could not be loaded when that was last tried")]
+
+
+class FailedModel(TypedDict):
+    """A model that was given to the server and cannot be used."""
+
+    name: str
+    failure: str
 
 
 class QualityOptions(TypedDict):
@@ -174,6 +186,8 @@ class OptionsAnswer(TypedDict):
     samplers: list[str]
     few_steps: Annotated[dict[str, int], Field(description="samplers made for few steps -> how many, if not asked for")]
     models: list[ModelOptions]
+    failed_models: Annotated[list[FailedModel], Field(description="given to the server, but nothing that draws")]
+    loading: NotRequired[Annotated[str, Field(description="a model that is being loaded now")]]
     quality: list[QualityOptions]
     step_curve: Annotated[list[StepQuality], Field(description="what more steps buy; empty where it was not measured")]
     examples: list[str]
@@ -224,6 +238,7 @@ class Ready(TypedDict):
     """The model is loaded."""
 
     state: Literal["READY"]
+    loading: NotRequired[Annotated[str, Field(description="a model that is being loaded now")]]
     model: str
     device: str
     engine: Annotated[str, Field(description="what computes the networks, and how precisely")]

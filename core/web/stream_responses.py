@@ -22,6 +22,7 @@ class StatusNews(TypedDict):
     error: Failure | None
     queue_position: NotRequired[Annotated[int, Field(ge=1)]]
     restarted: NotRequired[Annotated[bool, Field(description="the server was started again, and the job begins anew")]]
+    loading: NotRequired[Annotated[str, Field(description="a model is being loaded for it first")]]
 
 
 class ProgressNews(TypedDict):

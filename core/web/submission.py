@@ -48,9 +48,10 @@ def warnings_of(wanted: TextToImage, words: Mapping[str, str], info: EngineInfo,
     """
     target = (wanted.interpolate_to and wanted.interpolate_to.prompt) or ""
     found: list[str] = []
+    is_ours = "vocabulary" not in info.lacks  # which words another model learned is not known
     for what, text in (("The prompt", wanted.prompt), ("The prompt of interpolate_to", target)):
         cut = unread_in(text, info)
-        found += [*unread_warning(what, text, cut), *read_prompt(text[:cut], words).warnings]
+        found += [*unread_warning(what, text, cut), *(read_prompt(text[:cut], words).warnings if is_ours else ())]
     if wanted.balance and unread_in(wanted.prompt, info) == len(wanted.prompt):
         longer = {balanced(wanted.prompt, seed + i) for i in range(wanted.n_images)}
         lost = {text[unread_in(text, info):] for text in longer}

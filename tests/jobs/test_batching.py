@@ -17,6 +17,7 @@ import pytest
 from core.engine import JobError
 from core.jobs.batching import EngineBatch
 from core.jobs.job import Job
+from core.jobs.models import Models, ModelSource
 from core.jobs.queue import JobQueue
 from core.jobs.store import Store
 from tests.support.drawing import LATENT_SHAPE, DrawingEngine
@@ -51,7 +52,9 @@ class Bench:
     def __init__(self, folder: Path, max_batch: int = 16, max_images: int = 64) -> None:
         self.store, self.engine, self.notes = Store(folder), DrawingEngine(), Notes()
         self.queue = JobQueue(self.store)
-        self.batch = EngineBatch(self.engine, self.notes, max_batch=max_batch, max_images=max_images)
+        models = Models([ModelSource("drawing", lambda: self.engine)])
+        models.engine("drawing")  # as a server does before its first job
+        self.batch = EngineBatch(models, self.notes, max_batch=max_batch, max_images=max_images)
 
     def submit(self, prompt: str, **request: Any) -> Job:
         return self.queue.submit(prompt, {}, {**REQUEST, "prompt": prompt, **request})

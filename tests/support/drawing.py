@@ -48,6 +48,8 @@ class DrawingInfo:
     step_curve: tuple[Mapping[str, Any], ...] = STEP_CURVE
     emphasis: Emphasis = field(default_factory=lambda: Emphasis(("Wearing_Hat",), {"Eyeglasses": "glasses"}))
     read_to: Callable[[str], int] = len
+    kind: str = "faces"
+    lacks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

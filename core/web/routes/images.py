@@ -17,11 +17,11 @@ from flask import Flask, Response
 
 from core.imaging.animation import animation
 from core.imaging.image_io import archive, base64_text, collage, thumbnail_webp
-from core.jobs.batching import image_url, picture_name
 from core.jobs.image_decisions import NotFinished, PictureDeleted, UnknownPicture
 from core.jobs.job import Job, Snapshot
 from core.jobs.queue import DeletedJob, JobQueue, UnknownJob
 from core.jobs.records import Event
+from core.jobs.result_files import image_url, picture_name
 from core.web.aliases import both_names
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation

@@ -14,6 +14,7 @@ from core.jobs.queue import DeletedJob
 from core.jobs.service import EngineService
 from core.web import queries, requests, responses, serializers
 from core.web.errors import Problem, json_response, shown, tagged
+from core.web.model_choice import chosen, refinement
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.web.routes.images import NO_JOB, find
 from core.web.routes.latents import BUSY, PictureReader, read_drawing
@@ -50,9 +51,14 @@ def add_jobs(
         """Answers at once; the job is drawn in its turn, and survives a restart of the server."""
         info = info_of(service)
         client, key = client_name(), read_header("Idempotency-Key", 200)
-        wanted = validate(requests.TextToImage, read_drawing(), context=info, aliases=requests.ALIASES)
+        body = read_drawing()
+        info = chosen(service, info, body)
+        wanted = validate(requests.TextToImage, body, context=info, aliases=requests.ALIASES)
+        refine = refinement(service, info, wanted)
         pictures = {} if wanted.init_image is None else reader.normalised(wanted, info.image_size)
-        job = submit(service, info, words, wanted, pictures, client=client, key=key)
+        told = refine and {"refine": {name: refine[name] for name in ("model", "strength", "prompt")}}
+        job = submit(service, info, words, wanted, pictures, client=client, key=key, shown=told,
+                     kept=refine and {"refine": refine})
         return json_response(serializers.job_accepted(job), {"Location": f"/jobs/{job.id}/"})
 
     @app.get("/jobs/")

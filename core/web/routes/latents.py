@@ -262,6 +262,7 @@ def add_exchange(
             made_here=bool(found and found["exact"]),
             request=found["request"] if found else None,
             model_hash=hash_,
-            model_matches=info is not None and hash_ is not None and info.model_hash.startswith(hash_),
+            model_matches=info is not None and hash_ is not None and any(
+                one.model_hash.startswith(hash_) for one in service.models.infos),
             watermark={"found": seen.found, "score": round(seen.score, 3), "p_value": seen.p_value},
         ))

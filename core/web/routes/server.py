@@ -11,9 +11,12 @@ from core.engine import EngineInfo
 from core.jobs.service import EngineService
 from core.web import server_responses as responses
 from core.web.aliases import both_names
-from core.web.errors import Problem, json_response, stopping, tagged
+from core.web.errors import Problem, json_response, shown, stopping, tagged
+from core.web.model_choice import failed_models_of
 from core.web.monitoring import Present, Telemetry
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
+from core.web.queries import OptionsQuery
+from core.web.validation import invalid, read_query
 
 
 def info_of(service: EngineService) -> EngineInfo:
@@ -24,6 +27,12 @@ def info_of(service: EngineService) -> EngineInfo:
         raise Problem(503, service.failure, state=service.state)
     detail = "The model is still loading; try again in a moment."
     raise Problem(503, detail, {"Retry-After": "2"}, state=service.state)
+
+
+def loading(service: EngineService) -> dict[str, str]:
+    """The model that is being loaded after the first one, while that is so."""
+    name = service.models.loading if service.info is not None else None
+    return {} if name is None else {"loading": name}
 
 
 def present(service: EngineService) -> Present:
@@ -39,23 +48,30 @@ def present(service: EngineService) -> Present:
 
 
 def add_state(
-    app: Flask, service: EngineService, telemetry: Telemetry, options: Callable[[], dict[str, Any]]
+    app: Flask, service: EngineService, telemetry: Telemetry, options: Callable[[EngineInfo | None], dict[str, Any]]
 ) -> None:
     """What may be asked, whether the server lives and is ready, and its numbers."""
 
     @app.get("/options")
     @operation("Limits, defaults and choices", "server",
                {200: Answer("Everything that a form needs.", {JSON: responses.OptionsAnswer}, (ETAG,)), 304: UNCHANGED},
-               headers=(IF_NONE_MATCH,))
+               query=OptionsQuery, headers=(IF_NONE_MATCH,))
     def show_options() -> Response:
-        """Answers while the model loads too: then without what only the model knows."""
-        found = options()
+        """Answers while the model loads too: then without what only it knows. What a model lacks is not there."""
+        name = read_query(OptionsQuery).model
+        info = service.info_of(name)
+        if info is None and name is not None and service.info is not None:
+            wanted = f"must be one of {', '.join(service.models.names)}"
+            raise invalid([(("model",), f"{wanted}; got {shown(name)}")], pointer="?")
+        found = options(info)
         found["fields"] = both_names({name: both_names(field) for name, field in found["fields"].items()})
         found["limits"] = both_names(found["limits"])
         return tagged(json_response({
             "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
             **found,
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
+            "failed_models": failed_models_of(service),
+            **loading(service),
         }))
 
     @app.get("/speed")
@@ -87,7 +103,7 @@ def add_state(
         counts = service.queue.counts()
         jobs = {name: counts[name] for name in ("waiting", "running", "finished")}
         model = {"model": info.name, "device": info.device, "engine": info.engine}
-        return json_response({"state": service.state, **model, "jobs": jobs})
+        return json_response({"state": service.state, **model, "jobs": jobs, **loading(service)})
 
     @app.get("/metrics")
     @operation("Numbers for Prometheus", "server", {200: Answer("Metrics.", {"text/plain": {"type": "string"}})})

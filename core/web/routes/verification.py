@@ -23,10 +23,11 @@ from core.imaging.file_sanitizer import PictureError
 from core.imaging.image_io import as_text, crop_square, read_image
 from core.imaging.png_metadata import Restored, read_request
 from core.imaging.watermark import VERSION
-from core.jobs.batching import picture_name
+from core.jobs.result_files import picture_name
 from core.jobs.service import EngineService
 from core.web import requests
 from core.web.errors import Problem, json_response, shown
+from core.web.model_choice import drawn_by
 from core.web.openapi import BINARY, JSON, Answer, Header, operation
 from core.web.requests import GiveImage, TextToImage
 from core.web.responses import JobAccepted, Verdict
@@ -87,6 +88,7 @@ def add_verification(
             found = read_request(picture)
             if not found["exact"]:
                 raise PictureError("the PNG has only the text `parameters`, which does not say everything: no receipt")
+            info = drawn_by(service, info, str(found["model_hash"]))
             can_be_drawn_here(found, info)
             with reader.place():
                 pixels, size_changed = reader.look(picture, lambda seen: at_size(seen, info.image_size))

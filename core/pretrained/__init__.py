@@ -1,0 +1,1 @@
+"""How do models that other people trained draw here? Recognised, loaded and stepped behind the engine's contract."""
