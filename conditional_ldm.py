@@ -25,6 +25,7 @@ import copy
 import json
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -879,6 +880,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                       "'guidance' answers at a guidance scale in one pass, 'consistency' makes turbo/ of it, which "
                       "draws in two to four")
     mode.add_argument("--eval", action="store_true")
+    mode.add_argument("--export-diffusers", metavar="FOLDER", help="write --model as a pipeline of diffusers")
     parser.add_argument("--prompt", action="append", help="--eval: what to draw; may be given several times")
     parser.add_argument("--gallery", metavar="FOLDER", help="--eval: a sheet for each of twenty prompts and one of "
                         "the first five pictures of all of them, as WebP; nothing is picked out")
@@ -938,6 +940,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.distill == "consistency" and args.init:
         parser.error("--distill consistency starts from the UNet in --model; it takes no --init")
     settle(parser, args, RUNS, args.distill and f"--distill {args.distill}" or "")
+    if args.export_diffusers:  # a program of its own, which stands on this file
+        command = [sys.executable, Path(__file__).with_name("export_diffusers.py"), args.export_diffusers]
+        return subprocess.run([*command, "--model", args.model]).returncode
     if args.train or args.distill:
         with run_lock(args.run):
             train(args)
