@@ -16,6 +16,7 @@ from core.jobs.batching import image_url, latent_name, picture_name
 from core.jobs.clock import seconds_each
 from core.jobs.job import Job, Snapshot, State, Summary
 from core.jobs.store import Event
+from core.web.proxies import outside
 from core.web.responses import (
     FINDINGS,
     Failure,
@@ -87,7 +88,7 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
     for index, event in sorted(latest_updates(snapshot).items()):  # those of deleted pictures are none
         update: Update = {
             "t": event.data["t"], "total_t": event.data["total_t"], "index": index, "seed": event.data["seed"],
-            "url": image_url(job.id, index),
+            "url": outside(image_url(job.id, index)),
         }
         if index in snapshot.marks.favourites:
             update["favourite"] = True
@@ -111,8 +112,8 @@ def job_summary(job: Summary) -> JobSummary:
     finals = {event["index"]: event for event in job.finals
               if picture_name(event["index"]) in job.files and event["index"] not in job.marks.deleted}
     images: list[JobImage] = [
-        {"index": index, "seed": event["seed"], "url": image_url(job.id, index),
-         "thumbnail": image_url(job.id, index, "webp")}
+        {"index": index, "seed": event["seed"], "url": outside(image_url(job.id, index)),
+         "thumbnail": outside(image_url(job.id, index, "webp"))}
         for index, event in sorted(finals.items())
     ]
     for image in images:
@@ -130,9 +131,11 @@ def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[s
     return [*warnings, f"{which} unusually close to a training picture: do not pass it off as a new face."]
 
 
-def event_text(job: Job, event: Event, *, with_previews: bool = True) -> str:
-    """One event in the stream's format; empty when its picture has been dropped or deleted since."""
+def event_text(job: Job, event: Event, *, with_previews: bool = True, prefix: str = "") -> str:
+    """One event in the stream's format, addresses below `prefix`; empty when its picture was dropped or deleted."""
     data = dict(event.data)
+    if "url" in data:
+        data["url"] = prefix + data["url"]
     if data.get("index") in job.marks.deleted:
         return ""
     if event.kind == "preview" and with_previews:

@@ -28,6 +28,7 @@ from core.jobs.service import EngineService
 from core.web import requests
 from core.web.errors import Problem, json_response, shown
 from core.web.openapi import BINARY, JSON, Answer, Header, operation
+from core.web.proxies import outside
 from core.web.requests import GiveImage, TextToImage
 from core.web.responses import JobAccepted, Verdict
 from core.web.routes.images import NO_JOB, find
@@ -103,7 +104,7 @@ def add_verification(
             if job.state not in ("failed", "cancelled") and not job.cancel_requested:
                 break
         body = {"job_id": job.id, "status": job.state, "parameters": job.parameters, "warnings": list(job.warnings)}
-        return json_response(body, {"Location": f"/jobs/{job.id}/verdict"})
+        return json_response(body, {"Location": outside(f"/jobs/{job.id}/verdict")})
 
     @app.get("/jobs/<job_id>/verdict")
     @operation(
