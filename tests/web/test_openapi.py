@@ -64,12 +64,16 @@ def test_a_route_that_says_nothing_of_itself_is_an_error(app: Flask) -> None:
 
 
 def test_every_error_has_the_one_shape() -> None:
+    """But where clients of another server ask, which read the errors of that one."""
+    shapes = {"sd_": ("application/json", "SdError"), "openai_": ("application/json", "OpenAiError"),
+              "": ("application/problem+json", "ProblemAnswer")}
     for name, entry in operations(True).items():
         assert {"403", "500"} <= set(entry["responses"]), name
+        media, schema = next(shape for start, shape in shapes.items()
+                             if name.startswith(start) and name != "openapi_json" or not start)
         for status, answer in entry["responses"].items():
             if status >= "400":
-                assert answer["content"] == {
-                    "application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}, name
+                assert answer["content"] == {media: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}, name
 
 
 def test_a_key_is_told_where_one_is_needed(engine: DrawingEngine) -> None:
