@@ -115,6 +115,10 @@ def _said(saying: Saying) -> tuple[str, ...]:
 def status_of_words(
     prompt: str, tokens: list[Token], units: list[Unit], useful: dict[int, str], vocabulary: Mapping[str, str]
 ) -> tuple[list[Word], list[str]]:
+    """Each word with its status, and the sentences that say what will be ignored.
+
+    `useful` are the units that were understood, with the part of the face that each describes.
+    """
     words: list[Word] = []
     warnings: dict[str, None] = {}
     for at, unit in enumerate(units):
