@@ -3,7 +3,7 @@
 `create_app(engines)` builds the application: the routes, what each takes and what it answers. `main` serves it:
 `python api.py --model models/celeba128`.
 
-It does not know what draws: an engine is anything like `core.engine.Engine`, made by a factory that runs in the one
+It does not know what generates: an engine is anything like `core.engine.Engine`, made by a factory that runs in the one
 background thread where all model work happens. This file never imports torch, so its tests run in seconds. What may be
 asked stands in `core/web/requests.py`, what is answered in `core/web/responses.py`, errors and the door in
 `core/web/errors.py`, event streams in `core/web/sse.py`, latents in `core/web/routes/latents.py`, how jobs run in
@@ -51,14 +51,14 @@ from core.web.monitoring import Telemetry, configure_logging
 from core.web.proxies import Network, TrustedProxies, network, server_url
 from core.web.routes.images import add_results
 from core.web.routes.jobs import add_jobs, client_name
-from core.web.routes.latents import PictureReader, add_exchange
+from core.web.routes.latents import ImageReader, add_exchange
 from core.web.routes.openai_images import add_openai_images
 from core.web.routes.page import add_page
 from core.web.routes.prompts import add_prompts
 from core.web.routes.sdapi import add_sdapi
 from core.web.routes.server import add_state, info_of, present
 from core.web.routes.verification import add_verification
-from core.web.security import KEY_COOKIE, add_door
+from core.web.security import KEY_COOKIE, add_request_checks
 from core.web.sse import EventStreams
 from core.web.waiting import MAX_WAITING_REQUESTS, WaitingRequests
 from core.web.wsgi import Server, allowed_host, allowed_origin, at_least, serve, size
@@ -130,11 +130,11 @@ def create_app(
     it somebody has to call
     `app.extensions["service"].start()` later, or `.load()` and `.queue.run_next(batch)` in a thread of their own.
     `hosts` are names under which the server may be addressed beside numeric addresses; None allows the loopback names
-    alone. `cors_origins` are other web pages that may use it. `data_dir` keeps jobs and pictures; None takes a folder
+    alone. `cors_origins` are other web pages that may use it. `data_dir` keeps jobs and images; None takes a folder
     that is removed with the application. `vocabulary` gives the words of the model's captions, "known" or "rare",
     and `examples` some of these captions where a person wrote them.
     `max_batch` images at most share one step (None: by device). `max_streams` bounds the event streams, each of which
-    holds one thread of the web server. `watermark` puts the invisible mark into the pictures of new jobs.
+    holds one thread of the web server. `watermark` puts the invisible mark into the images of new jobs.
     `trusted_proxies` are those whose X-Forwarded headers count.
 
     Raises StoreError when `data_dir` cannot be used.
@@ -159,7 +159,8 @@ def create_app(
              allow_headers=["Content-Type", "Authorization", "X-API-Key", "Last-Event-ID", "If-None-Match",
                             "Idempotency-Key", "X-Client-Id"],
              expose_headers=["Location", "Retry-After", "ETag"])
-    add_door(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins, files=PUBLIC_FILES)
+    add_request_checks(app, api_key=api_key, public=PUBLIC_ENDPOINTS, hosts=hosts, origins=cors_origins,
+                       files=PUBLIC_FILES)
     app.register_error_handler(StoreError, disk_fails)
 
     def loaded() -> EngineInfo:
@@ -171,7 +172,7 @@ def create_app(
         return describe(app, service.info if ready else None, locked=api_key is not None, others=others)
 
     words, own = vocabulary(), examples()
-    reader, waiting = PictureReader(), WaitingRequests(queue)
+    reader, waiting = ImageReader(), WaitingRequests(queue)
     add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader,
              waiting)
     add_results(app, queue)
@@ -265,7 +266,7 @@ def vocabulary_of(model: Path) -> Mapping[str, str]:
 
 
 def examples_of(model: Path) -> Sequence[str]:
-    """Some captions that a person wrote and this model was trained on; none where captions were drawn."""
+    """Some captions that a person wrote and this model was trained on; none where captions were generated."""
     try:
         texts = json.loads((model / "examples.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """How do other programs, and the shell, ask a running server for faces?
 
 `from client import Faces` in Python, `AsyncFaces` beside other coroutines, `python client.py "a smiling woman"` in a
-shell. Requests carry an Idempotency-Key, so that one whose answer is lost is repeated without drawing twice.
+shell. Requests carry an Idempotency-Key, so that one whose answer is lost is repeated without generating twice.
 
 Standard library only, and this file stands alone: it can be copied into another project. It does not know what a valid
 request is; the server says what is wrong (docs/clients.md).
@@ -59,8 +59,8 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture, as a PNG file: a result, or a preview at step `t` of `total_t`."""
+class GeneratedImage:
+    """One image, as a PNG file: a result, or a preview at step `t` of `total_t`."""
 
     job_id: str
     index: int
@@ -80,14 +80,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a job: a state, steps that are done, or a picture."""
+    """What happened to a job: a state, steps that are done, or an image."""
 
     kind: Literal["status", "progress", "preview", "image", "done"]
     job_id: str
     status: str | None = None
     t: int = 0
     total_t: int = 0
-    picture: Picture | None = None
+    picture: GeneratedImage | None = None
 
 
 class FacesError(Exception):
@@ -125,15 +125,15 @@ class Faces:
 
     # ---- what one may want
 
-    def generate(self, prompt: str, **options: Unpack[Options]) -> list[Picture]:
-        """Draw and wait. Raises FacesError when the request is refused, JobFailed, OSError without a server."""
+    def generate(self, prompt: str, **options: Unpack[Options]) -> list[GeneratedImage]:
+        """Generate and wait. Raises FacesError when the request is refused, JobFailed, OSError without a server."""
         return self._draw({"prompt": prompt, **options})
 
     def edit(
         self, image: bytes | Path | str, prompt: str, *, mask: bytes | Path | str | None = None,
         **options: Unpack[Options],
-    ) -> list[Picture]:
-        """Change a picture (a PNG, JPEG or WebP file, or its path); with a mask only where that is white."""
+    ) -> list[GeneratedImage]:
+        """Change an image (a PNG, JPEG or WebP file, or its path); with a mask only where that is white."""
         return self._draw({"prompt": prompt, **pictures_in(image, mask), **options})
 
     def start(
@@ -144,8 +144,8 @@ class Faces:
         answer = self._post("text_to_image", {"prompt": prompt, **pictures_in(image, mask), **options})
         return str(answer["job_id"])
 
-    def wait(self, job_id: str) -> list[Picture]:
-        """The pictures of a job once it has ended. Raises JobFailed."""
+    def wait(self, job_id: str) -> list[GeneratedImage]:
+        """The images of a job once it has ended. Raises JobFailed."""
         for _ in self.stream(job_id, previews=False):
             pass
         return self._result(self._get(f"jobs/{job_id}/?include=preview"))
@@ -153,7 +153,7 @@ class Faces:
     def stream(self, job_id: str, *, previews: bool = True) -> Iterator[Event]:
         """What happens to a job, from its beginning to its end; a connection that breaks is made again.
 
-        Results are read by `wait`, or are there as `image` events, whose pictures are fetched when they come.
+        Results are read by `wait`, or are there as `image` events, whose images are fetched when they come.
         """
         last, tries = 0, 0
         while True:
@@ -179,7 +179,7 @@ class Faces:
 
     # ---- how it is asked
 
-    def _draw(self, body: Mapping[str, Any]) -> list[Picture]:
+    def _draw(self, body: Mapping[str, Any]) -> list[GeneratedImage]:
         answer = self._post(f"text_to_image?wait={WAIT_S}", body)
         if "response" in answer:
             return self._result(answer)
@@ -253,15 +253,15 @@ class Faces:
         png = base64.b64decode(data["img"]) if "img" in data else None
         if kind == "image":
             png = self._request("GET", f"jobs/{job_id}/images/{data['index']}.png")
-        picture = None if png is None else Picture(job_id, data["index"], data["seed"], **steps, png=png)
+        picture = None if png is None else GeneratedImage(job_id, data["index"], data["seed"], **steps, png=png)
         return Event(kind, job_id, data.get("status"), **steps, picture=picture)
 
-    def _result(self, job: Mapping[str, Any]) -> list[Picture]:
+    def _result(self, job: Mapping[str, Any]) -> list[GeneratedImage]:
         if job["status"] != "succeeded":
             error = job["error"] or {"code": "unknown", "message": f"The job is {job['status']}.", "hint": ""}
             raise JobFailed(error["code"], f"{error['message']} {error['hint']}".strip())
-        return [Picture(job["job_id"], one["index"], one["seed"], one["t"], one["total_t"],
-                        base64.b64decode(one["img"])) for one in job["response"]]
+        return [GeneratedImage(job["job_id"], one["index"], one["seed"], one["t"], one["total_t"],
+                               base64.b64decode(one["img"])) for one in job["response"]]
 
 
 class AsyncFaces:
@@ -270,19 +270,19 @@ class AsyncFaces:
     def __init__(self, server: str = SERVER, *, key: str | None = None, client_id: str = "") -> None:
         self._faces = Faces(server, key=key, client_id=client_id)
 
-    async def generate(self, prompt: str, **options: Unpack[Options]) -> list[Picture]:
+    async def generate(self, prompt: str, **options: Unpack[Options]) -> list[GeneratedImage]:
         return await asyncio.to_thread(lambda: self._faces.generate(prompt, **options))
 
     async def edit(
         self, image: bytes | Path | str, prompt: str, *, mask: bytes | Path | str | None = None,
         **options: Unpack[Options],
-    ) -> list[Picture]:
+    ) -> list[GeneratedImage]:
         return await asyncio.to_thread(lambda: self._faces.edit(image, prompt, mask=mask, **options))
 
     async def start(self, prompt: str, **options: Unpack[Options]) -> str:
         return await asyncio.to_thread(lambda: self._faces.start(prompt, **options))
 
-    async def wait(self, job_id: str) -> list[Picture]:
+    async def wait(self, job_id: str) -> list[GeneratedImage]:
         return await asyncio.to_thread(self._faces.wait, job_id)
 
     async def cancel(self, job_id: str) -> None:
@@ -296,7 +296,7 @@ class AsyncFaces:
 
 
 def pictures_in(image: bytes | Path | str | None, mask: bytes | Path | str | None) -> dict[str, str]:
-    """The fields of a request that carry pictures, given as bytes or by their paths."""
+    """The fields of a request that carry images, given as bytes or by their paths."""
     return {name: base64.b64encode(one if isinstance(one, bytes) else Path(one).read_bytes()).decode()
             for name, one in (("init_image", image), ("mask", mask)) if one is not None}
 
@@ -327,8 +327,8 @@ def bar(done: int, total: int, width: int = 30) -> str:
     return f"[{'#' * filled}{'.' * (width - filled)}] {done}/{total or '?'} steps"
 
 
-def draw(faces: Faces, arguments: argparse.Namespace, say: Callable[[str], object]) -> list[Picture]:
-    """What the command does: ask, show how far it is, give the pictures back. Ctrl-C cancels the job."""
+def draw(faces: Faces, arguments: argparse.Namespace, say: Callable[[str], object]) -> list[GeneratedImage]:
+    """What the command does: ask, show how far it is, give the images back. Ctrl-C cancels the job."""
     given = {"n_images": arguments.n, "n_inf_steps": arguments.steps, "seed": arguments.seed,
              "negative_prompt": arguments.negative, "sampler": arguments.sampler, "strength": arguments.strength}
     options: Any = {name: value for name, value in given.items() if value is not None}
@@ -346,7 +346,7 @@ def draw(faces: Faces, arguments: argparse.Namespace, say: Callable[[str], objec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw, and save the pictures; their paths go to stdout, everything else to stderr."""
+    """Generate, and save the images; their paths go to stdout, everything else to stderr."""
     parser = argparse.ArgumentParser(prog="client.py", description="Ask a running server for faces.")
     add = parser.add_argument
     add("prompt", help="what to draw")

@@ -1,7 +1,7 @@
 """How does noise become a face that fits a sentence? The conditional latent-diffusion UNet and how it is trained.
 
 Presets, training loop, release, command line. The network is in core/diffusion/unet.py, its loss in
-core/diffusion/training_loss.py, what is learned from a trained UNet in distill.py. It does not know how pictures are
+core/diffusion/training_loss.py, what is learned from a trained UNet in distill.py. It does not know how images are
 encoded (vae.py) or sentences are (train_clip.py).
 
     python conditional_ldm.py --train                              train on cached latents, release to the model folder
@@ -67,7 +67,8 @@ RUNS = {  # how long a run of each preset is
 
 # ------------------------------------------------------------------------------------------------------------ training
 
-EDGES = ("door", "head", "null_pooled", "time_embed", "px_embed", "guidance_embed", "position_maps")  # not for Muon
+# not for Muon
+EDGES = ("conv_in", "conv_out", "null_pooled", "time_embed", "px_embed", "guidance_embed", "position_maps")
 BUCKETS = 5  # the loss is logged for this many equal slices of the noise levels
 
 
@@ -76,7 +77,7 @@ class Training:
     """One run: what learns, by which loss, from what, and where it is recorded.
 
     ``validate`` gives the loss by which checkpoints are compared, of a network with averaged weights, over ``held_out``
-    pictures. ``grid`` is how the pictures of the run are drawn, where not as those of others.
+    images. ``grid`` is how the images of the run are generated, where not as those of others.
     """
 
     model: ConditionalUNet
@@ -103,7 +104,7 @@ def train(args: argparse.Namespace) -> None:
     check_widths(PRESETS[args.preset], args.preset, args.model, args.init)
     check_release(args.model, "unet", replace=args.replace, run=args.run)
     accelerator = make_accelerator(args.device, args.precision)
-    schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight, begin=tuple(args.begin))
+    schedule = NoiseSchedule(args.schedule, weighting=args.loss_weight, initial_timestep=tuple(args.begin))
     data = open_data(DataOptions.of(args), args.model, schedule, accelerator)
     torch.manual_seed(args.seed)
     channels = data.encoders.vae.config.latent_channels  # checked, or left open by the preset
@@ -154,7 +155,7 @@ def fit(training: Training, args: argparse.Namespace, accelerator: Any
             group["lr"] = rate
         torch.manual_seed(mix_seed(args.seed, step, 2 + accelerator.process_index))  # dropout takes no generator
         total = torch.zeros((), device=device)
-        for batch in data.lessons.batch(step, mine, accelerator):
+        for batch in data.batches.batch(step, mine, accelerator):
             with accelerator.autocast(), attention_kernel(device):
                 error, weight = training.loss(batch)
             loss = (error * weight).sum() / (mine.stop - mine.start)
@@ -205,7 +206,7 @@ def fit(training: Training, args: argparse.Namespace, accelerator: Any
 
 def open_data(options: DataOptions, folder: str | Path, schedule: NoiseSchedule, accelerator: Any,
               share_off: float | None = None) -> TrainingData:
-    """The pictures and captions of a run, read by the VAE and the text encoder of a model folder."""
+    """The images and captions of a run, read by the VAE and the text encoder of a model folder."""
     from core.training.unet_data import Encoders, TrainingData
     from dataset import FaceStore
     from train_clip import load_clip
@@ -267,8 +268,8 @@ def release(model: ConditionalUNet, folder: Path, schedule: NoiseSchedule, paren
 
 def draw_picture(run: RunFolder, name: str, network: ConditionalUNet, data: TrainingData, accelerator: Any,
                  how: GridOptions | None = None) -> None:
-    """Write what a network draws now into the folder of its run, by the code that users run, without what a released
-    folder has beside its networks. Without diffusers a flow has no sampler: then there is no picture."""
+    """Write what a network generates now into the folder of its run, by the code that users run, without what a
+    released folder has beside its networks. Without diffusers a flow has no sampler: then there is no image."""
     from core.evaluation import prompt_sheets
     from generator import FaceGenerator, ModelInfo
 
@@ -279,17 +280,17 @@ def draw_picture(run: RunFolder, name: str, network: ConditionalUNet, data: Trai
                      default_sampler=config["default_sampler"], long_sampler=config["long_sampler"],
                      default_guidance_scale=2.0)
     faces = FaceGenerator(encoders.clip, encoders.tokenizer, encoders.vae, network, config, info, dtype,
-                          turbo=None if how is None else network)
+                          few_step=None if how is None else network)
     try:
         run.picture(name, prompt_sheets.draw_grid(faces, prompt_sheets.GRID_PROMPTS, how or prompt_sheets.OF_A_RUN), 8)
     except ModuleNotFoundError as error:
         if error.name != "diffusers":
             raise
-        print(f"{name} has no picture: diffusers is not installed, and the sampler of this schedule is of it")
+        print(f"{name} has no image: diffusers is not installed, and the sampler of this schedule is of it")
 
 
 def fit_soft_from(args: argparse.Namespace) -> tuple[int, int]:
-    """The two timesteps for --soft-from, of pictures of 58 and of 80 px, by a classifier on noised latents; printed.
+    """The two timesteps for --soft-from, of images of 58 and of 80 px, by a classifier on noised latents; printed.
 
     A model folder needs nothing but its VAE for that. Writes the areas under the curve into the run folder.
     """
@@ -314,7 +315,7 @@ def fit_soft_from(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def write_sheets(args: argparse.Namespace) -> Path:
-    """Draw a grid for one or several prompts with a model folder; returns its path (--gallery: the folder's)."""
+    """Generate a grid for one or several prompts with a model folder; returns its path (--gallery: the folder's)."""
     from core.evaluation.prompt_sheets import GridOptions, write_gallery, write_grid
     from core.training.accelerator import make_accelerator
     from generator import FaceGenerator
@@ -325,7 +326,7 @@ def write_sheets(args: argparse.Namespace) -> Path:
         raise SettingError(f"--sampler {args.sampler!r} is not one of {', '.join(faces.info.samplers)}, which "
                            f"{args.model} has")
     for prompt in args.prompt or ():
-        lost = unread_from(prompt, faces.info.emphasis(prompt), faces.info.read_to)
+        lost = unread_from(prompt, faces.info.prompt_rewriting(prompt), faces.info.encoded_length)
         for warning in unread_warning("--prompt", prompt, lost):
             print(warning, file=sys.stderr)
     how = GridOptions(args.n_images, args.n_inf_steps, args.guidance_scale, args.seed, args.sampler)
@@ -351,7 +352,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     add_unet_data(parser, RUNS)
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose UNet to start from")
     parser.add_argument("--schedule", choices=("cosine", "flow"), default="cosine")
-    parser.add_argument("--begin", type=float, nargs=2, default=NoiseSchedule().begin, metavar=("A", "B"),
+    parser.add_argument("--begin", type=float, nargs=2, default=NoiseSchedule().initial_timestep, metavar=("A", "B"),
                         help="the model's own: n steps begin at timestep A - B / (n + 2) (1000 0: at pure noise)")
     parser.add_argument("--loss-weight", choices=("min-snr", "clamped-v"), default="min-snr",
                         help="of the noise levels; may change when a run is resumed")
@@ -386,11 +387,11 @@ def sheet_options(parser: argparse.ArgumentParser) -> None:
     """Those of --eval."""
     from core.training.options import add_device, add_measured_model
 
-    parser.add_argument("--prompt", action="append", help="what to draw; may be given several times")
+    parser.add_argument("--prompt", action="append", help="what to generate; may be given several times")
     parser.add_argument("--gallery", metavar="FOLDER", help="a sheet for each of twenty prompts and one of the first "
-                        "five pictures of all of them, as WebP; nothing is picked out")
+                        "five images of all of them, as WebP; nothing is picked out")
     parser.add_argument("--out", default="runs/grid.png", help="where the grid of the prompts is written")
-    parser.add_argument("--n-images", type=int, default=8, help="pictures for each prompt")
+    parser.add_argument("--n-images", type=int, default=8, help="images for each prompt")
     parser.add_argument("--n-inf-steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, help="1 is off (default: the model's own)")
     parser.add_argument("--sampler")
@@ -400,7 +401,7 @@ def sheet_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_sheets(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Something is to be drawn."""
+    """Something is to be generated."""
     if not (args.prompt or args.gallery):
         parser.error("--eval needs at least one --prompt, or --gallery")
 

@@ -1,7 +1,7 @@
-"""Which pictures do we learn from, and what is known about each of them?
+"""Which images do we learn from, and what is known about each of them?
 
 `--prepare` turns what a person has (the Kaggle archive or the official CelebA files, as folders or zips; tar shards
-with a `metadata.csv`; or any pictures with their own `text_labels.json`) into one store that training maps into memory:
+with a `metadata.csv`; or any images with their own `text_labels.json`) into one store that training maps into memory:
 `images.npy` (uint8 [N, 128, 128, 3], RGB, rows sorted by image id), `index.csv` (image_id, split, identity, px, then
 the 40 attributes as 0/1) and `manifest.json`, written last. `--describe` says and plots what is in a store;
 `--write-text-labels` writes captions for it; `--synthetic` draws a small stand-in.
@@ -52,7 +52,7 @@ __all__ = [
     "write_text_labels",
 ]
 
-MAX_MEASURED = 4096  # pictures that --describe reads for the pixel moments
+MAX_MEASURED = 4096  # images that --describe reads for the pixel moments
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class FaceStore:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What tells this store from every other, and stays when it is moved: the number of pictures and a hash."""
+        """What tells this store from every other, and stays when it is moved: the number of images and a hash."""
         said = str((read_manifest(self.folder) or {}).get("fingerprint", ""))
         return f"{len(self)} pictures, {said if len(said) < 40 else said[:12]}"
 
@@ -151,7 +151,7 @@ def synthetic_store(folder: str | Path, count: int = 64, seed: int = 0) -> FaceS
     folder = Path(folder)
     present = read_manifest(folder)
     if present is not None and present["sources"]["kind"] != "synthetic":
-        raise DataError(f"{folder} holds a store of {present['count']} real pictures; give drawn faces another --out")
+        raise DataError(f"{folder} holds a store of {present['count']} real images; give drawn faces another --out")
     folder.mkdir(parents=True, exist_ok=True)
     people = (count + 1) // 2
     held_out = max(1, people // 8)
@@ -226,7 +226,7 @@ def pixel_histogram(store: FaceStore, rows: np.ndarray) -> np.ndarray:
 def describe(store: FaceStore) -> dict[str, Any]:
     """Measure a store: sizes, splits, px, people, attribute rates and correlations, pixel moments in [-1, 1].
 
-    Pixel moments come from up to 4,096 of the sharpest training pictures, spread evenly over the store.
+    Pixel moments come from up to 4,096 of the sharpest training images, spread evenly over the store.
     """
     manifest = read_manifest(store.folder) or {}
     table = pd.DataFrame({"split": store.split, "px": store.px, "identity": store.identity})
@@ -352,12 +352,12 @@ def plot(store: FaceStore, summary: dict[str, Any], folder: str | Path) -> list[
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; argparse ends the process with 2 where it makes no sense."""
-    parser = argparse.ArgumentParser(prog="dataset.py", description="Prepare and describe the pictures to learn from.",
+    parser = argparse.ArgumentParser(prog="dataset.py", description="Prepare and describe the images to learn from.",
                                      allow_abbrev=False)
     parser.add_argument("--prepare", action="store_true", help="build the store; the same command continues it")
     parser.add_argument(
         "--source", nargs="+", type=Path, default=[], metavar="PATH",
-        help="folders, zips or tars with the pictures and their lists (default: the first usable one in archive/)",
+        help="folders, zips or tars with the images and their lists (default: the first usable one in archive/)",
     )  # fmt: skip
     parser.add_argument("--text-labels", type=Path, metavar="PATH", help="your own captions, instead of attributes")
     parser.add_argument("--workers", type=int, help="processes that decode (default: by the number of cores)")
@@ -382,7 +382,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_prepare(options: argparse.Namespace) -> Report:
-    """Prepare with a progress bar, which appears once the number of pictures is known."""
+    """Prepare with a progress bar, which appears once the number of images is known."""
     with tqdm(total=0, desc="prepare", unit="image", mininterval=0.5, disable=None) as bar:
 
         def show(done: int, total: int) -> None:

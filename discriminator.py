@@ -1,9 +1,9 @@
-"""Which picture is real? The adversary of the VAE's decoder, its losses, and the weight that balances it.
+"""Which image is real? The adversary of the VAE's decoder, its losses, and the weight that balances it.
 
 A spectrally normalised PatchGAN: it judges overlapping patches, never the whole face, so that it teaches texture and
-leaves identity to the reconstruction loss. It sees pictures as Haar bands: what a decoder leaves out is fine detail, a
+leaves identity to the reconstruction loss. It sees images as Haar bands: what a decoder leaves out is fine detail, a
 few per cent of the pixel values, which a network of this size hardly finds in raw pixels. It does not know how the VAE
-works or where pictures come from.
+works or where images come from.
 
 Sources: PatchGAN https://arxiv.org/abs/1611.07004, wavelet bands https://arxiv.org/abs/2102.06108, spectral
 normalisation https://arxiv.org/abs/1802.05957, hinge loss https://arxiv.org/abs/1705.02894, feature matching
@@ -23,7 +23,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Widths of the strided stages after the Haar door."""
+    """Widths of the strided stages after the Haar bands."""
 
     channels: tuple[int, ...] = (48, 96, 160)
 
@@ -54,7 +54,7 @@ class PatchDiscriminator(nn.Module):
         self.stages = nn.ModuleList(
             spectral_norm(nn.Conv2d(a, b, 4, stride=2, padding=1)) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.head = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
+        self.conv_out = spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Shapes: logits [B, 1, H/2^(n+1), W/2^(n+1)] for n stages."""
@@ -63,7 +63,7 @@ class PatchDiscriminator(nn.Module):
         for stage in self.stages:
             x = F.leaky_relu(stage(x), 0.2)
             features.append(x)
-        return self.head(x), features
+        return self.conv_out(x), features
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def generator_loss(logits_fake: Tensor) -> Tensor:
 
 
 def feature_matching_loss(features_real: Sequence[Tensor], features_fake: Sequence[Tensor]) -> Tensor:
-    """Mean L1 distance between the discriminator's features of real and reconstructed pictures, mean over stages."""
+    """Mean L1 distance between the discriminator's features of real and reconstructed images, mean over stages."""
     terms = [F.l1_loss(fake.float(), real.detach().float())
              for real, fake in zip(features_real, features_fake, strict=True)]
     return torch.stack(terms).mean()

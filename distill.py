@@ -1,4 +1,4 @@
-"""What can a trained UNet teach another network? To guide itself in one pass, and to draw in two to four steps.
+"""What can a trained UNet teach another network? To guide itself in one pass, and to generate in two to four steps.
 
 Command line and what is made ready for it; the losses are in core/diffusion/distillation.py, the training loop is that
 of conditional_ldm.py, which answers these flags too.
@@ -25,8 +25,8 @@ from core.command import Command, run_command, run_lock, run_one
 from core.diffusion.distillation import (
     GUIDANCE_RANGE,
     SHARE_OFF,
-    Away,
     Teacher,
+    WeakModelGuidance,
     consistency_loss,
     guidance_loss,
     relative_errors,
@@ -40,7 +40,7 @@ from core.nn.checkpoint import (
     load_component,
     load_strictly,
     read_index,
-    save_difference,
+    save_delta,
 )
 from core.quiet import keep_quiet
 
@@ -66,7 +66,7 @@ def train_guidance(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args.device, args.precision)
     teacher, data = find_teacher(args, accelerator), teaching_data(args, accelerator, share_off=0.0)
     if args.self_guidance:
-        teacher = replace(teacher, away=Away(perturbed(teacher.network), args.self_guidance))
+        teacher = replace(teacher, weak_model=WeakModelGuidance(perturbed(teacher.network), args.self_guidance))
     schedule, student = data.schedule, new_student(teacher, args.seed, accelerator)
     if args.init:
         load_strictly(student, {**student.state_dict(), **learned_guidance(args.init)}, "the UNet to start from")
@@ -85,7 +85,7 @@ def train_guidance(args: argparse.Namespace) -> None:
         return
     network, found = best
     errors = relative_errors(network, teacher.network, schedule, data.held_out(accelerator, limit=256), accelerator,
-                             teacher.away)
+                             teacher.weak_model)
     for scale, (one, plain) in errors.items():
         print(f"scale {scale}: one pass is {one:.3f} off what it is to say; if it knew no scale, {plain:.3f}")
     suggested = args.guidance_scale
@@ -109,7 +109,8 @@ def learned_guidance(folder: str) -> dict[str, Tensor]:
 
 
 def train_consistency(args: argparse.Namespace) -> None:
-    """Teach a copy of the released UNet where the paths of its steps end, and release it beside that as ``turbo``."""
+    """Teach a copy of the released UNet where the paths of its steps end, and release it beside that as
+    ``few_step``."""
     from conditional_ldm import compiled, fit, make_optimizers
     from core.evaluation.prompt_sheets import GridOptions
     from core.training.accelerator import make_accelerator
@@ -138,17 +139,17 @@ def train_consistency(args: argparse.Namespace) -> None:
     if best is not None:
         network, found = best
         with releasing(args.model, "turbo", replace=args.replace, run=args.run):
-            release_turbo(network, teacher, Path(args.model), settings | found)
+            release_few_step_unet(network, teacher, Path(args.model), settings | found)
         print(f"released to {args.model}/turbo")
 
 
-def release_turbo(model: ConditionalUNet, teacher: Teacher, folder: Path, facts: dict[str, Any]) -> None:
-    """Write a network that draws in a few steps beside the UNet that taught it, as what it adds to that."""
+def release_few_step_unet(model: ConditionalUNet, teacher: Teacher, folder: Path, facts: dict[str, Any]) -> None:
+    """Write a network that generates in a few steps beside the UNet that taught it, as what it adds to that."""
     if component_hash(folder, "unet") != teacher.source:
         raise ModelFolderError(f"the UNet in {folder} is not the one that taught this run; restore the folder")
-    save_difference(folder, "turbo", model.state_dict(), teacher.network.state_dict(),
-                    {"network": write_config(model.config), "parents": {"unet": teacher.source}, "distilled": facts},
-                    extra={"commit": git_commit(Path(__file__).parent)})
+    save_delta(folder, "turbo", model.state_dict(), teacher.network.state_dict(),
+               {"network": write_config(model.config), "parents": {"unet": teacher.source}, "distilled": facts},
+               extra={"commit": git_commit(Path(__file__).parent)})
 
 
 # --------------------------------------------------------------------------------------------------------------- shared
@@ -169,10 +170,10 @@ def find_teacher(args: argparse.Namespace, accelerator: Any) -> Teacher:
 def new_student(teacher: Teacher, seed: int, accelerator: Any) -> ConditionalUNet:
     """The same network, which is to know the scale too: until it has learned, it answers as if there were none. No
     dropout. New layers begin from ``seed``."""
-    config = replace(read_config(teacher.config), guidance_range=teacher.known or GUIDANCE_RANGE)
+    config = replace(read_config(teacher.config), guidance_range=teacher.guidance_range or GUIDANCE_RANGE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = ConditionalUNet(config if teacher.away is None else replace(config, guided_attention=True))
+        student = ConditionalUNet(config if teacher.weak_model is None else replace(config, guided_attention=True))
     missing, unexpected = student.load_state_dict(teacher.network.state_dict(), strict=False)
     assert all("guidance" in name for name in missing) and not unexpected
     return student.eval().to(accelerator.device, memory_format=torch.channels_last)
@@ -182,12 +183,13 @@ def compiled_teacher(teacher: Teacher, wanted: bool, accelerator: Any) -> Teache
     """The teacher, its networks compiled by torch where that is wanted."""
     from conditional_ldm import compiled
 
-    away = teacher.away and replace(teacher.away, network=compiled(teacher.away.network, wanted, accelerator))
-    return replace(teacher, network=compiled(teacher.network, wanted, accelerator), away=away)
+    weak_model = teacher.weak_model and replace(teacher.weak_model,
+                                                network=compiled(teacher.weak_model.network, wanted, accelerator))
+    return replace(teacher, network=compiled(teacher.network, wanted, accelerator), weak_model=weak_model)
 
 
 def teaching_data(args: argparse.Namespace, accelerator: Any, share_off: float) -> TrainingData:
-    """Pictures, captions, and guidance scales of which ``share_off`` are 1."""
+    """Images, captions, and guidance scales of which ``share_off`` are 1."""
     from conditional_ldm import open_data
     from core.training.unet_data import DataOptions
 
@@ -221,7 +223,7 @@ def guidance_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", metavar="FOLDER", help="model folder whose guidance to start from, such as what the "
                         "UNet had before it was trained further")
     parser.add_argument("--self-guidance", type=float, default=0.0, metavar="S", help="also lead away, by S at scale "
-                        "2.5 and more, from what is drawn without self-attention (0: not)")
+                        "2.5 and more, from what is generated without self-attention (0: not)")
     parser.add_argument("--guidance-scale", type=float, help="what the model will suggest (default: what it does)")
 
 

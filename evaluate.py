@@ -31,7 +31,11 @@ from core.evaluation import prompt_rewrite_search as rewriting
 from core.evaluation import report as reporting
 from core.evaluation import slider_response as response
 from core.evaluation import watermark_robustness as robustness
-from core.evaluation.attribute_classifier import has_judge, load_judge, train_judge
+from core.evaluation.attribute_classifier import (
+    has_attribute_classifier,
+    load_attribute_classifier,
+    train_attribute_classifier,
+)
 from core.evaluation.command_line import USUAL, Misuse, parse
 from core.evaluation.generation import Sampling, reconstruct
 from core.evaluation.prompts import draw_prompts, training_captions
@@ -39,11 +43,11 @@ from core.evaluation.suite import QUICK, Evaluation, Settings, kept_figures
 from core.nn.autoencoder import load_vae
 from core.nn.checkpoint import ModelFolderError, load_component, read_index, update_index
 from core.nn.device import pick_device
-from core.nn.rewriting_rules import save_emphasis
+from core.nn.rewriting_rules import save_prompt_rewriting
 from core.process import Problem
 from core.quiet import keep_quiet
 from core.text.prompt_parser import spoken_attributes
-from core.text.prompt_rewriting import Emphasis
+from core.text.prompt_rewriting import PromptRewriting
 from core.training.release import check_release
 from dataset import DataError, FaceStore
 from generator import FaceGenerator
@@ -64,7 +68,7 @@ def open_store(folder: str) -> FaceStore:
 def open_generator(args: Any, folder: str | Path | None = None) -> FaceGenerator:
     """The generator of a model folder, on the device and in the precision asked for; `--begin` is its schedule's.
 
-    Nobody reads the assessment of single pictures here, so the classifier and the index beside them are left out.
+    Nobody reads the assessment of single images here, so the classifier and the index beside them are left out.
     """
     faces = FaceGenerator.load(folder or args.model, args.device, precision=args.precision)
     faces.judge = faces.index = None
@@ -80,13 +84,13 @@ def sampling_of(args: Any) -> Sampling:
 def measure(settings: Settings) -> dict[str, Any]:
     """The report about one model folder, as written; trains the attribute classifier first when there is none."""
     store = open_store(settings.data)
-    if not has_judge(settings.judge):
-        train_judge(store, store.select("train"), settings.judge, device=settings.device)
+    if not has_attribute_classifier(settings.judge):
+        train_attribute_classifier(store, store.select("train"), settings.judge, device=settings.device)
     return Evaluation(settings, store, open_generator(settings) if settings.needs_model else None).run()
 
 
 def report(args: Any) -> None:
-    """Every metric of a trained model: a JSON report, plots, pictures and a table."""
+    """Every metric of a trained model: a JSON report, plots, images and a table."""
     given = {item.name: getattr(args, item.name) for item in fields(Settings) if hasattr(args, item.name)}
     settings = replace(QUICK if args.quick else USUAL, **given)
     found = measure(settings)
@@ -135,7 +139,7 @@ def measure_sliders(args: Any) -> None:
     if not (names := [name for name in args.names if name in spoken]):
         raise ModelFolderError(f"{args.model} was trained on captions that have no words for these sliders")
     faces = open_generator(args)
-    judge, digest = load_judge(args.judge, faces.device)
+    judge, digest = load_attribute_classifier(args.judge, faces.device)
     found = response.measure_generator(faces, judge, names, args.samples, sampling_of(args))
     figures = response.figures(found, sampling_of(args), model_hash=faces.info.model_hash, judge_hash=digest,
                                people=args.samples, precision=args.precision)  # fmt: skip
@@ -187,7 +191,7 @@ def fit_sharpness(args: Any) -> None:
 
 
 def fit_correction(args: Any) -> None:
-    """The latent distribution correction: what these numbers of steps get wrong in all pictures alike."""
+    """The latent distribution correction: what these numbers of steps get wrong in all images alike."""
     check_release(args.model, "correction", replace=args.replace)
     store = FaceStore.open(args.data)
     rows, prompts = training_captions(store, args.samples, args.seed)
@@ -203,10 +207,10 @@ def fit_prompt_rewriting(args: Any) -> None:
     """The words in which this model follows descriptions better, measured on people that it never saw."""
     check_release(args.model, "emphasis", replace=args.replace)
     store, faces = open_store(args.data), open_generator(args)
-    faces.info = replace(faces.info, emphasis=Emphasis())
-    judge, _ = load_judge(args.judge, faces.device)
+    faces.info = replace(faces.info, prompt_rewriting=PromptRewriting())
+    judge, _ = load_attribute_classifier(args.judge, faces.device)
     found, figures = rewriting.search_on_people(store, faces, judge, args.split, sampling_of(args), args.samples)
-    save_emphasis(found, args.model)
+    save_prompt_rewriting(found, args.model)
     reporting.save_figures(args.out, "emphasis", figures)
 
 
@@ -214,8 +218,9 @@ def train_classifier(args: Any) -> None:
     """Train and freeze the attribute classifier that every report is measured by."""
     store = FaceStore.open(args.data)
     with run_lock(args.run):
-        train_judge(store, store.select("train"), args.judge, epochs=args.epochs, batch_size=args.batch_size,
-                    seed=args.seed, device=args.device, run=args.run)  # fmt: skip
+        train_attribute_classifier(store, store.select("train"), args.judge, epochs=args.epochs,
+                                   batch_size=args.batch_size,
+                                   seed=args.seed, device=args.device, run=args.run)  # fmt: skip
 
 
 COMMANDS = {

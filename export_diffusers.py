@@ -33,21 +33,21 @@ from torch import Tensor
 from core.command import UserError, run_command
 from core.diffusion.conditioning import Condition
 from core.diffusion.initial_noise import starting_noise
-from core.diffusion.latent_correction import Correction, load_correction
+from core.diffusion.latent_correction import LatentCorrection, load_correction
 from core.diffusion.sampling import sample
 from core.diffusion.schedule import schedule_from_config
 from core.diffusion.schedulers import make_scheduler
 from core.diffusion.unet import ConditionalUNet, UNetConfig, encode_prompts, load_unet
-from core.engine import DrawRequest
+from core.engine import GenerationRequest
 from core.imaging.watermark import mark
 from core.nn.autoencoder import VAE, VAEConfig, load_vae
 from core.nn.checkpoint import read_index
 from core.nn.clip import CLIP, CLIPConfig, load_clip
 from core.nn.layers import to_pixels
-from core.nn.rewriting_rules import load_emphasis
+from core.nn.rewriting_rules import load_prompt_rewriting
 from core.nn.source_bundle import bundle
 from core.nn.tokenizer import Tokenizer
-from core.text.prompt_rewriting import Emphasis
+from core.text.prompt_rewriting import PromptRewriting
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_MODEL = ROOT / "models" / "celeba128"
@@ -68,7 +68,7 @@ class FacesModel(ModelMixin, ConfigMixin):
     def __init__(
         self, clip_config: dict[str, Any], vae_config: dict[str, Any], unet_config: dict[str, Any],
         scheduler: dict[str, Any],
-        emphasis: dict[str, Any], correction: dict[str, Any] | None, image_size: int, latent_shape: list[int],
+        prompt_rewriting: dict[str, Any], correction: dict[str, Any] | None, image_size: int, latent_shape: list[int],
         guidance_scale: float, sampler: str,
     ) -> None:
         super().__init__()
@@ -87,11 +87,12 @@ class FacesModel(ModelMixin, ConfigMixin):
         self, tokenizer: Any, prompt: str, *, count: int, seed: int, steps: int, guidance_scale: float | None,
         negative_prompt: str, sampler: str | None, watermark: bool,
     ) -> np.ndarray:
-        """The pictures of one prompt, the i-th from `seed + i`. Shapes: -> uint8 [count, H, W, 3]."""
+        """The images of one prompt, the i-th from `seed + i`. Shapes: -> uint8 [count, H, W, 3]."""
         config, device = self.config, self.clip.log_temperature.device
         reader = Tokenizer(tokenizer.backend_tokenizer, self.clip.config.max_length)
-        table = Emphasis(tuple(config.emphasis["left_out"]), config.emphasis["said_again"]).within(reader.read_to)
-        start = starting_noise(DrawRequest(prompt, num_images=count, seed=seed), config.latent_shape)
+        table = PromptRewriting(tuple(config.prompt_rewriting["left_out"]),
+                                config.prompt_rewriting["said_again"]).within(reader.encoded_length)
+        start = starting_noise(GenerationRequest(prompt, num_images=count, seed=seed), config.latent_shape)
 
         def encode(text: str) -> Condition:
             return encode_prompts(self.clip, reader, [text], px=config.image_size).to("cpu").repeat(count)
@@ -102,14 +103,15 @@ class FacesModel(ModelMixin, ConfigMixin):
         correction = None
         if config.correction is not None:
             transport = torch.view_as_complex(self.transport.cpu().contiguous())
-            correction = Correction(tuple(config.correction["scales"]), tuple(config.correction["steps"]), transport,
-                                    self.shift.cpu())
+            correction = LatentCorrection(tuple(config.correction["scales"]), tuple(config.correction["steps"]),
+                                          transport,
+                                          self.shift.cpu())
         scale = config.guidance_scale if guidance_scale is None else float(guidance_scale)
         x = sample(network, encode(table(prompt)), make_scheduler(sampler or config.sampler, config.scheduler),
                    start.noise, steps, scale, schedule=schedule_from_config(config.scheduler),
                    negative=encode(negative_prompt) if negative_prompt.strip() else None,
                    known=self.unet.guidance_range, generators=start.generators, correction=correction)
-        pixels = to_pixels(self.vae.decode(self.vae.unwhiten(x.to(device))))
+        pixels = to_pixels(self.vae.decode(self.vae.denormalize(x.to(device))))
         return np.stack([mark(one, None) if watermark else one for one in pixels])
 
 
@@ -186,12 +188,13 @@ def export(model: Path, folder: Path) -> Path:
     if folder.exists() and (not index_file.is_file() or "FacesPipeline" not in index_file.read_text(encoding="utf-8")):
         raise UserError(f"{folder} is there and holds something else: give a folder that is not there yet")
     index, (clip, tokenizer), vae = read_index(model), load_clip(model), load_vae(model)
-    unet, correction, emphasis = load_unet(model, vae=vae), load_correction(model), load_emphasis(model)
+    unet, correction, prompt_rewriting = load_unet(model, vae=vae), load_correction(model), load_prompt_rewriting(model)
     scheduler = json.loads((model / "scheduler" / "config.json").read_text(encoding="utf-8"))
     configs: list[dict[str, Any]] = [json.loads(json.dumps(asdict(one.config))) for one in (clip, vae, unet)]
     faces = FacesModel(
         *configs, scheduler=scheduler,
-        emphasis={"left_out": list(emphasis.left_out), "said_again": dict(emphasis.said_again)},
+        prompt_rewriting={"left_out": list(prompt_rewriting.dropped_negations),
+                          "said_again": dict(prompt_rewriting.appended_phrases)},
         correction=correction and {"scales": list(correction.scales), "steps": list(correction.steps)},
         image_size=index["image_size"], latent_shape=list(index["latent_shape"]),
         guidance_scale=float(index["defaults"]["guidance_scale"]), sampler=index["defaults"]["sampler"],

@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_PORT = 5001
 DEFAULT_MODEL = "celeba128"
 DATA_NEEDED = 256 * 10**6  # bytes: some hundred jobs; the server removes old ones by itself, above 2 GB by default
-FAREWELL = "Stopping: what is being drawn gets a few seconds, the rest goes on next time. Ctrl+C again: at once."
+CLOSING_MESSAGE = "Stopping: what is being drawn gets a few seconds, the rest goes on next time. Ctrl+C again: at once."
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def serve(root: Path, options: argparse.Namespace) -> int:
             raise Problem(problem)
     little = has_jobs(options) and host.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir")
     if little:  # no reason to stay away: the gallery is where room is made
-        print(f"Little room for new pictures, old ones can be deleted. {little}", flush=True)
+        print(f"Little room for new images, old ones can be deleted. {little}", flush=True)
     environment.prepare(root, offline=options.offline, torch_index=options.torch_index)
     device = quick_device_problem(root, options.device)
     if device and options.device != "auto":
@@ -116,7 +116,7 @@ def serve(root: Path, options: argparse.Namespace) -> int:
     env = clean_env(HF_HUB_OFFLINE="1", **({"FACES_API_KEY": options.api_key} if options.api_key else {}))
     began = time.monotonic()
     print("Starting the server ...", flush=True)
-    with Child(server_command(root, options), cwd=root, env=env, farewell=FAREWELL) as server:
+    with Child(server_command(root, options), cwd=root, env=env, closing_message=CLOSING_MESSAGE) as server:
         if page_answers(options, server):
             show_addresses(root, options)
             watch_loading(root, options, server, began)

@@ -1,8 +1,8 @@
-"""How does a text encoder learn what a sentence means in pictures?
+"""How does a text encoder learn what a sentence means in images?
 
 Presets, contrastive loss, training loop, release, command line. The networks are in core/nn/clip.py, the tokenizer in
-core/nn/tokenizer.py. Captions and pictures are contrasted with *soft* targets, because one caption ("a smiling woman")
-is true of many pictures in a batch. It does not know about diffusion.
+core/nn/tokenizer.py. Captions and images are contrasted with *soft* targets, because one caption ("a smiling woman")
+is true of many images in a batch. It does not know about diffusion.
 
     python train_clip.py --train      tokenizer, caption bank, both towers, release to the model folder
     python train_clip.py --eval       retrieval and zero-shot attribute accuracy on people never seen
@@ -53,7 +53,7 @@ RUNS = {  # how long a run of each preset is
 
 
 def soft_targets(facts: Tensor, attributes: Tensor, sharpness: float = 2.0) -> Tensor:
-    """How well each picture satisfies each caption: exp(-sharpness * number of violated facts).
+    """How well each image satisfies each caption: exp(-sharpness * number of violated facts).
 
     Shapes: facts [T, A] in {-1, 0, +1} (0 = not stated), attributes [I, A] in {-1, +1}, result [T, I] in (0, 1].
     """
@@ -163,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
         with accelerator.autocast(), attention_kernel(device):
             text = model.embed_text(ids[mine], mask[mine])
             image = model.encode_image(images[mine].contiguous(memory_format=torch.channels_last))
-        # every process contrasts its own texts and pictures with the pictures and texts of all
+        # every process contrasts its own texts and images with the images and texts of all
         all_text, all_image = gather_with_gradient(accelerator, text), gather_with_gradient(accelerator, image)
         scale = model.log_temperature.clamp(max=4.6).exp()
         loss = contrastive_loss(all_text, all_image, scale, targets)
@@ -208,7 +208,7 @@ def train(args: argparse.Namespace) -> None:
 @torch.inference_mode()
 def held_out_excess(model: CLIP, tokenizer: Tokenizer, store: FaceStore, rows: np.ndarray, accelerator: Any
                     ) -> float | None:
-    """What ``excess`` is in training, on one batch of held-out pictures and one caption each, the same every time; None
+    """What ``excess`` is in training, on one batch of held-out images and one caption each, the same every time; None
     where the store has fewer than two of them."""
     from core.training.augmentation import load_pixels
     from core.training.caption_cache import draw_texts
@@ -262,7 +262,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     indices = store.select(split="test", px=128)[: args.samples]
     if len(indices) < 2:
         raise DataError(f"{args.data} has {len(indices)} test images of 128 px, and at least 2 are needed; "
-                        "a list_eval_partition beside the pictures says which are for the test")
+                        "a list_eval_partition beside the images says which are for the test")
     pixels = load_pixels(store, indices, device)
     image = torch.cat([model.encode_image(to_images(pixels[i : i + 64])) for i in range(0, len(pixels), 64)])
     texts, facts = draw_texts(store, indices, 1, 12345, 0.0)

@@ -1,7 +1,7 @@
 """How does an autoencoder learn to make a latent image of a face, and a face of a latent?
 
 Presets, losses, training loop, release, command line. The network is in core/nn/autoencoder.py; how latents are made to
-move with their pictures in core/nn/equivariance.py, how they are measured in core/nn/latent_statistics.py, what the
+move with their images in core/nn/equivariance.py, how they are measured in core/nn/latent_statistics.py, what the
 adversary is in discriminator.py. It does not know about text or diffusion.
 
     python vae.py --train                    train, measure the latent statistics, release to the model folder
@@ -195,7 +195,7 @@ def train(args: argparse.Namespace) -> None:
             loss = loss + terms["charbonnier"] + weights.gradient * terms["gradient"]
             if smooth is None and not args.decoder_only:  # both terms shape latents; a frozen encoder does not change
                 terms["kl"] = posterior.kl()
-                # equivariance: the latent scaled is the picture scaled
+                # equivariance: the latent scaled is the image scaled
                 small = model.decoder.soft(F.avg_pool2d(z, 2)).float()
                 terms["downscale"] = charbonnier(small, F.avg_pool2d(images, 2))
                 loss = loss + weights.kl * terms["kl"] + weights.downscale * terms["downscale"]
@@ -210,7 +210,8 @@ def train(args: argparse.Namespace) -> None:
                 terms["adversarial"] = generator_loss(logits_fake)
                 terms["matching"] = feature_matching_loss(features_real, features_fake)
                 if args.balance == "adaptive":
-                    terms["adaptive_weight"] = adaptive_weight(loss, terms["adversarial"], model.decoder.head.weight)
+                    terms["adaptive_weight"] = adaptive_weight(loss, terms["adversarial"],
+                                                               model.decoder.conv_out.weight)
                 balance = terms.get("adaptive_weight", 1.0)
                 loss = (loss + weights.adversarial * balance * terms["adversarial"]
                         + weights.feature_matching * terms["matching"])
@@ -306,7 +307,7 @@ def release_preview(model: VAE, pixels: Tensor, folder: Path) -> None:
     """Fit the preview decoder on uint8 images [N, H, W, 3] and write it into a model folder that holds this VAE."""
     batches = (to_images(batch) for batch in pixels.split(64))
     with torch.inference_mode():
-        preview = fit_preview((model.whiten(model.encode(images).mean), images) for images in batches)
+        preview = fit_preview((model.normalize(model.encode(images).mean), images) for images in batches)
     save_preview(preview, folder, encoder_hash(model))
 
 
@@ -341,7 +342,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     result = reconstruction_metrics(model, pixels)
     preview = load_preview(args.model, encoder_hash(model), device)
     if preview is not None:
-        copies = reconstruction_metrics(model, pixels, decode=lambda z: preview(model.whiten(z)))
+        copies = reconstruction_metrics(model, pixels, decode=lambda z: preview(model.normalize(z)))
         result["preview_psnr_db"] = copies["psnr_db"]
     result |= latent_quality(model, pixels[:256])
     with torch.inference_mode():

@@ -1,8 +1,8 @@
 """How far do diffusers' own parts come on the same data, at the same compute?
 
 `UNet2DConditionModel` (64, 128, 256) with DDPM noise prediction learns from the same latents, captions, levels and
-order of pictures as `conditional_ldm.py --train` with these flags, for as many steps (the same command resumes), then
-draws for the prompts that `evaluate.py` draws for, by DPM++ 2M, and is measured by the same judge:
+order of images as `conditional_ldm.py --train` with these flags, for as many steps (the same command resumes), then
+generates for the prompts that `evaluate.py` generates for, by DPM++ 2M, and is measured by the same judge:
 
     python benchmarks/benchmark_baseline.py train --model models/next --steps S --batch-size 512
     python benchmarks/benchmark_baseline.py measure --model models/next --samples 2500 --guidance 2.5
@@ -94,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, peak=args.learning_rate, total_steps=args.steps,
                                         warmup_steps=args.warmup_steps, decay_share=args.decay_share)
-        for batch in data.lessons.batch(step, mine, accelerator):
+        for batch in data.batches.batch(step, mine, accelerator):
             with accelerator.autocast():
                 answer = network(schedule.add_noise(batch.z, batch.noise, batch.timestep), batch.timestep,
                                  batch.condition)
@@ -112,11 +112,11 @@ def train(args: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw for held-out captions with the averaged weights, and compare with real pictures of other people."""
+    """Generate for held-out captions with the averaged weights, and compare with real images of other people."""
     from safetensors.torch import load_file
 
     from core.diffusion.unet import load_unet
-    from core.evaluation.attribute_classifier import look
+    from core.evaluation.attribute_classifier import extract_features
     from core.evaluation.suite import Evaluation, Settings
     from core.nn import layers
     from dataset import FaceStore
@@ -126,7 +126,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(model=args.model, data=args.data, judge=args.judge, out=args.run, samples=args.samples,
                         cache=f"{args.run}/judge", guidance=args.guidance, device=args.device, parts=("ladder",),
                         split=args.split)
-    evaluation, schedule = Evaluation(settings, FaceStore.open(args.data)), NoiseSchedule(begin=tuple(args.begin))
+    evaluation, schedule = Evaluation(settings,
+                                      FaceStore.open(args.data)), NoiseSchedule(initial_timestep=tuple(args.begin))
     device, prompts = evaluation.device, evaluation.prompts.texts
     vae, (clip, tokenizer) = load_vae(args.model, device), load_clip(args.model, device)
     shape = (vae.config.latent_channels, 16, 16)
@@ -148,9 +149,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         scheduler = make_scheduler("DPM++ 2M", scheduler_config(schedule))
         z = sample(predict, condition, scheduler, noise, args.n_inf_steps, args.guidance, schedule=schedule,
                    generators=generators)
-        pictures.append(layers.to_pixels(vae.decode(vae.unwhiten(z))))
+        pictures.append(layers.to_pixels(vae.decode(vae.denormalize(z))))
     drawn = np.concatenate(pictures)
-    found = evaluation.distance(look(evaluation.judge, drawn), drawn)
+    found = evaluation.distance(extract_features(evaluation.judge, drawn), drawn)
     report = {"step": step, "guidance": args.guidance, "n_inf_steps": args.n_inf_steps, "begin": args.begin, **found}
     name = "ours.json" if args.ours else "report.json"
     (Path(args.run) / name).write_text(json.dumps(report, indent=2) + "\n")
@@ -184,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ours", action="store_true", help="measure: the UNet of the model folder instead")
     parser.add_argument("--begin", nargs=2, type=float, default=(1000.0, 0.0), metavar=("A", "B"),
                         help="measure: n steps begin at timestep A - B / (n + 2); near pure noise a prediction of "
-                        "noise says little of the picture")
+                        "noise says little of the image")
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")

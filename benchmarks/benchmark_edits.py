@@ -77,7 +77,7 @@ def cost(faces: FaceGenerator, repeats: int = 3) -> Section:
                     for key, options in (both if repeat % 2 else both[::-1])}
             ratios.append(took["edit"] / took["plain"])
         told(f"cost: {name}: {[round(ratio, 3) for ratio in ratios]}")
-        rows.append(Row(f"{name}, over a plain drawing of as many evaluations", ratios, at_most=1.1))
+        rows.append(Row(f"{name}, over a plain generating of as many evaluations", ratios, at_most=1.1))
     return Section("edit-cost", rows, [
         "One image. Ratios of CPU time of pairs measured one right after the other: that varies less than the clock on "
         "a machine with other work."])
@@ -90,11 +90,11 @@ def cpu_seconds(do: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-# ---- noise of a picture ----------------------------------------------------------------------------------------------
+# ---- noise of an image ----------------------------------------------------------------------------------------------
 
 
 def photographs(faces: FaceGenerator, folder: Path | None, count: int = 4) -> list[np.ndarray]:
-    """The first pictures of a folder, or drawings with glasses and hats and beards."""
+    """The first images of a folder, or drawings with glasses and hats and beards."""
     from core.imaging.image_io import crop_square, read_image
 
     if folder is None:
@@ -140,7 +140,7 @@ def noise_of(faces: FaceGenerator, photo: np.ndarray) -> np.ndarray:
 
 
 def smoothness(faces: FaceGenerator) -> Section:
-    """The longest step of a way over its mean step, and over the distance of two pictures of different seeds."""
+    """The longest step of a way over its mean step, and over the distance of two images of different seeds."""
     from core.engine import Interpolation
 
     options: dict[str, Any] = {"num_images": 8, "num_inference_steps": 20}
@@ -166,16 +166,16 @@ def smoothness(faces: FaceGenerator) -> Section:
         "apart (28 pairs)."])
 
 
-# ---- the picture of the README ---------------------------------------------------------------------------------------
+# ---- the image of the README ---------------------------------------------------------------------------------------
 
 
 def strip(faces: FaceGenerator, steps: int = 30) -> None:
-    """One row an edit, the picture that it begins with first. All of it is drawn together, step by step."""
-    from core.engine import DrawRequest, Interpolation
+    """One row an edit, the image that it begins with first. All of it is generated together, step by step."""
+    from core.engine import GenerationRequest, Interpolation
 
     (photo,) = drawn(faces, PROMPT, num_inference_steps=steps, seed=7)
     mouth, eyes, hair = part(76, 108, 36, 92), part(42, 66, 28, 100), ~part(34, 128, 30, 98)
-    plain = DrawRequest(PROMPT, 1, steps, seed=7)
+    plain = GenerationRequest(PROMPT, 1, steps, seed=7)
     edit = replace(plain, init_image=photo, seed=3)
     redrawn = ((mouth, "a man with a beard"), (mouth, "a serious woman"), (mouth, ""), (eyes, "a woman with glasses"),
                (eyes, "a woman with closed eyes"), (hair, DARK), (hair, "a woman wearing a hat"))
@@ -185,7 +185,7 @@ def strip(faces: FaceGenerator, steps: int = 30) -> None:
         [replace(plain, variation_strength=s, variation_seed=2) for s in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)],
         [replace(plain, num_images=8, interpolate_to=Interpolation(OLD_MAN, 8))],
     ]
-    runs = [[faces.begin(request) for request in row] for row in rows]
+    runs = [[faces.start(request) for request in row] for row in rows]
     waiting = [run for row in runs for run in row]
     while waiting:
         faces.step(waiting)

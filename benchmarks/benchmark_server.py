@@ -34,7 +34,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # finds the modules of the root
 
 from core.evaluation.benchmark_tables import Row, Section, machine, record, timed, told
-from tests.support.server import LOST, ROOT, Comparison, Heard, Refused, Server, draw_alone, mixed_jobs, pixels_of
+from tests.support.server import LOST, ROOT, Comparison, Refused, Server, ServerEvent, draw_alone, mixed_jobs, pixels_of
 
 if TYPE_CHECKING:
     from generator import FaceGenerator
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 def agreement(wanted: str, comparison: Comparison) -> list[Row]:
-    """How near the pictures are to those that they must be."""
+    """How near the images are to those that they must be."""
     return [
         Row(f"difference from the pictures {wanted}, grey levels (worst)", [max(comparison.all)], at_most=1),
         Row(f"pictures equal to those in every pixel, of {len(comparison.all)}", [comparison.all.count(0)]),
@@ -128,9 +128,9 @@ def draw_bare(faces: FaceGenerator, body: Mapping[str, Any]) -> list[bytes]:
             info.default_guidance_scale,
             schedule=schedule_from_config(faces.scheduler_config),
             generators=generators,
-            known=faces.known(),
+            guidance_range=faces.guidance_range(),
         )
-        pixels = to_pixels(faces.draw(z))
+        pixels = to_pixels(faces.decode_latents(z))
     return [encode_png(mark(one), {**asked, "seed": body["seed"] + i}, info, VERSION) for i, one in enumerate(pixels)]
 
 
@@ -238,13 +238,13 @@ def behind_long(server: Server, repeats: int = 5) -> list[Row]:
 
 
 def crash(folder: Path, kills: int = 20, kills_at_start: int = 5, seed: int = 20) -> Section:
-    """Kill -9 at seeded random moments of a busy server; every accepted job must end with its undisturbed pictures."""
+    """Kill -9 at seeded random moments of a busy server; every accepted job must end with its undisturbed images."""
     rng = random.Random(seed)
     faces = load_faces()
     bodies = mixed_jobs(30 * kills, faces.info.samplers, seed=seed, steps=(5, 25))
     ids: list[str] = []
-    kept: dict[str, list[bytes]] = {}  # pictures that were seen before a kill
-    heard: dict[str, list[Heard]] = {}
+    kept: dict[str, list[bytes]] = {}  # images that were seen before a kill
+    received: dict[str, list[ServerEvent]] = {}
     server = Server(folder / "crash", *FLAGS)
 
     def unfinished() -> int:
@@ -277,7 +277,7 @@ def crash(folder: Path, kills: int = 20, kills_at_start: int = 5, seed: int = 20
     def listen(job_id: str) -> None:
         with suppress(*LOST):
             for event in server.events(job_id):
-                heard.setdefault(job_id, []).append(event)
+                received.setdefault(job_id, []).append(event)
 
     try:
         server.start()
@@ -286,8 +286,8 @@ def crash(folder: Path, kills: int = 20, kills_at_start: int = 5, seed: int = 20
         for kill in range(kills):
             remember_finished()
             with ThreadPoolExecutor(2) as pool:
-                unheard = [job_id for job_id in ids if job_id not in kept][:1]
-                at_work = [pool.submit(feed), *(pool.submit(listen, job_id) for job_id in unheard)]
+                not_received = [job_id for job_id in ids if job_id not in kept][:1]
+                at_work = [pool.submit(feed), *(pool.submit(listen, job_id) for job_id in not_received)]
                 time.sleep(rng.uniform(0.1, life_s))
                 server.kill()
             for future in at_work:
@@ -306,7 +306,8 @@ def crash(folder: Path, kills: int = 20, kills_at_start: int = 5, seed: int = 20
                 pngs[job_id] = server.pictures(job_id)
             replayed = {event.id: event for event in server.events(job_id)}
             restarts.append(sum("restarted" in event.data for event in replayed.values()))
-            untrue += sum(replayed.get(event.id) != event for event in heard.get(job_id, ()) if event.kind != "preview")
+            untrue += sum(replayed.get(event.id) != event for event in received.get(job_id,
+                                                                                    ()) if event.kind != "preview")
         known = server.request("GET", "/ready").json()["jobs"]["finished"]
         traces = server.output().count("Traceback")
     finally:

@@ -5,7 +5,7 @@
     python benchmarks/benchmark_start.py --environment .venv    without the installation, to try this command itself
 
 It does what a person does who has never seen this project: clones the repository (its last commit) into an empty
-folder and types `./start.py`, and then it asks for one picture over HTTP. pip's cache is not used, so the installation
+folder and types `./start.py`, and then it asks for one image over HTTP. pip's cache is not used, so the installation
 depends on the line; it wants about 7 GB of disk on Linux. It is a command, not a test: timings want an idle machine.
 """
 
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Walk:
-    """What drew, and the seconds of each leg of one start, one after another."""
+    """What generated, and the seconds of each leg of one start, one after another."""
 
     device: str
     environment: float
@@ -81,7 +81,7 @@ def clone(repository: Path, folder: Path) -> Path:
 
 
 def walk(folder: Path, *flags: str) -> Walk:
-    """Run ./start.py there until it has drawn one picture, then end it as Ctrl+C does. Raises: SystemExit."""
+    """Run ./start.py there until it has generated one image, then end it as Ctrl+C does. Raises: SystemExit."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

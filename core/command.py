@@ -3,7 +3,7 @@
 A script of several commands has a table of them (`Command`): the flag that asks for each, its own options, what runs
 it.
 Every script ends with ``sys.exit(run_command(main))``. Ctrl-C and SIGTERM end a command at once, except where a
-training loop asks for `patience`: then the signal is a wish, which the loop sees in `stop_signal`, saves and ends.
+training loop asks for `defer_signals`: then the signal is a wish, which the loop sees in `stop_signal`, saves and ends.
 Errors that a person can mend are `UserError`s; they and a full disk are one sentence, everything else keeps its
 traceback, because it is a fault of ours. It knows neither training nor data.
 """
@@ -59,12 +59,12 @@ class _Signals:
     """What has been asked of this process, and whether it may wait."""
 
     def __init__(self) -> None:
-        self.wish, self.asked_at, self.patient = 0, 0.0, 0
+        self.requested, self.asked_at, self.patient = 0, 0.0, 0
 
-    def hear(self, signum: int, _frame: Any) -> None:
-        again = self.wish and time.monotonic() - self.asked_at > PATIENCE_S
-        if not self.wish:
-            self.wish, self.asked_at = signum, time.monotonic()
+    def on_signal(self, signum: int, _frame: Any) -> None:
+        again = self.requested and time.monotonic() - self.asked_at > PATIENCE_S
+        if not self.requested:
+            self.requested, self.asked_at = signum, time.monotonic()
             if self.patient:
                 # not by print: the loop's progress bar may be in the middle of writing to the same stream
                 os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
@@ -77,11 +77,11 @@ _signals = _Signals()
 
 def stop_signal() -> int:
     """The number of the signal that asked a patient command to stop; 0 where none did."""
-    return _signals.wish
+    return _signals.requested
 
 
 @contextmanager
-def patience(*, then_stop: bool = False) -> Iterator[None]:
+def defer_signals(*, then_stop: bool = False) -> Iterator[None]:
     """A signal waits inside. ``then_stop``: it takes effect at the end; otherwise whoever is patient looks for it."""
     signals = _signals  # of this command: another may have begun before a forgotten generator is closed
     signals.patient += 1
@@ -89,8 +89,8 @@ def patience(*, then_stop: bool = False) -> Iterator[None]:
         yield
     finally:
         signals.patient -= 1
-    if then_stop and signals.wish and not signals.patient:
-        raise Interrupted(signals.wish)
+    if then_stop and signals.requested and not signals.patient:
+        raise Interrupted(signals.requested)
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -100,7 +100,7 @@ def run_command(main: Callable[[], int]) -> int:
     _signals = _Signals()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda *heard: _signals.hear(*heard))
+        before = {number: signal.signal(number, lambda *heard: _signals.on_signal(*heard))
                   for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return main()

@@ -1,7 +1,7 @@
 """What do a server and a model owe each other?
 
-The contract: what an engine says of itself (`EngineInfo`), what it is asked (`DrawRequest`), the run that it makes
-of it, and the pictures that come out. Anything that keeps it can be served; the tests draw with a stand-in.
+The contract: what an engine says of itself (`EngineInfo`), what it is asked (`GenerationRequest`), the run that it
+makes of it, and the images that come out. Anything that keeps it can be served; the tests generate with a stand-in.
 It knows neither jobs nor HTTP, and never imports torch.
 """
 
@@ -40,7 +40,8 @@ class EngineInfo(Protocol):
     @property
     def default_guidance_scale(self) -> float: ...
     @property
-    def one_pass(self) -> tuple[float, float] | None: ...  # guidance scales that cost no second pass of the network
+    # guidance scales that cost no second pass of the network
+    def guidance_range(self) -> tuple[float, float] | None: ...
     @property
     def engine(self) -> str: ...  # what computes, for people: "OpenVINO 2026.4.1 f32"
     @property
@@ -52,9 +53,9 @@ class EngineInfo(Protocol):
     # what steps buy (core.web.responses.StepQuality), by steps
     def step_curve(self) -> Sequence[Mapping[str, Any]]: ...
     @property
-    def emphasis(self) -> Callable[[str], str]: ...  # a description -> the words in which the model hears it
+    def prompt_rewriting(self) -> Callable[[str], str]: ...  # a description -> the text that is encoded for it
     @property
-    def read_to(self) -> Callable[[str], int]: ...  # a text -> how many of its characters the text encoder reads
+    def encoded_length(self) -> Callable[[str], int]: ...  # a text -> how many of its characters are encoded
     @property
     def kind(self) -> str: ...  # "faces": one of ours; "stable-diffusion": other people's weights
     @property
@@ -63,10 +64,10 @@ class EngineInfo(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Interpolation:
-    """Where a row of pictures leads: another prompt, another seed, or noise `latent` [C, h, w] in place of a seed's.
+    """Where a row of images leads: another prompt, another seed, or noise `latent` [C, h, w] in place of a seed's.
 
-    What is None stays as it is. Picture i of n stands at the share i / (n - 1) of the way; with `weight` there is one
-    picture, which stands there.
+    What is None stays as it is. Image i of n stands at the share i / (n - 1) of the way; with `weight` there is one
+    image, which stands there.
     """
 
     prompt: str | None = None
@@ -76,30 +77,30 @@ class Interpolation:
 
 
 @dataclass(frozen=True, eq=False)
-class DrawRequest:
-    """What to draw: `num_images` pictures of `prompt`, the i-th from `seed + i`.
+class GenerationRequest:
+    """What to generate: `num_images` images of `prompt`, the i-th from `seed + i`.
 
     A field that is added here and, under the same name, to `core.web.requests.TextToImage` is stored with jobs, told to
     clients and written into PNGs; what becomes of it begins in `core/diffusion/run.py`.
 
-    An empty prompt draws without a condition. `guidance_scale` 1 is off, 0 ignores the prompt, None is the model's own,
-    as is `sampler` None. `latents` [num_images, C, h, w], whitened as in `Picture.latent`, replace the starting noise
-    or, when `start` > 0, are the pictures to start from: that share of the steps is skipped and noise of the level
-    reached there is added.
+    An empty prompt generates without a condition. `guidance_scale` 1 is off, 0 ignores the prompt, None is the model's
+    own, as is `sampler` None. `latents` [num_images, C, h, w], normalized as in `GeneratedImage.latent`, replace the
+    starting noise or, when `start` > 0, are the images to start from: that share of the steps is skipped and noise of
+    the level reached there is added.
 
-    `init_image` [H, W, 3] uint8 is a picture to change: the share 1 - `strength` of the steps is skipped, so 0 gives
-    what the VAE makes of it and 1 ignores it; None is `usual_strength`. With a `mask` [H, W] (True: draw this anew) the
+    `init_image` [H, W, 3] uint8 is an image to change: the share 1 - `strength` of the steps is skipped, so 0 gives
+    what the VAE makes of it and 1 ignores it; None is `usual_strength`. With a `mask` [H, W] (True: inpaint this) the
     rest stays as it is.
 
-    `variation_strength` mixes another noise into that of `seed`: for picture i that of `variation_seed + i`.
-    `interpolate_to` leads from the noise and the prompt of this request to others. In both cases all pictures have the
+    `variation_strength` mixes another noise into that of `seed`: for image i that of `variation_seed + i`.
+    `interpolate_to` leads from the noise and the prompt of this request to others. In both cases all images have the
     one `seed`.
 
-    `watermark`: the pictures carry the mark of `core.imaging.watermark`, where they were drawn; previews never do.
+    `watermark`: the images carry the mark of `core.imaging.watermark`, where they were generated; previews never do.
 
-    `attributes` are sliders: CelebA's names of attributes -> -2 (away from it) to 2 (towards it). `candidates` draws so
-    many pictures, and the `num_images` that fit the prompt best are the result, the best first. `balance` goes round
-    what the prompt leaves open (`core/text/prompt_balancing.py`): picture i is combination `seed + i`.
+    `attributes` are sliders: CelebA's names of attributes -> -2 (away from it) to 2 (towards it). `candidates`
+    generates so many images, and the `num_images` that fit the prompt best are the result, the best first. `balance`
+    goes round what the prompt leaves open (`core/text/prompt_balancing.py`): image i is combination `seed + i`.
 
     `guidance_interval` [low, high] are shares of the steps between which there is guidance (of the scale, a negative
     prompt and sliders); before and after, the scale is 1, which is one pass of the network
@@ -133,19 +134,19 @@ class DrawRequest:
         return self.num_images if self.candidates is None else self.candidates
 
 
-# how requests name a field of DrawRequest in HTTP, in stored jobs and in PNGs, where that is another name
+# how requests name a field of GenerationRequest in HTTP, in stored jobs and in PNGs, where that is another name
 BODY_NAMES = {"num_images": "n_images", "num_inference_steps": "n_inf_steps", "latents": "latent",
               "start": "start_timestep"}
 OF_NO_IMAGE = frozenset({"candidates", "balance", "watermark"})  # they do not decide what a single image shows
 
 
 def body_name(field: str) -> str:
-    """How requests name a field of `DrawRequest`."""
+    """How requests name a field of `GenerationRequest`."""
     return BODY_NAMES.get(field, field)
 
 
 def field_types(of: type) -> dict[str, Any]:
-    """The fields of `DrawRequest` or `Interpolation`, as requests name them, with their types other than None."""
+    """The fields of `GenerationRequest` or `Interpolation`, as requests name them, with their types other than None."""
     found = {}
     for name, hint in get_type_hints(of).items():
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
@@ -154,7 +155,7 @@ def field_types(of: type) -> dict[str, Any]:
 
 
 def usual_strength(masked: bool) -> float:
-    """How much of a picture changes when nothing is said: much of a whole one, all of what a mask shows."""
+    """How much of an image changes when nothing is said: much of a whole one, all of what a mask shows."""
     return 1.0 if masked else 0.6
 
 
@@ -163,10 +164,10 @@ def usual_sampler(info: EngineInfo, steps: int) -> str:
     return info.long_sampler if steps > MANY_STEPS else info.default_sampler
 
 
-class Picture(Protocol):
+class GeneratedImage(Protocol):
     """One image: a preview or the result. `latent` holds little-endian float32 in C order.
 
-    `about` is what a result says beside that (`core.web.responses.Findings`), as JSON can hold it; of a preview
+    `about` is what a result says beside that (`core.web.responses.Assessment`), as JSON can hold it; of a preview
     nothing.
     """
 
@@ -179,11 +180,11 @@ class Picture(Protocol):
     @property
     def latent(self) -> bytes: ...
     @property
-    def about(self) -> Mapping[str, Any]: ...
+    def assessment(self) -> Mapping[str, Any]: ...
 
 
 class Run(Protocol):
-    """A request being drawn; with an `error` it is finished too. `num_images` counts all candidates."""
+    """A request under way; with an `error` it is finished too. `num_images` counts all candidates."""
 
     @property
     def num_images(self) -> int: ...
@@ -197,8 +198,8 @@ class Run(Protocol):
     def error(self) -> JobError | None: ...
 
 
-class Inverting(Protocol):
-    """The search for the noise that draws a picture; when it is finished, `latent` [C, h, w] is that."""
+class RunningInversion(Protocol):
+    """The search for the noise that generates an image; when it is finished, `latent` [C, h, w] is that."""
 
     @property
     def finished(self) -> bool: ...
@@ -208,18 +209,18 @@ class Inverting(Protocol):
 
 
 class Engine(Protocol):
-    """What draws. Everything but `info` is called by one thread alone."""
+    """What generates. Everything but `info` is called by one thread alone."""
 
     @property
     def info(self) -> EngineInfo: ...
-    def begin(self, request: Any) -> Any: ...  # a DrawRequest -> a Run
+    def start(self, request: Any) -> Any: ...  # a GenerationRequest -> a Run
     def step(self, runs: Sequence[Any]) -> None: ...
-    def previews(self, run: Any) -> Sequence[Picture]: ...
-    def pictures(self, run: Any) -> Sequence[Picture]: ...
+    def previews(self, run: Any) -> Sequence[GeneratedImage]: ...
+    def pictures(self, run: Any) -> Sequence[GeneratedImage]: ...
     def encode(self, pixels: np.ndarray) -> np.ndarray: ...
     def inversion(self, pixels: np.ndarray, prompt: str) -> Any: ...  # an Inverting
     def decode(self, latent: np.ndarray) -> np.ndarray: ...
-    def rest(self) -> bool: ...  # nobody waits: get a bit readier for what may come; False: nothing is left to do
+    def on_idle(self) -> bool: ...  # nobody waits: get a bit readier for what may come; False: nothing is left to do
 
 
 class JobError(Exception):

@@ -22,7 +22,7 @@ from core import disk
 from core.addresses import ANYWHERE, address_of, is_local, lan_address, listener
 
 GIB = 1024**3
-MEMORY_NEEDED = 1.5 * GIB  # measured: 0.9 GiB after all imports; the rest is the model and eight pictures
+MEMORY_NEEDED = 1.5 * GIB  # measured: 0.9 GiB after all imports; the rest is the model and eight images
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 
 

@@ -37,7 +37,8 @@ AXES = (
     ("clip", "text.tokens.weight", 0, ("network", "pieces")),
     ("clip", "text.tokens.weight", 1, ("network", "text_width")),
     ("vae", "latent_mean", 0, ("network", "latent_channels")),
-    ("unet", "door.weight", 1, ("network", "latent_channels")),
+    ("unet", "conv_in.weight", 1, ("network", "latent_channels")),
+    ("unet", "door.weight", 1, ("network", "latent_channels")),  # as older folders have it
 )
 
 

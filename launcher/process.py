@@ -36,10 +36,10 @@ WAKE_S = 0.5
 class Child:
     """A running process that ends when this one is asked to end; a context manager, for the main thread alone."""
 
-    def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], farewell: str) -> None:
-        """Start `command`. `farewell` is printed at the first request to stop, once the child was released."""
+    def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], closing_message: str) -> None:
+        """Start `command`. `closing_message` is printed at the first request to stop, once the child was released."""
         self.asked = 0  # how often a person or a service manager asked for the end
-        self._farewell = farewell
+        self._closing_message = closing_message
         self._held: bytearray | None = bytearray()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -131,7 +131,7 @@ class Child:
         if self.asked == 1:
             ready = self._held is None
             with contextlib.suppress(OSError):  # not print: a signal may come in the middle of another print
-                os.write(2, f"\n{self._farewell if ready else 'Stopping ...'}\n".encode())
+                os.write(2, f"\n{self._closing_message if ready else 'Stopping ...'}\n".encode())
         if self.asked > 2:
             self._process.kill()
         elif os.name != "nt":

@@ -128,7 +128,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def quick_grids() -> Iterator[None]:
-    """The pictures of a training run take three steps: of a network that has learned nothing, twenty show no more."""
+    """The images of a training run take three steps: of a network that has learned nothing, twenty show no more."""
     from core.evaluation import prompt_sheets
 
     with pytest.MonkeyPatch.context() as patch:

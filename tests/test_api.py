@@ -1,7 +1,7 @@
 """Does HTTP keep the contract of jobs? The promises by literal examples, the rest by behaviour, bad input by tables.
 
-The engine is a drawing stand-in (`drawing.py`); jobs run in the test's own thread, so nothing here sleeps. Every answer
-is held against the OpenAPI document as well (`asking.py`).
+The engine is a generated image stand-in (`drawing.py`); jobs run in the test's own thread, so nothing here sleeps.
+Every answer is held against the OpenAPI document as well (`asking.py`).
 """
 
 from __future__ import annotations
@@ -356,12 +356,12 @@ def test_after_closing_no_job_is_accepted_and_nothing_is_ready(app: Flask, clien
 
 def test_a_failed_job_says_why(app: Flask, engine: DrawingEngine, client: FlaskClient) -> None:
     def fail(step: int) -> None:
-        raise JobError("not_finite", "No picture came out.", "Try another sampler.")
+        raise JobError("not_finite", "No image came out.", "Try another sampler.")
 
     engine.before_step = fail
     body = client.get(f"/jobs/{run(app)}/").get_json()
     assert (body["finished"], body["status"], body["response"]) == (True, "failed", [])
-    assert body["error"] == {"code": "not_finite", "message": "No picture came out.", "hint": "Try another sampler."}
+    assert body["error"] == {"code": "not_finite", "message": "No image came out.", "hint": "Try another sampler."}
 
 
 def test_jobs_and_pictures_survive_a_restart(engine: DrawingEngine, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ branches never meet. The base is what several branches need: `engine`, `text`, `
 standard library alone: `addresses` (where a server listens), `command` (how a command ends), `disk` (why it refuses),
 `process` (a program of another Python, and the sentence when it fails) and `quiet` (which packages may not speak).
 `launcher` stands on those too, and only `start.py` on it: so core/ imports neither the root nor the launcher, and what
-`api.py`, the benchmark and the judge from outside share with the launcher is in the base. The launcher and what it
-stands on keep Python 3.7's syntax, because `start.py` has to tell an old Python that it is too old; `command` is for
-commands of a whole environment and need not.
+`api.py`, the benchmark and the attribute classifier from outside share with the launcher is in the base. The launcher
+and what it stands on keep Python 3.7's syntax, because `start.py` has to tell an old Python that it is too old;
+`command` is for commands of a whole environment and need not.
 
 Each law is a function from source text to complaints. It is run over every file of the project, and over a few lines
 that break it, because a law that cannot complain proves nothing. New files are found by themselves.

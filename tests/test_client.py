@@ -145,7 +145,7 @@ def test_errors_say_what_is_wrong(faces: Faces, live: Live) -> None:
         faces.generate("a woman", n_images=9, seed=-1)
     assert wrong.value.status == 422 and set(wrong.value.fields) == {"n_images", "seed"}
     assert wrong.value.fields["n_images"] == "must be an integer from 1 to 8; got 9"
-    with pytest.raises(JobFailed, match="No picture came out. Try another sampler."):
+    with pytest.raises(JobFailed, match="No image came out. Try another sampler."):
         faces.generate(TROUBLE)
     with pytest.raises(FacesError, match="API key"):
         Faces(live.url, key="").generate("a woman")

@@ -1,4 +1,4 @@
-"""Do the commands that a person types work, from drawn faces to drawn pictures, one after the other, and again?"""
+"""Do the commands that a person types work, from drawn faces to drawn images, one after the other, and again?"""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def trained(place: Workplace) -> Path:
     model = place.root / "made"
     for component, main, more in (
         ("clip", train_clip.main, ["--steps", 4]),
-        ("vae", vae.main, ["--steps", 4, "--gan-start", 0.5, "--picture-every", 2]),
+        ("vae", vae.main, ["--steps", 4, "--gan-start", 0.5, "--image-every", 2]),
         ("unet", conditional_ldm.main, ["--steps", 4]),
     ):
         command = place.train(component, component, *more, "--precision", "bf16", model=model)
@@ -183,7 +183,7 @@ def test_a_gallery_shows_every_prompt_and_picks_nothing_out(
     assert np.diag(gaps).max() < 8  # WebP loses a little
     # a network this small hardly reads, so that one seed looks alike for both prompts
     assert [int(np.argmin(row)) % 5 for row in gaps] == [0, 1, 2, 3, 4] * 2
-    assert first[128:, 2 * 128 :].mean() > 253  # six pictures: two places stay white
+    assert first[128:, 2 * 128 :].mean() > 253  # six images: two places stay white
 
 
 def test_the_flow_schedule_trains_and_draws(trained: Path, place: Workplace) -> None:
@@ -201,7 +201,7 @@ def test_the_flow_schedule_trains_and_draws(trained: Path, place: Workplace) -> 
 @pytest.mark.parametrize("schedule", ["cosine", "flow"])
 def test_training_needs_no_diffusers(trained: Path, place: Workplace, monkeypatch: pytest.MonkeyPatch, schedule: str,
                                      capsys: pytest.CaptureFixture[str]) -> None:
-    """Its pictures are drawn by our own solver; a flow, whose sampler is of diffusers, is trained without pictures."""
+    """Its images are drawn by our own solver; a flow, whose sampler is of diffusers, is trained without images."""
     monkeypatch.setitem(sys.modules, "diffusers", None)  # importing it raises, as where it is not installed
     run = f"bare-{schedule}"
     assert conditional_ldm.main(place.train("unet", run, "--schedule", schedule, "--steps", 1)) == 0
@@ -211,7 +211,7 @@ def test_training_needs_no_diffusers(trained: Path, place: Workplace, monkeypatc
 
 
 def test_pictures_of_a_run_are_what_the_released_folder_draws(trained: Path, place: Workplace) -> None:
-    """One way to generate: with the same seeds, steps and guidance a user gets the last picture of the run."""
+    """One way to generate: with the same seeds, steps and guidance a user gets the last image of the run."""
     run = place.root / "same"
     assert conditional_ldm.main(place.train("unet", "same", "--steps", 1, model=place.copy_model("same-model"))) == 0
     with Image.open(run / "pictures" / "step-0000001.png") as image:
@@ -219,7 +219,7 @@ def test_pictures_of_a_run_are_what_the_released_folder_draws(trained: Path, pla
     faces = FaceGenerator.load(place.root / "same-model", "cpu", engine="torch")
     drawn = faces.generate(prompt_sheets.GRID_PROMPTS[1], num_images=4, num_inference_steps=3, guidance_scale=2.0,
                            watermark=False)
-    tiles = [shown[:128, 128 * i : 128 * (i + 1)] for i in range(4, 8)]  # the second prompt: eight pictures a row
+    tiles = [shown[:128, 128 * i : 128 * (i + 1)] for i in range(4, 8)]  # the second prompt: eight images a row
     assert max(int(np.abs(tile - one.pixels).max()) for tile, one in zip(tiles, drawn, strict=True)) <= 3
 
 
@@ -230,7 +230,7 @@ def test_a_decoder_trained_alone_keeps_even_the_sign_of_zero(trained: Path, plac
     """Averaging turns -0 into 0, which is equal but has another hash: the UNet would refuse its own encoder."""
     model = Path(shutil.copytree(trained, place.root / "signed-model"))
     signed = load_vae(model)
-    signed.encoder.door.weight[0, 0, 0, 0] = -0.0
+    signed.encoder.conv_in.weight[0, 0, 0, 0] = -0.0
     vae.release(signed, model, training={})
     assert vae.main(place.train("vae", "signed", "--decoder-only", "--steps", 2, "--gan-start", 1,
                                 "--perceptual-weight", 0, model=model)) == 0
@@ -252,8 +252,9 @@ def test_a_decoder_trained_alone_keeps_the_encoder_and_the_unet(trained: Path, p
     assert component_hash(model, "vae") != component_hash(trained, "vae")
     load_unet(model)
     run = checkpoint(place.root / "decoder", 3)
-    first = before.state_dict()["encoder.door.weight"]
-    assert torch.equal(run["model/encoder.door.weight"], first) and torch.equal(run["ema/encoder.door.weight"], first)
+    first = before.state_dict()["encoder.conv_in.weight"]
+    assert torch.equal(run["model/encoder.conv_in.weight"], first) and torch.equal(run["ema/encoder.conv_in.weight"],
+                                                                                   first)
     with pytest.raises(ModelFolderError, match="not a model folder"):  # an encoder that never learned is no start
         vae.main(place.train("vae", "orphan", "--decoder-only", "--steps", 2, model=place.root / "nowhere"))
 
@@ -278,7 +279,7 @@ def test_latents_are_cached_once_for_each_encoder(trained: Path, place: Workplac
     image = np.load(place.store / "images.npy", mmap_mode="r")[3:4]
     for view, pixels in enumerate((image, image[:, :, ::-1])):
         posterior = network.encode(vae.to_images(torch.from_numpy(pixels.copy())))
-        assert np.allclose(network.whiten(posterior.mean), mean[view, 3], atol=5e-3)
+        assert np.allclose(network.normalize(posterior.mean), mean[view, 3], atol=5e-3)
         assert np.allclose(posterior.std / network.latent_std[:, None, None], std[view, 3], atol=5e-3)
     conditional_ldm.main(command)
     assert (tmp_path / "cache" / "mean.npy").stat().st_mtime_ns == stamp

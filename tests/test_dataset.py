@@ -134,7 +134,7 @@ def test_the_sample_of_the_real_archive(tmp_path: Path, kaggle: Path) -> None:
     assert all(len(store.select(split)) for split in ("train", "val", "test"))
     assert "whole of CelebA has 202,599" in report.text()
     contrast = store.images[::7].reshape(len(store.images[::7]), -1).std(axis=1)
-    assert contrast.min() > 5  # no black or empty picture
+    assert contrast.min() > 5  # no black or empty image
 
 
 def test_zip_gives_the_same_store_as_the_folder(kaggle: Path, tmp_path: Path, people: dict) -> None:
@@ -174,7 +174,7 @@ def spoil(path: Path, member: str, how: str) -> None:
 def test_a_member_that_cannot_be_read_is_one_sentence_that_names_it(
     how: str, reason: str, tmp_path: Path, people: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The attribute list, without which there is nothing to learn, and a picture, without which there is one less."""
+    """The attribute list, without which there is nothing to learn, and an image, without which there is one less."""
     archive = zip_files(tmp_path / "celeba.zip", kaggle_files(people))
     spoil(archive, "list_attr_celeba.csv", how)
     assert main(["--prepare", "--source", str(archive), "--out", str(tmp_path / "none")]) == 1
@@ -244,7 +244,7 @@ def test_official_lists_with_a_zip_of_pictures_and_identities(tmp_path: Path, pe
 
 
 def shard_files(folder: Path) -> pd.DataFrame:
-    """Two tars of WebP pictures, 128, 80 and 58 px, with their metadata.csv."""
+    """Two tars of WebP images, 128, 80 and 58 px, with their metadata.csv."""
     rows = []
     members: dict[str, dict[str, bytes]] = {"train-soft.tar": {}, "test-128px.tar": {}}
     for number, (px, split) in enumerate([(128, "test"), (80, "train"), (58, "train"), (128, "test")] * 3, start=1):
@@ -480,7 +480,7 @@ def test_a_tar_cut_short_gives_what_it_has(tmp_path: Path) -> None:
 
 def test_only_broken_pictures_make_no_store(tmp_path: Path) -> None:
     lists = kaggle_lists({"000001.jpg": random_attributes(random.Random(0))})
-    source = write_files(tmp_path / "in", {**lists, "000001.jpg": b"no picture"})
+    source = write_files(tmp_path / "in", {**lists, "000001.jpg": b"no image"})
     with pytest.raises(DataError, match="none of the 1 pictures could be used; the first: 000001.jpg"):
         prepare([source], tmp_path / "out")
     with pytest.raises(DataError, match="no complete prepared store"):
@@ -666,7 +666,7 @@ def test_each_attribute_is_seen_in_the_drawn_face(name: str) -> None:
 def test_drawn_faces_never_replace_real_ones(kaggle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare([kaggle], tmp_path / "out")
     assert main(["--synthetic", "16", "--out", str(tmp_path / "out")]) == 1
-    assert "real pictures" in capsys.readouterr().err and len(FaceStore.open(tmp_path / "out")) == COUNT
+    assert "real images" in capsys.readouterr().err and len(FaceStore.open(tmp_path / "out")) == COUNT
 
 
 def test_describe_measures_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

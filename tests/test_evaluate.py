@@ -1,4 +1,5 @@
-"""Do the metrics give the known answers, does the judge learn, and does one command make a whole report?"""
+"""Do the metrics give the known answers, does the attribute classifier learn, and does one command make a whole
+report?"""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ import torch
 
 import evaluate
 from core.evaluation import metrics, report, suite
-from core.evaluation.attribute_classifier import ResNet, augment, load_judge, look, look_at_store, train_judge
+from core.evaluation.attribute_classifier import (
+    ResNet,
+    augment,
+    extract_features,
+    extract_store_features,
+    load_attribute_classifier,
+    train_attribute_classifier,
+)
 from core.evaluation.generation import Sampling, generate_images
 from core.evaluation.prompts import VISIBLE, draw_prompts
 from core.imaging import spectrum
@@ -36,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FaceStore:
 @pytest.fixture(scope="module")
 def judge_folder(store: FaceStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "judge"
-    train_judge(store, store.select("train"), folder, epochs=12, batch_size=8, device="cpu")
+    train_attribute_classifier(store, store.select("train"), folder, epochs=12, batch_size=8, device="cpu")
     return folder
 
 
@@ -62,7 +70,7 @@ class Pooled(torch.nn.Module):
 
 
 def noise_pictures(count: int, seed: int = 0) -> np.ndarray:
-    """Pictures with detail at every frequency: white noise over a smooth gradient."""
+    """Images with detail at every frequency: white noise over a smooth gradient."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(60, 190, SIZE)[None, :, None, None]
     return np.clip(ramp + 30 * rng.standard_normal((count, SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
@@ -323,11 +331,12 @@ def test_memorisation_refuses_unequal_chances() -> None:
         metrics.memorisation([np.zeros((2, 3))], np.zeros((5, 3)), np.zeros((9, 3)))
 
 
-# --------------------------------------------------------------------------------------------------- the judge
+# --------------------------------------------------------------------------------------------------- the attribute
+# classifier
 
 
 def test_augmentation_moves_pixels_without_mixing_them() -> None:
-    """Whole-pixel shifts keep fine detail: a judge must not learn that blur means nothing."""
+    """Whole-pixel shifts keep fine detail: an attribute classifier must not learn that blur means nothing."""
     pictures = noise_pictures(6)
     images = augment(pictures, torch.Generator().manual_seed(0))
     assert images.shape == (6, 3, SIZE, SIZE)
@@ -338,11 +347,11 @@ def test_augmentation_moves_pixels_without_mixing_them() -> None:
 
 
 def test_the_judge_learns_from_the_store(store: FaceStore, judge_folder: Path) -> None:
-    judge, digest = load_judge(judge_folder)
+    judge, digest = load_attribute_classifier(judge_folder)
     assert re.fullmatch(r"[0-9a-f]{64}", digest)
     assert sum(p.numel() for p in judge.parameters()) < 6_000_000
     rows = store.select("train")
-    seen = look(judge, store.images[rows])
+    seen = extract_features(judge, store.images[rows])
     assert seen.features.shape == (len(rows), 512) and seen.logits.shape == (len(rows), len(ATTRIBUTES))
     truth = store.attributes[rows]
     scores = [metrics.balanced_accuracy(seen.verdicts[:, i], truth[:, i]) for i in range(len(ATTRIBUTES))]
@@ -354,30 +363,31 @@ def test_the_judge_learns_from_the_store(store: FaceStore, judge_folder: Path) -
 def test_the_judge_is_frozen_and_its_training_repeatable(store: FaceStore, judge_folder: Path, tmp_path: Path) -> None:
     rows = store.select("train")
     with pytest.raises(ModelFolderError, match="frozen"):
-        train_judge(store, rows, judge_folder, epochs=1)
+        train_attribute_classifier(store, rows, judge_folder, epochs=1)
     before = torch.random.get_rng_state()
-    digests = [train_judge(store, rows[:16], tmp_path / name, epochs=1, batch_size=8, device="cpu") for name in "ab"]
+    digests = [train_attribute_classifier(store, rows[:16], tmp_path / name, epochs=1, batch_size=8,
+                                          device="cpu") for name in "ab"]
     assert digests[0] == digests[1]
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_views_of_real_pictures_are_kept(store: FaceStore, judge_folder: Path, tmp_path: Path) -> None:
-    judge, digest = load_judge(judge_folder)
+    judge, digest = load_attribute_classifier(judge_folder)
     rows = store.select("train")[:5]
-    first = look_at_store(judge, digest, store, rows, tmp_path)
+    first = extract_store_features(judge, digest, store, rows, tmp_path)
     files = sorted(tmp_path.iterdir())
     assert len(files) == 1 and digest[:12] in files[0].name
-    again = look_at_store(judge, digest, store, rows, tmp_path)
+    again = extract_store_features(judge, digest, store, rows, tmp_path)
     assert np.array_equal(first.features, again.features) and sorted(tmp_path.iterdir()) == files
-    look_at_store(judge, digest, store, rows[::-1], tmp_path)
-    look_at_store(judge, "0" * 64, store, rows, tmp_path)
+    extract_store_features(judge, digest, store, rows[::-1], tmp_path)
+    extract_store_features(judge, "0" * 64, store, rows, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_store_without_attributes_cannot_train_a_judge(store: FaceStore, tmp_path: Path) -> None:
     blank = dataclasses.replace(store, attributes=np.zeros_like(store.attributes))
     with pytest.raises(ValueError, match="no attribute labels"):
-        train_judge(blank, blank.select("train"), tmp_path / "judge")
+        train_attribute_classifier(blank, blank.select("train"), tmp_path / "judge")
 
 
 # -------------------------------------------------------------------------------------------------- the report
@@ -395,7 +405,7 @@ def test_comparison_lists_changes_and_refuses_another_judge() -> None:
     before = {"judge": {"hash": "a"}, "vae": {"psnr_db": 25.0, "ssim": 0.9}, "seconds": {"vae": 3.0}}
     after = {"judge": {"hash": "a"}, "vae": {"psnr_db": 26.0, "ssim": 0.9}, "seconds": {"vae": 4.0}}
     assert report.compare(before, after) == ["vae.psnr_db: 25 -> 26 (+1)"]
-    with pytest.raises(ValueError, match="different judges"):
+    with pytest.raises(ValueError, match="different attribute classifiers"):
         report.compare(before, {**after, "judge": {"hash": "b"}})
 
 
@@ -418,7 +428,7 @@ def test_bad_flags_are_refused(flags: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_judge_and_ladder_make_a_report(store: FaceStore, judge_folder: Path, tmp_path: Path, capsys) -> None:
-    """The part that needs no model: main() end to end on drawn faces."""
+    """The part that needs no model: main() end to end on generated faces."""
     command = ["--data", str(store.folder), "--judge", str(judge_folder), "--out", str(tmp_path / "out"),
                "--cache", str(tmp_path / "cache"), "--parts", "ladder", "--device", "cpu"]  # fmt: skip
     assert evaluate.main(command) == 0
@@ -507,7 +517,7 @@ def test_a_whole_report_of_a_trained_model(
     kept = json.loads((model_folder / "model_index.json").read_text())["metrics"]
     assert kept["distances"] == made["distances"] and kept["judge.hash"] == made["judge"]["hash"]
     assert set(made["distances"]) == {"floor", "vae", "generated"}
-    assert {entry["n"] for entry in made["distances"].values()} == {8}  # as many as there are test pictures
+    assert {entry["n"] for entry in made["distances"].values()} == {8}  # as many as there are test images
     assert made["distances"]["generated"]["frechet_over_floor"] > 0
     shapes = {name: entry["shape_over_floor"] for name, entry in made["distances"].items()}
     assert shapes["floor"] == made["curve"]["floor"]["shape_over_floor"] == 1.0 != shapes["generated"]
@@ -517,7 +527,7 @@ def test_a_whole_report_of_a_trained_model(
     assert made["memorisation"]["n"] == 12 and len(made["memorisation"]["pixels"]["closest"]) == 12
     assert [point["steps"] for point in made["curve"]["points"]] == [1, 2]
     assert made["curve"]["n"] == made["curve"]["floor"]["n"] == 4
-    assert made["curve"]["points"][1]["image_s"] is None  # drawn once already
+    assert made["curve"]["points"][1]["image_s"] is None  # generated once already
     curve = FaceGenerator.load(model_folder, "cpu").info.step_curve  # what /options says of these weights alone
     told = [(point["steps"], point["frechet_over_floor"]) for point in made["curve"]["points"]]
     assert [(point["steps"], point["frechet_over_floor"]) for point in curve] == told

@@ -1,6 +1,7 @@
-"""Does the generator keep its promises: same seed same picture, honest steps, clean stops, PNGs that say what they are?
+"""Does the generator keep its promises: same seed same image, honest steps, clean stops, PNGs that say what they are?
 
-Everything runs on a tiny model of real networks with untrained weights; the bundled model must draw too when present.
+Everything runs on a tiny model of real networks with untrained weights; the bundled model must generate too when
+present.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from PIL import Image
 from api import DEFAULT_MODEL, create_app
 from core.diffusion.conditioning import Condition
 from core.diffusion.schedulers import SAMPLERS
-from core.engine import DrawRequest, JobError
-from core.evaluation.attribute_classifier import Judge, JudgeConfig
+from core.engine import GenerationRequest, JobError
+from core.evaluation.attribute_classifier import AttributeClassifier, AttributeClassifierConfig
 from core.imaging.png_metadata import encode_png, read_request
 from core.imaging.watermark import VERSION, find, mark
 from core.nn.checkpoint import ModelFolderError, load_component, save_component
 from core.nn.device import has_bf16, is_out_of_memory, pick_device, pick_dtype
 from core.nn.layers import to_pixels
-from generator import TEXTS, FaceGenerator, JobCancelled, Picture, Run, Step
+from generator import MAX_ENCODED_PROMPTS, FaceGenerator, GeneratedImage, JobCancelled, Run, Step
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a smiling woman with blond hair"
@@ -47,7 +48,7 @@ def test_info_comes_from_the_folder(faces: FaceGenerator) -> None:
     assert (info.name, info.device, info.image_size, info.latent_shape) == ("tiny", "cpu", 128, (4, 16, 16))
     assert info.samplers == SAMPLERS and info.default_sampler in SAMPLERS and info.default_guidance_scale > 1
     assert re.fullmatch("[0-9a-f]{64}", info.model_hash)
-    used = [faces.begin(DrawRequest("a face", 1, steps)).asked[0]["sampler"] for steps in (50, 51)]
+    used = [faces.start(GenerationRequest("a face", 1, steps)).asked[0]["sampler"] for steps in (50, 51)]
     assert used == [info.default_sampler, info.long_sampler] == ["UniPC", "UniPC"]
 
 
@@ -63,7 +64,7 @@ def test_pictures_are_what_they_say(faces: FaceGenerator) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_seed_is_the_same_picture_alone_and_in_a_batch(faces: FaceGenerator, sampler: str) -> None:
-    """For every sampler, those that draw noise at every step included."""
+    """For every sampler, those that generate noise at every step included."""
     together = faces.generate(PROMPT, num_images=3, num_inference_steps=4, seed=10, sampler=sampler)
     alone = faces.generate(PROMPT, num_images=1, num_inference_steps=4, seed=12, sampler=sampler)
     again = faces.generate(PROMPT, num_images=3, num_inference_steps=4, seed=10, sampler=sampler)
@@ -110,32 +111,33 @@ def test_guidance_off_runs_one_pass_of_b_rows(faces: FaceGenerator) -> None:
 
 
 @pytest.fixture(scope="module")
-def asked(faces: FaceGenerator) -> list[DrawRequest]:
+def asked(faces: FaceGenerator) -> list[GenerationRequest]:
     """One of every sampler, and of everything else that may differ."""
     z = np.random.default_rng(0).standard_normal((2, *faces.info.latent_shape)).astype(np.float32)
     prompts = (PROMPT, "an old man with glasses and a big nose, wearing a hat", "", "a young man")
     plain = [
-        DrawRequest(prompts[i % 4], 1 + i % 3, 3 + i, seed=100 * i, guidance_scale=(None, 1.0, 0.0, 6.5)[i % 4],
-                    negative_prompt=("", "a man")[i % 2], sampler=sampler)
+        GenerationRequest(prompts[i % 4], 1 + i % 3, 3 + i, seed=100 * i, guidance_scale=(None, 1.0, 0.0, 6.5)[i % 4],
+                          negative_prompt=("", "a man")[i % 2], sampler=sampler)
         for i, sampler in enumerate(SAMPLERS)
     ]
-    return [*plain, DrawRequest(PROMPT, 2, 8, seed=7, latents=z, start=0.5), DrawRequest(PROMPT, 2, 4, latents=z),
-            DrawRequest(PROMPT, 2, 4, latents=z, start=1.0)]
+    return [*plain, GenerationRequest(PROMPT, 2, 8, seed=7, latents=z, start=0.5), GenerationRequest(PROMPT, 2, 4,
+                                                                                                     latents=z),
+            GenerationRequest(PROMPT, 2, 4, latents=z, start=1.0)]
 
 
 @pytest.fixture(scope="module")
-def alone(faces: FaceGenerator, asked: list[DrawRequest]) -> list[list[Picture]]:
-    """What each of them draws when nobody else is there."""
-    return [finish(faces, [faces.begin(request)])[0] for request in asked]
+def alone(faces: FaceGenerator, asked: list[GenerationRequest]) -> list[list[GeneratedImage]]:
+    """What each of them generates when nobody else is there."""
+    return [finish(faces, [faces.start(request)])[0] for request in asked]
 
 
-def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[Picture]]:
+def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[GeneratedImage]]:
     while any(not run.finished for run in runs):
         faces.step(runs)
     return [faces.pictures(run) for run in runs]
 
 
-def assert_same(pictures: list[Picture], others: list[Picture]) -> None:
+def assert_same(pictures: list[GeneratedImage], others: list[GeneratedImage]) -> None:
     assert [(one.index, one.seed) for one in pictures] == [(other.index, other.seed) for other in others]
     assert max(difference(one.pixels, other.pixels) for one, other in zip(pictures, others, strict=True)) <= 1
 
@@ -147,9 +149,9 @@ def counted(faces: FaceGenerator) -> tuple[list[int], torch.utils.hooks.Removabl
 
 
 def test_whatever_is_drawn_together_is_what_it_is_alone(
-    faces: FaceGenerator, asked: list[DrawRequest], alone: list[list[Picture]]
+    faces: FaceGenerator, asked: list[GenerationRequest], alone: list[list[GeneratedImage]]
 ) -> None:
-    together = finish(faces, [faces.begin(request) for request in asked])
+    together = finish(faces, [faces.start(request) for request in asked])
     for pictures, others in zip(together, alone, strict=True):
         assert_same(pictures, others)
     whole = vars(asked[3])
@@ -157,13 +159,13 @@ def test_whatever_is_drawn_together_is_what_it_is_alone(
 
 
 def test_runs_join_and_leave_at_any_step(
-    faces: FaceGenerator, asked: list[DrawRequest], alone: list[list[Picture]]
+    faces: FaceGenerator, asked: list[GenerationRequest], alone: list[list[GeneratedImage]]
 ) -> None:
-    passing = faces.begin(DrawRequest("somebody else", 2, 50, seed=5))
+    passing = faces.start(GenerationRequest("somebody else", 2, 50, seed=5))
     runs: list[Run] = []
     while not all(run.finished for run in runs) or len(runs) < len(asked):
         if len(runs) < len(asked):
-            runs.append(faces.begin(asked[len(runs)]))
+            runs.append(faces.start(asked[len(runs)]))
         others = [passing] if len(runs) % 3 else []  # comes and goes, and is never finished
         faces.step([*others, *(run for run in runs if not run.finished)])
     assert 0 < passing.done < passing.total and passing.error is None
@@ -173,7 +175,7 @@ def test_runs_join_and_leave_at_any_step(
 
 def test_a_step_is_one_call_of_as_few_rows_as_guidance_allows(faces: FaceGenerator) -> None:
     scales = (1.0, 0.0, 3.0, 4.0)
-    runs = [faces.begin(DrawRequest(PROMPT, 1 + i, 1 + i, guidance_scale=w)) for i, w in enumerate(scales)]
+    runs = [faces.start(GenerationRequest(PROMPT, 1 + i, 1 + i, guidance_scale=w)) for i, w in enumerate(scales)]
     rows, handle = counted(faces)
     with handle:
         for _ in range(5):
@@ -183,21 +185,21 @@ def test_a_step_is_one_call_of_as_few_rows_as_guidance_allows(faces: FaceGenerat
 
 
 def test_prompts_are_read_once_and_joined_once(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many steps, pictures and requests there are."""
+    """However many steps, images and requests there are."""
     monkeypatch.setattr(faces, "_texts", {})
     read: list[int] = []
     joined = []
     with (faces.clip.text.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0]))),
           faces.unet.register_forward_pre_hook(lambda module, inputs: joined.append(inputs[2].tokens))):
-        asked = DrawRequest(PROMPT, 4, 6), DrawRequest(PROMPT, 1, 8, negative_prompt="an old man")
-        finish(faces, [faces.begin(request) for request in asked])
+        asked = GenerationRequest(PROMPT, 4, 6), GenerationRequest(PROMPT, 1, 8, negative_prompt="an old man")
+        finish(faces, [faces.start(request) for request in asked])
     assert read == [1, 1]
     assert [len({tokens.data_ptr() for tokens in part}) for part in (joined[:6], joined[6:])] == [1, 1]
 
 
 def test_a_run_tells_where_it_is(faces: FaceGenerator) -> None:
     z = np.zeros((2, *faces.info.latent_shape), np.float32)
-    run = faces.begin(DrawRequest(PROMPT, 2, 4, seed=9, latents=z, start=0.5))
+    run = faces.start(GenerationRequest(PROMPT, 2, 4, seed=9, latents=z, start=0.5))
     assert (run.num_images, run.done, run.total, run.finished, run.error, run.seeds) == (2, 2, 4, False, None, [9, 10])
     assert len(faces.previews(run)) == 2  # the starting point
     with pytest.raises(ValueError, match="at step 2 of 4"):
@@ -206,16 +208,16 @@ def test_a_run_tells_where_it_is(faces: FaceGenerator) -> None:
     for _ in range(4):
         faces.step([run])
     assert run.finished and run.done == 4
-    skipped = faces.begin(DrawRequest(PROMPT, 2, 4, latents=z, start=1.0))
+    skipped = faces.start(GenerationRequest(PROMPT, 2, 4, latents=z, start=1.0))
     assert skipped.finished and skipped.done == skipped.total == 4 and len(faces.pictures(skipped)) == 2
 
 
 def test_one_broken_run_fails_alone(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finite numbers that overflow in the network, and a fault of the code, each beside a healthy run."""
-    healthy = DrawRequest(PROMPT, 2, 4, seed=3)
+    healthy = GenerationRequest(PROMPT, 2, 4, seed=3)
     latents = np.full((1, *faces.info.latent_shape), 1e30, np.float32)
-    runs = [faces.begin(DrawRequest(PROMPT, num_inference_steps=6, latents=latents)), faces.begin(healthy),
-            faces.begin(DrawRequest(PROMPT, num_inference_steps=6))]
+    runs = [faces.start(GenerationRequest(PROMPT, num_inference_steps=6, latents=latents)), faces.start(healthy),
+            faces.start(GenerationRequest(PROMPT, num_inference_steps=6))]
 
     def fault(prediction: torch.Tensor) -> None:
         raise KeyError("a fault")
@@ -228,7 +230,7 @@ def test_one_broken_run_fails_alone(faces: FaceGenerator, monkeypatch: pytest.Mo
             faces.step(runs)
         pictures = faces.pictures(runs[1])
     assert rows == [8, 4, 4, 4]
-    assert_same(pictures, finish(faces, [faces.begin(healthy)])[0])
+    assert_same(pictures, finish(faces, [faces.start(healthy)])[0])
     assert runs[0].finished and runs[0].done == 0
     for run, code in ((runs[0], "not_finite"), (runs[2], "internal")):
         assert run.error is not None and run.error.code == code and run.error.hint
@@ -252,13 +254,14 @@ class Cramped:
 
 
 def test_short_memory_halves_the_call_and_remembers(
-    faces: FaceGenerator, asked: list[DrawRequest], alone: list[list[Picture]], monkeypatch: pytest.MonkeyPatch
+    faces: FaceGenerator, asked: list[GenerationRequest], alone: list[list[GeneratedImage]],
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cramped = Cramped(faces.unet, most=2)
     with monkeypatch.context() as patch:
         patch.setattr(faces.unet, "forward", cramped)
         patch.setattr(faces.vae.decoder, "forward", Cramped(faces.vae.decoder, most=1))
-        together = finish(faces, [faces.begin(request) for request in asked[:3]])
+        together = finish(faces, [faces.start(request) for request in asked[:3]])
     for pictures, others in zip(together, alone, strict=False):
         assert_same(pictures, others)
     first = [7, 3, 1, 2, 4, 2, 2]  # 2 + 2 + 3 rows are halved until they fit ...
@@ -269,8 +272,8 @@ def test_an_image_that_does_not_fit_fails_its_run_alone(
     faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network has no memory for long prompts; their rows are found by halving."""
-    fits = DrawRequest("a man", 3, 4, seed=3)
-    alone = finish(faces, [faces.begin(fits)])[0]
+    fits = GenerationRequest("a man", 3, 4, seed=3)
+    alone = finish(faces, [faces.start(fits)])[0]
     forward = faces.unet.forward
 
     def no_long_prompts(x: torch.Tensor, level: torch.Tensor, condition: Condition) -> torch.Tensor:
@@ -280,8 +283,8 @@ def test_an_image_that_does_not_fit_fails_its_run_alone(
 
     with monkeypatch.context() as patch:
         patch.setattr(faces.unet, "forward", no_long_prompts)
-        runs = [faces.begin(fits), faces.begin(DrawRequest("a man with black hair and glasses " * 2, 2, 4)),
-                faces.begin(DrawRequest("", 1, 9))]
+        runs = [faces.start(fits), faces.start(GenerationRequest("a man with black hair and glasses " * 2, 2, 4)),
+                faces.start(GenerationRequest("", 1, 9))]
         while not all(run.finished for run in runs):
             faces.step(runs)
     assert [run.error and run.error.code for run in runs] == [None, "out_of_memory", None]
@@ -354,7 +357,7 @@ def test_previews_of_the_bundled_model_are_near_its_pictures_and_need_no_decoder
     decoded: list[int] = []
     handle = faces.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded.append(len(inputs[0])))
     try:
-        run = faces.begin(DrawRequest("a smiling woman", num_images=2, num_inference_steps=16, seed=3))
+        run = faces.start(GenerationRequest("a smiling woman", num_images=2, num_inference_steps=16, seed=3))
         while not run.finished:
             faces.step([run])
         shown = faces.previews(run)
@@ -369,11 +372,11 @@ def test_previews_of_the_bundled_model_are_near_its_pictures_and_need_no_decoder
 def test_the_hash_of_a_model_is_that_of_all_its_weights(
     tiny_folder: Path, faces: FaceGenerator, tmp_path: Path
 ) -> None:
-    """A decoder trained further draws other pictures from the same seed, so it must not pass for the same model."""
+    """A decoder trained further generates other images from the same seed, so it must not pass for the same model."""
     other = shutil.copytree(tiny_folder, tmp_path / "tiny")
     assert FaceGenerator.load(other, device="cpu", engine="torch").info.model_hash == faces.info.model_hash
     config, state = load_component(other, "vae")
-    state["decoder.head.bias"] = state["decoder.head.bias"] + 0.5
+    state["decoder.conv_out.bias"] = state["decoder.conv_out.bias"] + 0.5
     save_component(other, "vae", state, config)
     changed = FaceGenerator.load(other, device="cpu", engine="torch").info.model_hash
     assert changed != faces.info.model_hash
@@ -476,7 +479,7 @@ def test_png_text_names_everything_and_restores_the_request(faces: FaceGenerator
 
 
 def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGenerator, tmp_path: Path) -> None:
-    """Round trip with the latents included: picture -> its chunk -> POST /text_to_image -> the same picture."""
+    """Round trip with the latents included: image -> its chunk -> POST /text_to_image -> the same image."""
     z = np.random.default_rng(0).standard_normal((2, *faces.info.latent_shape)).astype(np.float32)
     picture = faces.generate(PROMPT, num_images=2, num_inference_steps=4, seed=41, latents=z, start=0.5)[1]
     # type: ignore[attr-defined]
@@ -497,7 +500,7 @@ def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGen
 
 def test_results_carry_the_watermark_and_previews_do_not(faces: FaceGenerator) -> None:
     """On by default; the receipt says so; without it the decoder's pixels come as they are. The latent is the same."""
-    previews: list[Picture] = []
+    previews: list[GeneratedImage] = []
     asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "num_images": 2}
     marked = faces.generate(PROMPT, on_step=lambda step: previews.extend(step.previews()), **asked)
     plain = faces.generate(PROMPT, watermark=False, **asked)
@@ -525,14 +528,15 @@ def test_a_start_imports_nothing_slow_that_the_first_face_does_not_need(tiny_fol
     """Each of these takes from half a second to several; together longer than all else until the first face."""
     models = tmp_path / "models"
     shutil.copytree(tiny_folder, models / "tiny")
-    save_component(models / "judge", "judge", Judge(JudgeConfig()).state_dict(), asdict(JudgeConfig()))
+    save_component(models / "judge", "judge", AttributeClassifier(AttributeClassifierConfig()).state_dict(),
+                   asdict(AttributeClassifierConfig()))
     program = """
 import sys
 import api
 from generator import FaceGenerator
 faces = FaceGenerator.load(sys.argv[1], device="cpu", engine="torch")
 (face,) = faces.generate("a smiling woman", num_inference_steps=2)
-assert faces.judge is not None and face.about["attributes"]
+assert faces.classifier is not None and face.assessment["attributes"]
 slow = {"diffusers", "transformers", "torchvision", "torchmetrics", "accelerate", "scipy", "pandas", "matplotlib",
         "torch._dynamo", "torch._inductor", "sympy"}
 print(sorted(slow & set(sys.modules)))
@@ -551,11 +555,12 @@ def test_warming_up_changes_no_picture_and_may_fail(
     assert one.png == other.png and caplog.text == ""
     monkeypatch.setattr(warm, "denoise", lambda x, timestep, condition: torch.full_like(x, float("nan")))
     warm.warm_up()
-    assert "drawn for nobody, failed" in caplog.text
+    assert "generated for nobody, failed" in caplog.text
 
 
 def test_precision(tiny_folder: Path, faces: FaceGenerator) -> None:
-    """bf16 draws nearly the same picture, and the same one alone or in a batch; where it is emulated it is refused."""
+    """bf16 generates nearly the same image, and the same one alone or in a batch; where it is emulated it is
+    refused."""
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="got 'fp8' on cpu"):
         pick_dtype("fp8", cpu)
@@ -598,13 +603,14 @@ def test_the_bundled_model_draws_faces_not_noise(bundled: FaceGenerator) -> None
         assert neighbours > 0.9 and middle[0] > middle[2]  # smooth, with skin in the middle
 
     z = np.frombuffer(alone[0].latent, "<f4").reshape(1, *bundled.info.latent_shape)
-    asked = [DrawRequest(PROMPT, 1, 8, seed=11), DrawRequest("an old man with a hat", 2, 6, sampler="Euler a"),
-             DrawRequest("a young woman with bangs", 1, 10, seed=5, guidance_scale=1.0, sampler="UniPC"),
-             DrawRequest("a man", 1, 7, seed=8, negative_prompt="glasses", sampler="DDPM", latents=z, start=0.3)]
-    together = finish(bundled, [bundled.begin(request) for request in asked])
+    asked = [GenerationRequest(PROMPT, 1, 8, seed=11), GenerationRequest("an old man with a hat", 2, 6,
+                                                                         sampler="Euler a"),
+             GenerationRequest("a young woman with bangs", 1, 10, seed=5, guidance_scale=1.0, sampler="UniPC"),
+             GenerationRequest("a man", 1, 7, seed=8, negative_prompt="glasses", sampler="DDPM", latents=z, start=0.3)]
+    together = finish(bundled, [bundled.start(request) for request in asked])
     assert_same(together[0], [replace(alone[0], index=0)])
     for request, pictures in zip(asked[1:], together[1:], strict=True):
-        assert_same(pictures, finish(bundled, [bundled.begin(request)])[0])
+        assert_same(pictures, finish(bundled, [bundled.start(request)])[0])
     copy = bundled.decode(bundled.encode(alone[0].pixels))  # there and back: nearly the same face
     assert np.abs(copy.astype(float) - alone[0].pixels).mean() < 4
 
@@ -622,8 +628,8 @@ def test_words_are_read_once(faces: FaceGenerator, monkeypatch: pytest.MonkeyPat
     first = faces.generate("an old man with a hat", num_inference_steps=1, seed=4)[0]
     again = faces.generate("an old man with a hat", num_inference_steps=1, seed=4)[0]
     assert len(read) == 1 and np.array_equal(first.pixels, again.pixels)
-    for number in range(TEXTS):
+    for number in range(MAX_ENCODED_PROMPTS):
         faces.generate(f"a man {number}", num_inference_steps=1)
-    assert len(read) == 1 + TEXTS
+    assert len(read) == 1 + MAX_ENCODED_PROMPTS
     faces.generate("an old man with a hat", num_inference_steps=1)
-    assert len(read) == 2 + TEXTS  # forgotten by now
+    assert len(read) == 2 + MAX_ENCODED_PROMPTS  # forgotten by now

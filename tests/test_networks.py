@@ -120,7 +120,7 @@ def test_vae_shapes_and_refusals(tiny_folder: Path) -> None:
 
 
 def test_nothing_leaks_between_places_or_depends_on_the_size(tiny_folder: Path) -> None:
-    """Away from the border, a crop is coded like the whole: no statistic over the picture enters anywhere."""
+    """Away from the border, a crop is coded like the whole: no statistic over the image enters anywhere."""
     network = load_vae(tiny_folder)
     images = seeded(1, 3, 192, 192).clamp(-1, 1)
     whole, crop = network.encode(images), network.encode(images[..., 32:160, 32:160])
@@ -173,17 +173,17 @@ def test_whitening_is_measured_and_comes_back(tiny_folder: Path, store: FaceStor
     network.latent_mean.copy_(mean)
     network.latent_std.copy_(std)
     posterior = network.encode(vae.to_images(pixels))
-    x = network.whiten(posterior.sample(torch.Generator().manual_seed(9)))
+    x = network.normalize(posterior.sample(torch.Generator().manual_seed(9)))
     assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(4), atol=0.06)
     assert torch.allclose(x.std((0, 2, 3)), torch.ones(4), atol=0.05)
-    assert torch.allclose(network.unwhiten(x), x * std[:, None, None] + mean[:, None, None])
-    assert torch.allclose(network.whiten(network.unwhiten(x)), x, atol=1e-5)
+    assert torch.allclose(network.denormalize(x), x * std[:, None, None] + mean[:, None, None])
+    assert torch.allclose(network.normalize(network.denormalize(x)), x, atol=1e-5)
 
 
 def test_the_encoder_hash_covers_encoder_and_whitening_and_nothing_else(tiny_folder: Path) -> None:
     first = vae.encoder_hash(load_vae(tiny_folder))
     assert len(first) == 64
-    for change, same in (("decoder.head.weight", True), ("encoder.head.bias", False), ("latent_mean", False)):
+    for change, same in (("decoder.conv_out.weight", True), ("encoder.conv_out.bias", False), ("latent_mean", False)):
         network = load_vae(tiny_folder)
         network.state_dict()[change][0] += 0.25
         assert (vae.encoder_hash(network) == first) is same, change
@@ -277,13 +277,13 @@ def test_the_discriminator_judges_patches_and_its_layers_have_unit_gain() -> Non
     torch.manual_seed(0)
     critic = discriminator.PatchDiscriminator(discriminator.PRESETS["celeba128"])
     with torch.no_grad():
-        for layer in [*critic.stages, critic.head]:
+        for layer in [*critic.stages, critic.conv_out]:
             layer.parametrizations.weight.original.mul_(30)
         for _ in range(60):  # each pass in training mode is one power iteration
             logits, features = critic(seeded(1, 3, 32, 32))
         assert logits.shape == (1, 1, 2, 2) and [f.shape[1] for f in features] == [48, 96, 160]
         assert critic(seeded(1, 3, 128, 128))[0].shape == (1, 1, 8, 8)
-        for layer in [*critic.stages, critic.head]:
+        for layer in [*critic.stages, critic.conv_out]:
             assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) == pytest.approx(1, abs=0.02)
         before, moved = seeded(1, 3, 128, 128), seeded(1, 3, 128, 128)
         moved[..., :32, :32] += 1.0
@@ -322,7 +322,7 @@ def test_contrastive_loss_has_its_known_values_and_its_floor() -> None:
     eye = torch.eye(2)
     for scale in (0.0, 1.0, 5.0):
         loss = train_clip.contrastive_loss(eye, eye, torch.tensor(scale), eye)
-        assert float(loss) == pytest.approx(math.log(1 + math.exp(-scale)))  # two pictures: -log sigmoid(scale)
+        assert float(loss) == pytest.approx(math.log(1 + math.exp(-scale)))  # two images: -log sigmoid(scale)
     assert float(train_clip.contrastive_floor(eye)) == pytest.approx(0, abs=1e-6)
     assert float(train_clip.contrastive_floor(torch.ones(4, 4))) == pytest.approx(math.log(4))  # all fit all
     ring = torch.tensor([0.5, 0.3, 0.2])

@@ -1,8 +1,8 @@
 """Does the whole keep its promises: the real server process, the bundled model, HTTP, and no mercy?
 
-Every picture is held against the one that `FaceGenerator.generate` draws alone: many clients at once, kill -9, a polite
-stop and cancelled neighbours must not change it by more than one grey level. The same promises at full size, with
-timings, are measured by `benchmark_server.py`.
+Every image is held against the one that `FaceGenerator.generate` generates alone: many clients at once, kill -9, a
+polite stop and cancelled neighbours must not change it by more than one grey level. The same promises at full size,
+with timings, are measured by `benchmark_server.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.diffusion.schedulers import SAMPLERS
 from core.engine import MAX_IMAGES
 from core.imaging.png_metadata import read_request
 from generator import FaceGenerator
-from tests.support.server import Comparison, Heard, Server, differences, draw_alone, mixed_jobs, pixels_of
+from tests.support.server import Comparison, Server, ServerEvent, differences, draw_alone, mixed_jobs, pixels_of
 
 FLAGS = ("--device", "cpu")
 
@@ -35,8 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert "Traceback" not in running.output()
 
 
-def first_step(server: Server, job_id: str) -> Heard:
-    """Wait until the job is being drawn."""
+def first_step(server: Server, job_id: str) -> ServerEvent:
+    """Wait until the job is being generated."""
     return next(event for event in server.events(job_id) if event.kind == "progress")
 
 
@@ -70,7 +70,7 @@ def test_kill_minus_nine_loses_no_accepted_job(tmp_path: Path, bundled: FaceGene
     """Three times, each in the middle of a step; whatever anybody has seen by then is still true afterwards."""
     rng = random.Random(9)
     bodies = mixed_jobs(6, SAMPLERS, seed=9, steps=(8, 20))
-    heard: dict[str, list[Heard]] = {}
+    heard: dict[str, list[ServerEvent]] = {}
     server = Server(tmp_path / "data", *FLAGS)
     try:
         ids: list[str] = []

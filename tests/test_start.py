@@ -463,7 +463,7 @@ def test_little_room_keeps_nobody_from_a_gallery_where_some_can_be_made(house: P
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     process.communicate()
-    assert "Little room for new pictures, old ones can be deleted. Only " in said
+    assert "Little room for new images, old ones can be deleted. Only " in said
 
 
 # ---- a phone ---------------------------------------------------------------------------------------------------------

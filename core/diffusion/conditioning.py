@@ -17,7 +17,7 @@ Model = Callable[[Tensor, Tensor, "Condition"], Tensor]
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch of pictures is asked to be. ``null`` marks rows that use the learned null instead of their text.
+    """What a batch of images is asked to be. ``null`` marks rows that use the learned null instead of their text.
 
     ``guidance`` is a scale that a distilled network answers at, in one pass; 1, as when it is not said, is none, which
     is all that other networks know.

@@ -1,10 +1,10 @@
 """How does one answer of a network come to stand for two, and a few steps for fifty?
 
-Guidance distillation: the student hears the guidance scale and says in one pass what the frozen teacher says in two, or
-in three: away from what it would say without text, and away from what it would say without self-attention.
+Guidance distillation: the student is given the guidance scale and predicts in one pass what the frozen teacher predicts
+in two, or in three: away from its prediction without text, and away from its prediction without self-attention.
 Consistency distillation: from any point of a path the student says where the path ends, because at neighbouring points
-of it, one step of the teacher apart, it has to say the same. Here are the losses and the steps of drawing; the networks
-are functions (x, timestep, condition) -> prediction and nothing else is known of them.
+of it, one step of the teacher apart, it has to say the same. Here are the losses and the steps of generating; the
+networks are functions (x, timestep, condition) -> prediction and nothing else is known of them.
 
 Sources: guidance distillation https://arxiv.org/abs/2210.03142 (stage 1), leading away from perturbed self-attention
 https://arxiv.org/abs/2403.17377 (section 4), from a worse version of the network in general
@@ -27,12 +27,12 @@ from core.diffusion.schedule import NoiseSchedule, per_image
 from core.diffusion.training_loss import TrainingBatch, TrainingLoss
 
 GUIDANCE_RANGE = (1.0, 6.0)  # the scales that are learned
-SHARE_OFF = 0.1  # of turbo's pictures, which are learned without guidance
+SHARE_OFF = 0.1  # of turbo's images, which are learned without guidance
 GAP = 25.0  # timesteps between neighbouring points of a path: 40 steps of the teacher from noise to data
 HUBER = 0.00054  # times the root of the number of values: where the loss turns from squares to distances
 
 
-def draw_scales(count: int, generator: torch.Generator, share_off: float) -> Tensor:
+def sample_guidance_scales(count: int, generator: torch.Generator, share_off: float) -> Tensor:
     """Guidance scales [count]: one from each equal slice of the range, shuffled; ``share_off`` of them are 1."""
     low, high = GUIDANCE_RANGE
     u = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
@@ -40,8 +40,8 @@ def draw_scales(count: int, generator: torch.Generator, share_off: float) -> Ten
 
 
 @dataclass(frozen=True)
-class Away:
-    """A network that draws worse than the teacher, to be led away from: by ``strength`` times the difference.
+class WeakModelGuidance:
+    """A network that generates worse than the teacher, to be led away from: by ``strength`` times the difference.
 
     All of that from guidance scale 2.5 on, in proportion below, nothing at 1; and where there is much noise, which is
     where a face is composed: all of it at timesteps from 600 on, nothing up to 400.
@@ -55,22 +55,22 @@ class Away:
         return self.strength * ((scale - 1.0) / 1.5).clamp(0.0, 1.0) * ((timestep - 400.0) / 200.0).clamp(0.0, 1.0)
 
 
-def by_two_passes(teacher: Model, x: Tensor, timestep: Tensor, condition: Condition, scale: Tensor,
-                  away: Away | None = None) -> Tensor:
-    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; with ``away`` + s (c - worse), by a
-    call of the worse network. Shapes: x, result [B, C, h, w]."""
+def cfg_prediction(teacher: Model, x: Tensor, timestep: Tensor, condition: Condition, scale: Tensor,
+                   weak_model: WeakModelGuidance | None = None) -> Tensor:
+    """u + w (c - u) with a scale [B] for each row, in one call of twice as many; with ``weak_model`` + s (c - weak), by
+    a call of the worse network. Shapes: x, result [B, C, h, w]."""
     both = join_conditions([condition, condition.nulled()])
     wanted, unwanted = teacher(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
     guided = unwanted + per_image(scale) * (wanted - unwanted)
-    if away is None:
+    if weak_model is None:
         return guided
-    worse = away.network(x, timestep, condition)  # of all rows: compiled networks want one shape
-    return guided + per_image(away.shares(timestep, scale)) * (wanted - worse)
+    weak = weak_model.network(x, timestep, condition)  # of all rows: compiled networks want one shape
+    return guided + per_image(weak_model.shares(timestep, scale)) * (wanted - weak)
 
 
 @torch.inference_mode()
 def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, batches: Iterable[Any], accelerator: Any,
-                    away: Away | None = None, scales: Iterable[float] = (1.0, 1.5, 2.5, 4.5),
+                    weak_model: WeakModelGuidance | None = None, scales: Iterable[float] = (1.0, 1.5, 2.5, 4.5),
                     ) -> dict[str, tuple[float, float]]:
     """For each scale how far one pass of the student is from the teacher's two or three, over the length of those, and
     how far one pass of the teacher is, which knows no scale."""
@@ -80,7 +80,7 @@ def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, bat
         for batch in batches:
             x, t = schedule.add_noise(batch.z, batch.noise, batch.timestep), batch.timestep
             with accelerator.autocast():
-                goal = by_two_passes(teacher, x, t, batch.condition, torch.full_like(t, scale), away)
+                goal = cfg_prediction(teacher, x, t, batch.condition, torch.full_like(t, scale), weak_model)
                 guesses = student(x, t, batch.condition.at_scale(scale)), teacher(x, t, batch.condition), 0.0 * goal
             total += torch.stack([(guess - goal).square().sum() for guess in guesses])
         one, plain, length = total.sqrt().tolist()
@@ -89,10 +89,10 @@ def relative_errors(student: Model, teacher: Model, schedule: NoiseSchedule, bat
 
 
 def guidance_error(student: Model, teacher: Model, x: Tensor, timestep: Tensor, condition: Condition,
-                   scale: Tensor, away: Away | None = None) -> Tensor:
+                   scale: Tensor, weak_model: WeakModelGuidance | None = None) -> Tensor:
     """Mean squared distance [B] of the student's one pass from the teacher's two, or three."""
     with torch.no_grad():
-        goal = by_two_passes(teacher, x, timestep, condition, scale, away)
+        goal = cfg_prediction(teacher, x, timestep, condition, scale, weak_model)
     return (student(x, timestep, condition.at_scale(scale)) - goal).square().mean((1, 2, 3))
 
 
@@ -151,14 +151,14 @@ class Teacher:
     network: nn.Module
     config: dict[str, Any]
     source: str
-    known: tuple[float, float] | None
-    away: Away | None = None
+    guidance_range: tuple[float, float] | None
+    weak_model: WeakModelGuidance | None = None
 
     def guided(self, condition: Condition, scale: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Its guided prediction for (x, timestep): in one pass if it knows scales."""
-        if self.known is not None:
+        if self.guidance_range is not None:
             return lambda x, t: self.network(x, t, condition.at_scale(scale))
-        return lambda x, t: by_two_passes(self.network, x, t, condition, scale)
+        return lambda x, t: cfg_prediction(self.network, x, t, condition, scale)
 
 
 def guidance_loss(student: Model, schedule: NoiseSchedule, teacher: Teacher) -> TrainingLoss:
@@ -166,7 +166,7 @@ def guidance_loss(student: Model, schedule: NoiseSchedule, teacher: Teacher) -> 
 
     def loss(batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         t, x = batch.timestep, schedule.add_noise(batch.z, batch.noise, batch.timestep)
-        error = guidance_error(student, teacher.network, x, t, batch.condition, batch.scale, teacher.away)
+        error = guidance_error(student, teacher.network, x, t, batch.condition, batch.scale, teacher.weak_model)
         return error, torch.ones_like(error)
 
     return loss

@@ -1,4 +1,4 @@
-"""How are several predictions of a network combined, so that pictures follow their prompts more closely?
+"""How are several predictions of a network combined, so that images follow their prompts more closely?
 
 Classifier-free guidance (https://arxiv.org/abs/2207.12598), a negative prompt in place of the null condition, and
 semantic guidance: an attribute slider adds the difference between two phrases' predictions, not during the first steps,
@@ -23,19 +23,19 @@ from core.text.attribute_sliders import moved, sliders
 
 @dataclass(frozen=True)
 class Guidance:
-    """What one job's pictures should be, how strongly (w = ``scale``) and away from what.
+    """What one job's images should be, how strongly (w = ``scale``) and away from what.
 
-    ``negative`` None is the learned null. ``target`` is a condition to lead to: picture i stands at the share
+    ``negative`` None is the learned null. ``target`` is a condition to lead to: image i stands at the share
     ``weights[i]`` of the way, and is predicted by so much of both. Mixing what the network says, not what it is told,
     is smooth and exact at both ends, whatever the lengths of the texts (the score of a product of experts,
     https://arxiv.org/abs/2206.01714, eq. 11).
 
-    A push is a weight and a condition whose answer, so weighed, is added to the guided prediction. The weights of all
-    pushes sum to 0, or the level of noise would drift; pairs of +s and -s push from one text towards another (semantic
-    guidance, https://arxiv.org/abs/2301.12247). All conditions have one row a picture.
+    an edit direction is a weight and a condition whose answer, so weighed, is added to the guided prediction. The
+    weights of all edit directions sum to 0, or the level of noise would drift; pairs of +s and -s lead from one text
+    towards another (semantic guidance, https://arxiv.org/abs/2301.12247). All conditions have one row an image.
 
-    ``known`` are the scales that the network answers in one pass, from the first to the last, where it was distilled
-    (core/diffusion/distillation.py): nothing but a negative needs a second one then.
+    ``guidance_range`` are the scales that the network answers in one pass, from the first to the last, where it was
+    distilled (core/diffusion/distillation.py): nothing but a negative needs a second one then.
     """
 
     condition: Condition
@@ -43,18 +43,18 @@ class Guidance:
     negative: Condition | None = None
     target: Condition | None = None
     weights: Sequence[float] = ()
-    pushes: tuple[tuple[float, Condition], ...] = ()
-    known: tuple[float, float] | None = None
+    edit_directions: tuple[tuple[float, Condition], ...] = ()
+    guidance_range: tuple[float, float] | None = None
 
     @property
-    def at_once(self) -> bool:
+    def is_guidance_distilled(self) -> bool:
         """Does one pass of the network give the guided prediction?"""
-        inside = self.known is not None and self.known[0] <= self.scale <= self.known[1]
+        inside = self.guidance_range is not None and self.guidance_range[0] <= self.scale <= self.guidance_range[1]
         return inside and self.scale != 1.0 and self.negative is None
 
     @property
     def scales(self) -> list[float]:
-        """How strongly each picture is guided: away from a negative always, else where there is text, on a way from one
+        """How strongly each image is guided: away from a negative always, else where there is text, on a way from one
         text to another in proportion."""
         if self.negative is not None:
             return [self.scale] * len(self.condition)
@@ -69,7 +69,7 @@ class Guidance:
         if self.target is not None:
             ends = [(wanted, self.target)[weight == 1.0][i : i + 1] for i, weight in enumerate(self.weights)]
             wanted = join_conditions(ends)
-        if self.at_once:
+        if self.is_guidance_distilled:
             return [wanted.at_scale(self.scale)]
         if self.scale == 1.0:
             return [wanted]
@@ -77,14 +77,14 @@ class Guidance:
         return [unwanted] if self.scale == 0.0 else [wanted, unwanted]
 
     def between(self) -> list[int]:
-        """The pictures that need the target's prediction beside that of the condition."""
+        """The images that need the target's prediction beside that of the condition."""
         leads = self.target is not None and self.scale != 0.0
         return [i for i, weight in enumerate(self.weights) if leads and 0.0 < weight < 1.0]
 
     @cached_property
     def num_passes(self) -> list[int]:
-        """How often the network is asked about each picture, at each step."""
-        passes, between = len(self.passes()) + len(self.pushes), self.between()
+        """How often the network is asked about each image, at each step."""
+        passes, between = len(self.passes()) + len(self.edit_directions), self.between()
         return [passes + (i in between) for i in range(len(self.condition))]
 
 
@@ -98,10 +98,10 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Term:
-    """Rows of the network's call beside the first one of every picture: whose they are, and how much they count.
+    """Rows of the network's call beside the first one of every image: whose they are, and how much they count.
 
-    A picture has a `role` once, but for pushes, which are numbered.
-    Shapes: pictures int64 [n], weights [n, 1, 1, 1], condition of n rows.
+    An image has a `role` once, but for edit directions, which are numbered.
+    Shapes: images int64 [n], weights [n, 1, 1, 1], condition of n rows.
     """
 
     role: Role
@@ -113,7 +113,7 @@ class Term:
     @classmethod
     def of(cls, role: Role, pictures: Sequence[int], weights: Sequence[float], condition: Condition, number: int = 0
            ) -> Term:
-        """From one number a picture, on the device of the condition."""
+        """From one number an image, on the device of the condition."""
         device = condition.px.device
         return cls(role, number, torch.tensor(pictures, device=device),
                    torch.tensor(weights, device=device).view(-1, 1, 1, 1), condition)
@@ -127,8 +127,8 @@ class Term:
         return len(self.pictures)
 
     def enter(self, prediction: Tensor, answer: Tensor) -> Tensor:
-        """The prediction of all pictures [N, C, h, w] with the network's answer to these rows [n, C, h, w] in it."""
-        if self.role == Role.PUSH:  # no picture twice: the sum has one order on any device
+        """The prediction of all images [N, C, h, w] with the network's answer to these rows [n, C, h, w] in it."""
+        if self.role == Role.PUSH:  # no image twice: the sum has one order on any device
             return prediction.index_add(0, self.pictures, self.weights * answer)
         everybody = len(self) == len(prediction)
         mine = prediction if everybody else prediction[self.pictures]
@@ -138,16 +138,16 @@ class Term:
 
 
 def terms_of(job: Guidance, first: int) -> list[Term]:
-    """What a job asks beside the wanted, for its pictures, which are numbered from `first` on."""
+    """What a job asks beside the wanted, for its images, which are numbered from `first` on."""
     pictures = range(first, first + len(job.condition))
     found = [Term.of(Role.UNWANTED, pictures, [job.scale] * len(pictures), one) for one in job.passes()[1:]]
     if (between := job.between()) and job.target is not None:
         target = job.target[torch.tensor(between, device=job.target.px.device)]
-        target = target.at_scale(job.scale) if job.at_once else target
+        target = target.at_scale(job.scale) if job.is_guidance_distilled else target
         weights = [job.weights[i] for i in between]
         found.append(Term.of(Role.TARGET, [pictures[i] for i in between], weights, target))
     return found + [Term.of(Role.PUSH, pictures, [weight] * len(pictures), one, number)
-                    for number, (weight, one) in enumerate(job.pushes)]
+                    for number, (weight, one) in enumerate(job.edit_directions)]
 
 
 def join_terms(parts: Sequence[Term]) -> Term:
@@ -157,12 +157,13 @@ def join_terms(parts: Sequence[Term]) -> Term:
 
 
 class GuidedBatch:
-    """Classifier-free guidance and pushes, u + w (c - u) + sum s_k p_k, for several jobs in one call of the network.
+    """Classifier-free guidance and edit directions, u + w (c - u) + sum s_k p_k, for several jobs in one call of the
+    network.
 
-    Its rows are one for every picture, in the order of the jobs, after them one for each picture between two
-    conditions, a second one for each picture whose job compares (two passes), and then, push by push, one for each
-    picture whose job has so many. A job without pushes gets exactly what it gets without its neighbours'. It holds
-    while the jobs stay the same: build it once, not once a step.
+    Its rows are one for every image, in the order of the jobs, after them one for each image between two
+    conditions, a second one for each image whose job compares (two passes), and then, edit direction by edit direction,
+    one for each image whose job has so many. A job without edit directions gets exactly what it gets without its
+    neighbours'. It holds while the jobs stay the same: build it once, not once a step.
     """
 
     def __init__(self, jobs: Sequence[Guidance]) -> None:
@@ -175,17 +176,17 @@ class GuidedBatch:
         self.condition = join_conditions([*wanted, *(term.condition for term in self._terms)])
         again = [term.pictures for term in self._terms]
         self._again = torch.cat(again) if again else None
-        # which picture each row belongs to
+        # which image each row belongs to
         self.pictures = [*range(self.num_pictures), *(i for pictures in again for i in pictures.tolist())]
 
     def inputs(self, x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Condition]:
-        """What to ask the network: x [N, C, h, w] and timestep [N] of N pictures, spread over the rows."""
+        """What to ask the network: x [N, C, h, w] and timestep [N] of N images, spread over the rows."""
         if self._again is None:
             return x, timestep, self.condition
         return torch.cat([x, x[self._again]]), torch.cat([timestep, timestep[self._again]]), self.condition
 
     def combine(self, prediction: Tensor) -> Tensor:
-        """The network's answer, one row a row of ``inputs``, as one guided prediction a picture [N, C, h, w]."""
+        """The network's answer, one row a row of ``inputs``, as one guided prediction an image [N, C, h, w]."""
         result, *answers = prediction.split([self.num_pictures, *map(len, self._terms)])
         for term, answer in zip(self._terms, answers, strict=True):
             result = term.enter(result, answer)
@@ -199,46 +200,46 @@ def guided(
     condition: Condition,
     guidance_scale: float,
     negative: Condition | None = None,
-    known: tuple[float, float] | None = None,
+    guidance_range: tuple[float, float] | None = None,
 ) -> Tensor:
     """The guided prediction of one job at one noise level: ``GuidedBatch`` of this job alone.
 
     Shapes: x [B, C, h, w], timestep [B], result [B, C, h, w].
     """
-    batch = GuidedBatch([Guidance(condition, guidance_scale, negative, known=known)])
+    batch = GuidedBatch([Guidance(condition, guidance_scale, negative, guidance_range=guidance_range)])
     return batch.combine(model(*batch.inputs(x, timestep)))
 
 
-STRENGTH = 3.0  # of a push at slider 1, as guidance scales count
-START = 0.2  # share of the steps before the first push
+EDIT_STRENGTH = 3.0  # of an edit direction at slider 1, as guidance scales count
+EDIT_START = 0.2  # share of the steps before the first edit direction
 
 
-def captions_of(prompt: str, attribute: str, read_to: Callable[[str], int] = len) -> tuple[str, str]:
-    """What to push away from and what to push towards, when the slider is moved to the right.
+def edit_prompts(prompt: str, attribute: str, encoded_length: Callable[[str], int] = len) -> tuple[str, str]:
+    """The texts to lead away from and to lead to, when the slider is moved to the right.
 
-    Words at the end of a long prompt go where the text encoder, which reads ``read_to`` characters of a text, would not
-    read the slider's: both captions would be the same, and the slider would do nothing.
+    Words at the end of a long prompt go where the text encoder, which reads ``encoded_length`` characters of a text,
+    would not read the slider's: both captions would be the same, and the slider would do nothing.
     """
     slider = sliders()[attribute]
     while True:
         start = f"{prompt.rstrip(' .,;')}, " if prompt.strip() else ""
         found = start + slider.less, start + slider.more
-        if not start or all(read_to(text) >= len(text) for text in found):
+        if not start or all(encoded_length(text) >= len(text) for text in found):
             return found
         prompt = prompt.rstrip()
         prompt = prompt[: max(prompt.rfind(" "), 0)]
 
 
-def pushes(
+def edit_directions(
     prompts: Sequence[str], attributes: Mapping[str, float], encode: Callable[[Sequence[str]], Condition],
-    read_to: Callable[[str], int] = len,
+    encoded_length: Callable[[str], int] = len,
 ) -> tuple[tuple[float, Condition], ...]:
-    """The pushes of `core.diffusion.guidance.Guidance` for pictures of these prompts; none for sliders at 0.
+    """The edit directions of `core.diffusion.guidance.Guidance` for images of these prompts; none for sliders at 0.
 
-    `encode` turns one text a picture into conditions. Raises ValueError for unknown attributes and values out of range.
+    `encode` turns one text an image into conditions. Raises ValueError for unknown attributes and values out of range.
     """
     found: list[tuple[float, Condition]] = []
     for name, value in moved(attributes).items():
-        less, more = zip(*(captions_of(prompt, name, read_to) for prompt in prompts), strict=True)
-        found += [(STRENGTH * value, encode(more)), (-STRENGTH * value, encode(less))]
+        less, more = zip(*(edit_prompts(prompt, name, encoded_length) for prompt in prompts), strict=True)
+        found += [(EDIT_STRENGTH * value, encode(more)), (-EDIT_STRENGTH * value, encode(less))]
     return tuple(found)

@@ -1,6 +1,6 @@
-"""From which noise does a picture start?
+"""From which noise does an image start?
 
-Picture i depends on seed + i alone. A variation lies between two seeds' noises, an interpolation likewise, on the great
+Image i depends on seed + i alone. A variation lies between two seeds' noises, an interpolation likewise, on the great
 circle, because a straight line would leave the shell that Gaussian noise lives on. It does not know what happens after
 the start.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.engine import NUM_SEEDS, DrawRequest
+from core.engine import NUM_SEEDS, GenerationRequest
 
 
 def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
@@ -34,7 +34,7 @@ def slerp(start: Tensor, end: Tensor, weight: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialNoise:
     """What tells the images of one request apart: seed, generator (at its place after the noise), noise, and `weights`,
     the share of the way to the target of an interpolation (else all 0).
 
@@ -47,11 +47,11 @@ class Start:
     weights: list[float]
 
 
-def starting_noise(request: DrawRequest, shape: Sequence[int]) -> Start:
+def starting_noise(request: GenerationRequest, shape: Sequence[int]) -> InitialNoise:
     """The noise of every image of a request; `latents` replace that of the seeds where they are to be noise.
 
     Variations take all further random numbers from the generator of their variation seed, so that a strength of 1 is
-    that seed's picture. An interpolation takes them from the one seed: they are the same in every image.
+    that seed's image. An interpolation takes them from the one seed: they are the same in every image.
 
     Raises ValueError for an interpolation over one image without a weight, or over more with one.
     """
@@ -79,4 +79,4 @@ def starting_noise(request: DrawRequest, shape: Sequence[int]) -> Start:
             end = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(target.seed))
         if end is not None:
             noise = [slerp(one, end, weight) for one, weight in zip(noise, weights, strict=True)]
-    return Start(seeds, generators, torch.stack(noise), weights)
+    return InitialNoise(seeds, generators, torch.stack(noise), weights)

@@ -1,13 +1,13 @@
-"""How does drawing begin from something that is already there: another noise, a picture, part of a picture?
+"""How does generating begin from something that is already there: another noise, an image, part of an image?
 
-`starting_noise` gives every image its noise, mixed for variations and interpolations by slerp. `Redraw` keeps what a
-mask protects: at every step the network's prediction of the clean latent is replaced there by the latent of the
-picture, which is the projection of DDNM (https://arxiv.org/abs/2212.00490, eq. 13) onto a mask. Under the solver that
-leaves, at every level, the noised latent of the picture in the protected part, as RePaint
+`starting_noise` gives every image its noise, mixed for variations and interpolations by slerp. `Inpainting` keeps what
+a mask protects: at every step the network's prediction of the clean latent is replaced there by the latent of the
+image, which is the projection of DDNM (https://arxiv.org/abs/2212.00490, eq. 13) onto a mask. Under the solver that
+leaves, at every level, the noised latent of the image in the protected part, as RePaint
 (https://arxiv.org/abs/2201.09865) and blended latent diffusion (https://arxiv.org/abs/2206.02779) put it there by hand;
 but its noise is the image's own from beginning to end, so this works with every sampler, those that remember earlier
 predictions included, and mixing at a soft edge loses no variance. At the end the protected pixels themselves are put
-back, and the drawn part is fitted to them.
+back, and the generated part is fitted to them.
 
 It does not know networks, prompts, files or HTTP.
 """
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from core.diffusion.sampling import Denoising
 
-FEATHER = 4  # pixels inside the drawn part over which it takes over from the picture
+FEATHER = 4  # pixels inside the generated part over which it takes over from the image
 
 
-class Redraw:
-    """A picture of which only what a mask shows is drawn anew.
+class Inpainting:
+    """An image of which only what a mask shows is inpainted.
 
-    `pixels` uint8 [H, W, 3] is the picture, `mask` bool [H, W] is True where it is drawn anew, `z` [C, h, w] is the
-    picture's whitened latent.
+    `pixels` uint8 [H, W, 3] is the image, `mask` bool [H, W] is True where it is inpainted, `z` [C, h, w] is the
+    image's normalized latent.
     """
 
     def __init__(self, pixels: np.ndarray, mask: np.ndarray, z: Tensor) -> None:
@@ -43,7 +43,7 @@ class Redraw:
         self._membrane = membrane(mask)
 
     def constrain(self, denoising: Denoising, prediction: Tensor) -> Tensor:
-        """The prediction for `denoising`'s last input with the picture's latent where the mask protects it.
+        """The prediction for `denoising`'s last input with the image's latent where the mask protects it.
 
         Both kinds of prediction are x = ... - sigma * prediction in the clean latent, so a change of the latent by d is
         a change of the prediction by -d / sigma. Shapes: [B, C, h, w].
@@ -54,18 +54,18 @@ class Redraw:
         sigma = denoising.schedule.coefficients(at)[1].view(-1, 1, 1, 1)
         return prediction + self._kept * (z - self._z) / sigma
 
-    def composite(self, drawn: np.ndarray) -> np.ndarray:
-        """The picture with the drawn part in it. Protected pixels are those of the picture, byte for byte.
+    def composite(self, generated: np.ndarray) -> np.ndarray:
+        """The image with the generated part in it. Protected pixels are those of the image, byte for byte.
 
-        The drawn part is shifted by a membrane (the solution of Laplace's equation) that meets the picture at the seam,
-        which is Poisson image editing with the drawing as its guide (Perez, Gangnet, Blake, SIGGRAPH 2003), and faded
-        in over FEATHER pixels. Shapes: uint8 [B, H, W, 3] -> the same.
+        The generated part is shifted by a membrane (the solution of Laplace's equation) that meets the image at the
+        seam, which is Poisson image editing with the generated image as its guide (Perez, Gangnet, Blake, SIGGRAPH
+        2003), and faded in over FEATHER pixels. Shapes: uint8 [B, H, W, 3] -> the same.
         """
-        return np.stack([self._composite(one) for one in drawn])
+        return np.stack([self._composite(one) for one in generated])
 
-    def _composite(self, drawn: np.ndarray) -> np.ndarray:
-        shift = self._membrane(self._pixels.astype(np.float32) - drawn)
-        mixed = self._pixels + self._blend * (drawn + shift - self._pixels)
+    def _composite(self, generated: np.ndarray) -> np.ndarray:
+        shift = self._membrane(self._pixels.astype(np.float32) - generated)
+        mixed = self._pixels + self._blend * (generated + shift - self._pixels)
         result = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
         result[~self.mask] = self._pixels[~self.mask]
         return result
@@ -74,7 +74,7 @@ class Redraw:
 def latent_mask(mask: np.ndarray, size: int) -> Tensor:
     """How far each latent cell is free, 1 for all that touch a masked pixel, one half around them.
 
-    A decoder draws every pixel from several cells: a stroke confined to its own cells would be drawn by half.
+    A decoder generates every pixel from several cells: a stroke confined to its own cells would be generated by half.
     Shapes: bool [H, W] -> float32 [size, size].
     """
     factor = mask.shape[0] // size
@@ -84,8 +84,8 @@ def latent_mask(mask: np.ndarray, size: int) -> Tensor:
 
 
 def feather(mask: np.ndarray, width: int) -> np.ndarray:
-    """Weight of the drawn part: 0 outside the mask, rising smoothly to 1 at `width` pixels inside, or at half the depth
-    of masks too thin for that. Shapes: bool [H, W] -> float32 [H, W]."""
+    """Weight of the generated part: 0 outside the mask, rising smoothly to 1 at `width` pixels inside, or at half the
+    depth of masks too thin for that. Shapes: bool [H, W] -> float32 [H, W]."""
     if mask.all():
         return np.ones(mask.shape, np.float32)
     from scipy import ndimage  # here, because a server starts sooner without

@@ -1,7 +1,7 @@
-"""Which noise would have become this latent?
+"""From which noise would a sampler have made this latent?
 
 A sampler run backwards, with a few fixed-point rounds a step (https://arxiv.org/abs/2309.04907 shows why one is not
-enough), so that drawing on from the noise gives the picture back. It does not know pixels or texts.
+enough), so that generating on from the noise gives the image back. It does not know pixels or texts.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Inversion:
     A step of DDIM from x to x', (alpha, sigma) to (alpha', sigma'), under v-prediction is x' = c x + d v(x) with
     c = alpha alpha' + sigma sigma' and d = alpha sigma' - sigma alpha'. Back, x = (x' - d v(x)) / c wants v where it is
     not known yet. Taking v(x') for it is plain inversion; asking again at the x so found, `rounds` times in all, is its
-    fixed point (https://arxiv.org/abs/2309.04907), which DDIM at the same steps takes back to the picture.
+    fixed point (https://arxiv.org/abs/2309.04907), which DDIM at the same steps takes back to the image.
 
-    Shapes: z and x [B, C, h, w], whitened.
+    Shapes: z and x [B, C, h, w], normalized.
     """
 
     def __init__(self, z: Tensor, schedule: NoiseSchedule, timesteps: Tensor, rounds: int) -> None:
@@ -72,31 +72,31 @@ class Inversion:
 
 
 @dataclass
-class Inverting:
-    """An `Inversion` of one picture with the network that it asks: on its way, or `finished`."""
+class RunningInversion:
+    """An `Inversion` of one image with the network that it asks: on its way, or `finished`."""
 
-    way: Inversion
+    inversion: Inversion
     predict: Callable[[Tensor, float], Tensor]
 
     @property
     def finished(self) -> bool:
-        return self.way.finished
+        return self.inversion.finished
 
     @torch.inference_mode()
     def advance(self, evaluations: int = 1) -> None:
         """So many more calls of the network, fewer at the end. Raises what `predict` raises."""
         for _ in range(evaluations):
             if not self.finished:
-                self.way.advance(self.predict(*self.way.model_input()))
+                self.inversion.advance(self.predict(*self.inversion.model_input()))
 
     @property
     def latent(self) -> np.ndarray:
         """The noise as far as it is known, float32 [C, h, w]."""
-        return self.way.x[0].float().numpy()
+        return self.inversion.x[0].float().numpy()
 
 
-def inverting(way: Inversion, condition: Condition, denoise: Model, device: torch.device) -> Inverting:
-    """An inversion of one picture by this network at guidance scale 1. Its `advance` raises JobError (`not_finite`,
+def inverting(inversion: Inversion, condition: Condition, denoise: Model, device: torch.device) -> RunningInversion:
+    """An inversion of one image by this network at guidance scale 1. Its `advance` raises JobError (`not_finite`,
     `out_of_memory`)."""
     batch = RunBatch([Guidance(condition)])
 
@@ -105,7 +105,7 @@ def inverting(way: Inversion, condition: Condition, denoise: Model, device: torc
         if lost:
             raise out_of_memory()
         if not bool(torch.isfinite(prediction).all()):
-            raise not_finite(NotFiniteError(f"NaN or infinity on the way back, at step {way.done + 1}"))
+            raise not_finite(NotFiniteError(f"NaN or infinity on the way back, at step {inversion.done + 1}"))
         return prediction
 
-    return Inverting(way, predict)
+    return RunningInversion(inversion, predict)

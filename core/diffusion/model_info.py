@@ -19,8 +19,8 @@ from core.diffusion.latent_correction import COMPONENT as CORRECTION
 from core.diffusion.schedule import NoiseSchedule, schedule_from_config
 from core.diffusion.schedulers import TURBO, TURBO_STEPS
 from core.nn.checkpoint import folder_hash, read_index
-from core.nn.rewriting_rules import load_emphasis
-from core.text.prompt_rewriting import Emphasis
+from core.nn.rewriting_rules import load_prompt_rewriting
+from core.text.prompt_rewriting import PromptRewriting
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,14 @@ class ModelInfo:
     default_sampler: str
     long_sampler: str  # of more than `core.engine.MANY_STEPS` steps
     default_guidance_scale: float
-    one_pass: tuple[float, float] | None = None  # guidance scales that cost no second pass, if it learned any
+    guidance_range: tuple[float, float] | None = None  # guidance scales that cost no second pass, if it learned any
     engine: str = f"torch {torch.__version__} f32"  # what computes the networks, and how precisely
     sliders: Mapping[str, Any] = field(default_factory=dict)  # what each was measured to do, if it was
     few_steps: Mapping[str, int] = field(default_factory=dict)  # samplers made for few steps -> how many
     step_curve: tuple[Mapping[str, Any], ...] = ()  # what more steps buy, if that was measured
-    emphasis: Emphasis = field(default_factory=Emphasis)  # in which words a description is heard
-    read_to: Callable[[str], int] = field(default=len, compare=False, repr=False)  # so many characters of it
+    # how a description is rewritten before it is encoded
+    prompt_rewriting: PromptRewriting = field(default_factory=PromptRewriting)
+    encoded_length: Callable[[str], int] = field(default=len, compare=False, repr=False)  # so many characters of it
     kind: str = "faces"
     lacks: frozenset[str] = frozenset()
 
@@ -57,8 +58,8 @@ def read_info(
     device: torch.device,
     precision: str,
     *,
-    read_to: Callable[[str], int],
-    one_pass: tuple[float, float] | None,
+    encoded_length: Callable[[str], int],
+    guidance_range: tuple[float, float] | None,
     has_turbo: bool,
 ) -> ModelInfo:
     """What a model folder says, for its networks on `device` computed in `precision` by torch.
@@ -78,22 +79,25 @@ def read_info(
         default_sampler=index["defaults"]["sampler"],
         long_sampler=index["defaults"].get("long_sampler", index["defaults"]["sampler"]),
         default_guidance_scale=float(index["defaults"]["guidance_scale"]),
-        one_pass=one_pass,
+        guidance_range=guidance_range,
         engine=f"torch {torch.__version__} {precision.replace('fp', 'f')}",
         sliders=measured["sliders"] if measured.get("model_hash") == digest else {},
         few_steps={TURBO: TURBO_STEPS} if has_turbo else {},
         step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
-        emphasis=load_emphasis(folder).within(read_to),
-        read_to=read_to,
+        prompt_rewriting=load_prompt_rewriting(folder).within(encoded_length),
+        encoded_length=encoded_length,
     )
 
 
 def model_hash(folder: str | Path) -> str:
-    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, what mends
-    its end, and in which words a description is heard."""
+    """The hash of all that decides what a seed looks like: the weights, where the way from noise begins, what corrects
+    its end, and how a description is rewritten."""
     more = [name for name in ("turbo", CORRECTION) if name in read_index(folder)["components"]]
     weights = folder_hash(folder, ["clip", "vae", "unet", *more])
-    begin, emphasis = schedule_from_config(read_scheduler_config(folder)).begin, load_emphasis(folder)
-    rest = [str(list(begin))] if begin != NoiseSchedule.begin else []
-    rest += [emphasis.to_json()] if emphasis != Emphasis() else []
+    initial_timestep, prompt_rewriting = (
+        schedule_from_config(read_scheduler_config(folder)).initial_timestep,
+        load_prompt_rewriting(folder),
+    )
+    rest = [str(list(initial_timestep))] if initial_timestep != NoiseSchedule.initial_timestep else []
+    rest += [prompt_rewriting.to_json()] if prompt_rewriting != PromptRewriting() else []
     return hashlib.sha256(" ".join([weights, *rest]).encode()).hexdigest() if rest else weights

@@ -29,7 +29,7 @@ from core.diffusion.schedulers import set_timesteps
 
 
 class NotFiniteError(FloatingPointError):
-    """The network produced NaN or infinity; an error, never a black picture."""
+    """The network produced NaN or infinity; an error, never a black image."""
 
 
 class Denoising:
@@ -41,8 +41,8 @@ class Denoising:
             x, level = job.model_input()
             job.advance(prediction of the network for x at level)
 
-    ``noise`` [B, C, h, w] is the starting noise and ``generators`` (one a picture, on the CPU) feed stochastic
-    samplers, so a picture does not depend on its neighbours. ``start`` in [0, 1] skips that share of the steps and
+    ``noise`` [B, C, h, w] is the starting noise and ``generators`` (one an image, on the CPU) feed stochastic
+    samplers, so an image does not depend on its neighbours. ``start`` in [0, 1] skips that share of the steps and
     begins from ``z`` with noise added to the level of the first remaining step. ``correction`` takes the clean latents
     and the number of steps at the end of a whole way by the schedule's default sampler, whose errors it knows
     (`core.diffusion.latent_correction`). ``x`` is the noisy latent as the scheduler keeps it; ``done`` of ``total``
@@ -76,7 +76,7 @@ class Denoising:
         else:
             t = timesteps[self.done].expand(len(z)).to(z.device)
             self.x = self.schedule.add_noise(z, noise, t - 1) if flow else scheduler.add_noise(z, noise, t)
-        self._correction = correction if self.done == 0 and getattr(scheduler, "usual", False) else None
+        self._correction = correction if self.done == 0 and getattr(scheduler, "is_default", False) else None
         takes_noise = generators is not None and "generator" in inspect.signature(scheduler.step).parameters
         self._extra = {"generator": list(generators or ())} if takes_noise else {}
         self._scheduler, self._seen = scheduler, (self.x, 0.0)
@@ -126,20 +126,20 @@ def sample(
     *,
     schedule: NoiseSchedule | None = None,
     negative: Condition | None = None,
-    known: tuple[float, float] | None = None,
+    guidance_range: tuple[float, float] | None = None,
     generators: Sequence[torch.Generator] | None = None,
     start: float = 0.0,
     z: Tensor | None = None,
     correction: Callable[..., Tensor] | None = None,
     on_step: Callable[[int, int, Tensor], bool | None] | None = None,
 ) -> Tensor:
-    """Run the whole of one job; returns whitened clean latents [B, C, h, w]. The arguments are those of ``Denoising``
-    and of ``Guidance``, but that ``correction`` is told the guidance scale of each picture, too.
+    """Run the whole of one job; returns normalized clean latents [B, C, h, w]. The arguments are those of ``Denoising``
+    and of ``Guidance``, but that ``correction`` is told the guidance scale of each image, too.
 
     ``on_step(done, total, denoised)`` sees the predicted clean latent after every step and stops the loop by returning
     True. Raises NotFiniteError on NaN/inf.
     """
-    guidance = Guidance(condition, guidance_scale, negative, known=known)
+    guidance = Guidance(condition, guidance_scale, negative, guidance_range=guidance_range)
     job = Denoising(scheduler, noise, num_inference_steps, schedule=schedule, generators=generators, start=start, z=z,
                     correction=correction and partial(correction, scales=guidance.scales))
     batch = GuidedBatch([guidance])

@@ -30,20 +30,20 @@ class NoiseSchedule:
     kind: Literal["cosine", "flow"] = "cosine"
     min_snr_gamma: float = 5.0
     weighting: Literal["min-snr", "clamped-v"] = "min-snr"
-    begin: tuple[float, float] = (float(NUM_TRAIN_TIMESTEPS), 0.0)  # of drawing; ``flow`` begins at noise
+    initial_timestep: tuple[float, float] = (float(NUM_TRAIN_TIMESTEPS), 0.0)  # of generating; ``flow`` begins at noise
 
     def __post_init__(self) -> None:
-        most, less = self.begin
+        most, less = self.initial_timestep
         if not (1 <= most <= NUM_TRAIN_TIMESTEPS and 0 <= less < most):
-            raise ValueError(f"begin must be a, b with 1 <= a <= 1000 and 0 <= b < a, got {most}, {less}")
+            raise ValueError(f"initial_timestep must be a, b with 1 <= a <= 1000 and 0 <= b < a, got {most}, {less}")
 
     def first_timestep(self, num_inference_steps: int) -> int:
         """Where n steps from noise begin: with ``begin`` (a, b) at a - b / (n + 2), held within the timesteps.
 
-        Above it is next to no picture (alpha < 0.02 at 990), the first guess there is the mean of all faces, and a step
+        Above it is next to no image (alpha < 0.02 at 990), the first guess there is the mean of all faces, and a step
         across it costs as much as any other: with few steps much is won by beginning where there is something to say.
         """
-        most, less = self.begin
+        most, less = self.initial_timestep
         return int(min(max(round(most - less / (num_inference_steps + 2)), 1), NUM_TRAIN_TIMESTEPS)) - 1
 
     def alphas_cumprod(self, device: torch.device | str = "cpu") -> Tensor:
@@ -114,5 +114,6 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of a model folder's ``scheduler/config.json``."""
     if config.get("schedule") not in ("cosine", "flow") or config.get("num_train_timesteps") != NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"unknown noise schedule {dict(config)!r}")
-    begin = config.get("begin", NoiseSchedule.begin)  # older folders do not say it
-    return NoiseSchedule(config["schedule"], begin=tuple(float(one) for one in begin))  # type: ignore[arg-type]
+    initial_timestep = config.get("begin", NoiseSchedule.initial_timestep)  # older folders do not say it
+    return NoiseSchedule(config["schedule"],
+                         initial_timestep=tuple(float(one) for one in initial_timestep))  # type: ignore[arg-type]

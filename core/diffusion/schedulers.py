@@ -1,7 +1,7 @@
 """Which samplers are there, and how does one step from noise to a clean latent?
 
 DPM-Solver++ (https://arxiv.org/abs/2211.01095) and UniPC (https://arxiv.org/abs/2302.04867) as multistep solvers of
-their own: importing diffusers takes longer than a picture. Every other sampler is diffusers' scheduler, made from the
+their own: importing diffusers takes longer than an image. Every other sampler is diffusers' scheduler, made from the
 model's configuration. The steps of a consistency model (https://arxiv.org/abs/2303.01469) are the third kind. It does
 not know networks, guidance or text.
 """
@@ -23,7 +23,8 @@ SAMPLERS: tuple[str, ...] = ("UniPC", "DPM++ 2M", "DPM++ 2M SDE", "DDIM", "DDPM"
 
 def scheduler_config(schedule: NoiseSchedule) -> dict[str, Any]:
     """What a model folder stores about its noise schedule."""
-    return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS, "begin": list(schedule.begin),
+    return {"schedule": schedule.kind, "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+            "begin": list(schedule.initial_timestep),
             "prediction_type": "flow" if schedule.kind == "flow" else "v_prediction",
             "samplers": list(samplers_for(schedule)), "default_sampler": samplers_for(schedule)[0],
             "long_sampler": samplers_for(schedule)[0]}
@@ -37,12 +38,12 @@ def samplers_for(schedule: NoiseSchedule) -> tuple[str, ...]:
 def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """A fresh scheduler for one job; schedulers keep state, so they are never shared.
 
-    ``begin`` of it is where this model begins (`NoiseSchedule`), for ``set_timesteps``, ``usual`` whether it is the
-    schedule's default. Raises ValueError for a name that does not fit the schedule in ``config``.
+    ``first_timestep`` of it says where this model begins (`NoiseSchedule`), for ``set_timesteps``; ``is_default``,
+    whether it is the schedule's default. Raises ValueError for a name that does not fit the schedule in ``config``.
     """
     schedule = schedule_from_config(config)
     scheduler = _bare_scheduler(name, schedule)
-    scheduler.begin, scheduler.usual = schedule.first_timestep, name == samplers_for(schedule)[0]
+    scheduler.first_timestep, scheduler.is_default = schedule.first_timestep, name == samplers_for(schedule)[0]
     return scheduler
 
 
@@ -72,7 +73,7 @@ def _bare_scheduler(name: str, schedule: NoiseSchedule) -> Any:
 
 def set_timesteps(scheduler: Any, num_inference_steps: int) -> Tensor:
     """Give ``scheduler`` exactly ``num_inference_steps`` distinct levels, evenly spaced from where this model begins
-    (``NoiseSchedule.begin``) down to the data.
+    (``NoiseSchedule.initial_timestep``) down to the data.
 
     diffusers' own "trailing" spacing gives one level too many or too few for most numbers (with a clipped far end) and
     for some of them visits t = -1; on straight lines its last step goes nowhere. Returns the timesteps [n], on the CPU:
@@ -86,8 +87,8 @@ def set_timesteps(scheduler: Any, num_inference_steps: int) -> Tensor:
         return scheduler.timesteps
     scheduler.set_timesteps(count)
     end = int(scheduler.timesteps[0])  # the far end, clipped where the solver needs it
-    if hasattr(scheduler, "begin"):
-        end = min(end, scheduler.begin(count))
+    if hasattr(scheduler, "first_timestep"):
+        end = min(end, scheduler.first_timestep(count))
     end = max(end + 1, count)  # unless all levels are needed
     levels = [round(end - i * end / count) - 1 for i in range(count)]
     scheduler.timesteps = torch.tensor(levels, dtype=scheduler.timesteps.dtype)
@@ -105,7 +106,7 @@ class DPMSolver:
     """One job's solver, with the interface of a diffusers scheduler; it keeps state, so it is never shared.
 
     ``alphas_cumprod`` is alpha^2 at each of the N training timesteps, float64. ``order`` 1 is DDIM, 2 also looks at the
-    step before. ``stochastic`` adds fresh noise at every step; then ``step`` needs one generator a picture.
+    step before. ``stochastic`` adds fresh noise at every step; then ``step`` needs one generator an image.
     ``corrected`` is UniPC, which begins at the far end itself, unclipped.
     """
 
@@ -114,7 +115,7 @@ class DPMSolver:
     def __init__(self, alphas_cumprod: Tensor, order: int = 2, stochastic: bool = False,
                  corrected: bool = False) -> None:
         betas = 1.0 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
-        # from here on in float32, as diffusers has it: a seed's picture is the same to the bit
+        # from here on in float32, as diffusers has it: a seed's image is the same to the bit
         self.alphas_cumprod = torch.cumprod(1.0 - betas.float(), dim=0)
         log_snr = self.alphas_cumprod.sqrt().log() - (1.0 - self.alphas_cumprod).sqrt().log()
         self._last = len(log_snr) - (int(torch.searchsorted(log_snr.flip(0), LAMBDA_MIN)) if not corrected else 0)
@@ -175,7 +176,7 @@ class DPMSolver:
             result = result + 0.5 * weight * (h / (log_snr - log_snr_before) * (z - z_before))
         if self._stochastic and next_sigma > 0.0:
             if generator is None:
-                raise ValueError("the stochastic solver needs generators, one a picture")
+                raise ValueError("the stochastic solver needs generators, one an image")
             result = result + next_sigma * math.sqrt(1.0 - shrunk) * _noise(x, generator)
         self._taken = (sigma, x, earlier) if self._corrected else None
         self._index, self._before = self._index + 1, (log_snr, z)
@@ -209,13 +210,14 @@ def _level(ratio: float) -> tuple[float, float, float]:
 
 
 def _noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Each picture's noise from its own generator, so that none depends on its neighbours."""
+    """Each image's noise from its own generator, so that none depends on its neighbours."""
     own = [torch.randn((1, *like.shape[1:]), generator=one, device=one.device, dtype=like.dtype) for one in generators]
     return torch.cat(own).to(like.device)
 
 
 class ConsistencySteps:
-    """Drawing with a consistency network, as a scheduler: see the end of the path, add fresh noise of the next level.
+    """Generating with a consistency network, as a scheduler: see the end of the path, add fresh noise of the next
+    level.
 
     n evaluations stand at t = 999 and at n - 1 more levels evenly below it. It has what
     `core.diffusion.sampling.Denoising` asks of diffusers' schedulers.
@@ -241,7 +243,7 @@ class ConsistencySteps:
 
     def step(self, prediction: Tensor, timestep: Tensor, x: Tensor, generator: Sequence[torch.Generator] = (),
              return_dict: bool = False) -> tuple[Tensor]:
-        """From one level to the next, with one generator a picture, or none: then torch's own."""
+        """From one level to the next, with one generator an image, or none: then torch's own."""
         z = self._schedule.denoised(x, prediction, timestep.expand(len(x)).to(x.device))
         self._place += 1
         if self._place == len(self.timesteps):

@@ -1,4 +1,4 @@
-"""What does a denoiser learn from a picture and noise?
+"""What does a denoiser learn from an image and noise?
 
 The mean squared error of its prediction of v (or of the straight flow), weighted by noise level, as
 `core.diffusion.schedule` defines targets and weights. The network is a function (x, timestep, condition) -> prediction
@@ -34,7 +34,7 @@ class TrainingBatch(Protocol):
     def scale(self) -> Tensor: ...
 
 
-# a batch -> the error [B] of the network for each picture, and the weight [B] that it counts with
+# a batch -> the error [B] of the network for each image, and the weight [B] that it counts with
 TrainingLoss = Callable[[Any], tuple[Tensor, Tensor]]
 
 
@@ -52,7 +52,7 @@ def denoising_loss(network: Model, schedule: NoiseSchedule) -> TrainingLoss:
 
 @torch.inference_mode()
 def mean_loss(loss: TrainingLoss, batches: Sequence[TrainingBatch], accelerator: Any) -> float:
-    """The weighted mean over batches of held-out pictures: comparable between checkpoints."""
+    """The weighted mean over batches of held-out images: comparable between checkpoints."""
     total, count = 0.0, 0
     for batch in batches:
         with accelerator.autocast():

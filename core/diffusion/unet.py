@@ -1,9 +1,9 @@
 """How does a network predict, from a noisy latent, what is noise in it? The conditional UNet.
 
-It predicts v at one noise level from the noisy whitened latent, the text (cross-attention to its tokens, its pooled
-embedding) and ``px``, the real resolution of the source picture: soft enlargements teach shapes and people, and asking
-for 128 px keeps their blur out of what is drawn. Here are the network and how it is read from a model folder. It does
-not know how it is trained (conditional_ldm.py, distill.py), nor how pictures and sentences are encoded.
+It predicts v at one noise level from the noisy normalized latent, the text (cross-attention to its tokens, its pooled
+embedding) and ``px``, the real resolution of the source image: soft enlargements teach shapes and people, and asking
+for 128 px keeps their blur out of what is generated. Here are the network and how it is read from a model folder. It
+does not know how it is trained (conditional_ldm.py, distill.py), nor how images and sentences are encoded.
 
 Sources: latent diffusion https://arxiv.org/abs/2112.10752, adaptive norm https://arxiv.org/abs/2105.05233 (ADM) and
 https://arxiv.org/abs/2212.09748 (zero-initialised branches), query-key normalisation https://arxiv.org/abs/2302.05442,
@@ -32,7 +32,7 @@ from core.nn.checkpoint import (
     build,
     component_hash,
     load_component,
-    load_difference,
+    load_delta,
     read_component_config,
     read_index,
 )
@@ -105,7 +105,7 @@ class AdaptiveResBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys; ``context`` None attends to x itself.
 
-    ``perturbed``: every position hears itself alone, whatever it would attend to (the identity as attention map,
+    ``perturbed``: every position attends to itself alone (the identity as attention map,
     https://arxiv.org/abs/2403.17377). Shapes: x [B, N, C], context [B, L, T], mask [B, L] bool, result [B, N, C].
     """
 
@@ -134,8 +134,8 @@ class Attention(nn.Module):
         return x + self.out(h.transpose(1, 2).reshape(batch, count, width))
 
 
-def louder(before: Tensor, after: Tensor, embedding: Tensor, layer: nn.Linear | None) -> Tensor:
-    """What attention made of a sequence [B, N, C], with what it added times 1 + what the layer says to guidance."""
+def gated_residual(before: Tensor, after: Tensor, embedding: Tensor, layer: nn.Linear | None) -> Tensor:
+    """The output of attention [B, N, C], what it added to its input scaled by 1 + a linear function of guidance."""
     if layer is None:
         return after
     return after + layer(embedding[:, -layer.in_features :])[:, None] * (after - before)
@@ -149,18 +149,18 @@ class TransformerBlock(nn.Module):
         self.self_attention = Attention(width, width, config.head_width)
         self.cross_attention = Attention(width, config.text_width, config.head_width)
         self.norm = nn.LayerNorm(width)
-        self.feed = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
-        nn.init.zeros_(self.feed[2].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.feed[2].bias)  # type: ignore[arg-type]
+        self.ff = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
+        nn.init.zeros_(self.ff[2].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.ff[2].bias)  # type: ignore[arg-type]
         self.guidance = guidance_layer(width, config)
         self.self_guidance = guidance_layer(width, config) if config.guided_attention else None
 
     def forward(self, x: Tensor, embedding: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         batch, width, height, columns = x.shape
         h = x.permute(0, 2, 3, 1).reshape(batch, height * columns, width)  # free for channels-last tensors
-        h = louder(h, self.self_attention(h), embedding, self.self_guidance)
-        h = louder(h, self.cross_attention(h, tokens, mask), embedding, self.guidance)
-        h = h + self.feed(self.norm(h))
+        h = gated_residual(h, self.self_attention(h), embedding, self.self_guidance)
+        h = gated_residual(h, self.cross_attention(h, tokens, mask), embedding, self.guidance)
+        h = h + self.ff(self.norm(h))
         return h.view(batch, height, columns, width).permute(0, 3, 1, 2)
 
 
@@ -182,7 +182,7 @@ class Level(nn.Module):
 
 
 class ConditionalUNet(nn.Module):
-    """v prediction of a noisy whitened latent. x [B, C, 16, 16], timestep [B] in [0, 1000) -> [B, C, 16, 16]."""
+    """v prediction of a noisy normalized latent. x [B, C, 16, 16], timestep [B] in [0, 1000) -> [B, C, 16, 16]."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -199,53 +199,53 @@ class ConditionalUNet(nn.Module):
         if config.guidance_range is not None:
             self.guidance_embed = nn.Sequential(nn.Linear(128 + 32 + config.text_width, width), nn.SiLU())
 
-        self.door = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.down_blocks, self.downsample = nn.ModuleList(), nn.ModuleList()
         for i, (wide, count) in enumerate(zip(widths, config.blocks, strict=True)):
-            self.down.append(Level([wide] * count, wide, config.attention[i], config))
+            self.down_blocks.append(Level([wide] * count, wide, config.attention[i], config))
             if i + 1 < len(widths):
-                self.shrink.append(nn.Conv2d(4 * wide, widths[i + 1], 1))
+                self.downsample.append(nn.Conv2d(4 * wide, widths[i + 1], 1))
         if config.position_maps:  # start at zero, so that they change nothing until something is learned
             self.position_maps = nn.ParameterList(nn.Parameter(torch.zeros(wide, 16 >> i, 16 >> i))
                                                   for i, wide in enumerate(widths[:2]))
-        self.middle = Level([widths[-1]], widths[-1], config.attention[-1], config)
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        self.mid_block = Level([widths[-1]], widths[-1], config.attention[-1], config)
+        self.up_blocks, self.upsample = nn.ModuleList(), nn.ModuleList()
         for i in reversed(range(len(widths))):
-            self.up.append(Level([2 * widths[i]] * config.blocks[i], widths[i], config.attention[i], config))
+            self.up_blocks.append(Level([2 * widths[i]] * config.blocks[i], widths[i], config.attention[i], config))
             if i > 0:
-                self.grow.append(nn.Conv2d(widths[i], 4 * widths[i - 1], 1))
+                self.upsample.append(nn.Conv2d(widths[i], 4 * widths[i - 1], 1))
         self.norm = PixelNorm(widths[0])
-        self.head = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         tokens, mask, pooled = self.text(condition)
         px = sinusoid(torch.log2(condition.px.float() / 128.0) * 100.0, 32, longest=100.0)
-        told = self.time_embed(sinusoid(timestep, 128)) + self.px_embed(px) + self.pooled_embed(pooled)
-        embedding = self.embed(told)
+        conditioning = self.time_embed(sinusoid(timestep, 128)) + self.px_embed(px) + self.pooled_embed(pooled)
+        embedding = self.embed(conditioning)
         if self.guidance_range is not None:
             w = condition.guidance - 1.0  # guidance is linear in this, and so is the start: at scale 1 exactly nothing
             codes = [sinusoid(timestep, 128), sinusoid(w, 32, longest=100.0), self.pooled_embed[0](pooled)]
             embedding = torch.cat([embedding, 0.2 * w[:, None] * self.guidance_embed(torch.cat(codes, dim=1))], dim=1)
 
-        h = self.door(x.contiguous(memory_format=torch.channels_last))  # [B, c0, 16, 16]
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))  # [B, c0, 16, 16]
         skips = []
-        for i, level in enumerate(cast("Iterable[Level]", self.down)):
+        for i, level in enumerate(cast("Iterable[Level]", self.down_blocks)):
             if self.config.position_maps and i < len(self.position_maps):
                 h = h + self.position_maps[i]
             for block in range(len(level)):
                 h = level.step(block, h, embedding, tokens, mask)
                 skips.append(h)
-            if i < len(self.shrink):
-                h = self.shrink[i](F.pixel_unshuffle(h, 2).contiguous(memory_format=torch.channels_last))
-        h = self.middle.step(0, h, embedding, tokens, mask)  # [B, c2, 4, 4]
-        for i, level in enumerate(cast("Iterable[Level]", self.up)):
+            if i < len(self.downsample):
+                h = self.downsample[i](F.pixel_unshuffle(h, 2).contiguous(memory_format=torch.channels_last))
+        h = self.mid_block.step(0, h, embedding, tokens, mask)  # [B, c2, 4, 4]
+        for i, level in enumerate(cast("Iterable[Level]", self.up_blocks)):
             for block in range(len(level)):
                 h = level.step(block, torch.cat([h, skips.pop()], dim=1), embedding, tokens, mask)
-            if i < len(self.grow):
-                h = F.pixel_shuffle(self.grow[i](h), 2).contiguous(memory_format=torch.channels_last)
-        return self.head(F.silu(self.norm(h))).float()
+            if i < len(self.upsample):
+                h = F.pixel_shuffle(self.upsample[i](h), 2).contiguous(memory_format=torch.channels_last)
+        return self.conv_out(F.silu(self.norm(h))).float()
 
     @property
     def guidance_range(self) -> tuple[float, float] | None:
@@ -262,8 +262,8 @@ class ConditionalUNet(nn.Module):
 
 
 def perturbed(model: ConditionalUNet) -> ConditionalUNet:
-    """The same weights, deaf to what stands elsewhere in the picture: all self-attention is perturbed. What this
-    network draws worse is what attention was for: to lead away from it is to lead to faces that hold together."""
+    """The same weights with perturbed self-attention: no position attends to any other. What this
+    network generates worse is what attention was for: to lead away from it is to lead to faces that hold together."""
     other = copy.deepcopy(model)
     for block in other.modules():
         if isinstance(block, TransformerBlock):
@@ -305,8 +305,8 @@ def load_unet(folder: str | Path, device: torch.device | str = "cpu", vae: VAE |
     return frozen(build(lambda: ConditionalUNet(read_config(config)), state, "the UNet"), device)
 
 
-def load_turbo(folder: str | Path, device: torch.device | str = "cpu") -> ConditionalUNet | None:
-    """The network of a model folder that draws in two to four steps; None where it has none. Refused beside another
+def load_few_step_unet(folder: str | Path, device: torch.device | str = "cpu") -> ConditionalUNet | None:
+    """The network of a model folder that generates in two to four steps; None where it has none. Refused beside another
     UNet than the one that taught it."""
     if "turbo" not in read_index(folder)["components"]:
         return None
@@ -314,7 +314,7 @@ def load_turbo(folder: str | Path, device: torch.device | str = "cpu") -> Condit
     if config["parents"]["unet"] != component_hash(folder, "unet"):
         raise ModelFolderError(f"turbo/ in {folder} was trained from another UNet; run `python conditional_ldm.py "
                                "--distill consistency` again or restore the folder")
-    state = load_difference(added, load_component(folder, "unet")[1])
+    state = load_delta(added, load_component(folder, "unet")[1])
     return frozen(build(lambda: ConditionalUNet(read_config(config)), state, "turbo"), device)
 
 

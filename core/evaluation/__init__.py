@@ -1,1 +1,1 @@
-"""How good are the pictures, and how fast do they come?"""
+"""How good are the images, and how fast do they come?"""

@@ -1,8 +1,9 @@
-"""How does a network that no loss ever sees look at pictures?
+"""Which attributes and features does a network find in an image that no generator was trained against?
 
-The judge predicts the 40 attributes and the resolution of the source; distances between sets of pictures are taken in
-its features. It is trained once on real pictures and frozen, and its hash names it in every report: numbers of
-different judges cannot be compared. This module knows pictures and labels, nothing of generators, models or reports.
+The attribute classifier predicts the 40 attributes and the resolution of the source; distances between sets of images
+are taken in its features. It is trained once on real images and frozen, and its hash names it in every report: numbers
+of different attribute classifiers cannot be compared. This module knows images and labels, nothing of generators,
+models or reports.
 
 ResNet: https://arxiv.org/abs/1512.03385. One-cycle learning rate: https://arxiv.org/abs/1708.07120.
 """
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Pool(Protocol):
-    """What the judge needs of a prepared store: rows of uint8 pictures with their labels."""
+    """What the attribute classifier needs of a prepared store: rows of uint8 images with their labels."""
 
     @property
     def images(self) -> np.ndarray: ...
@@ -47,7 +48,7 @@ class Pool(Protocol):
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class AttributeClassifierConfig:
     """A ResNet-10 of about 5 million parameters: what two CPU cores train in minutes."""
 
     blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
@@ -56,8 +57,8 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge says about a batch, still as tensors that carry gradients."""
+class ClassifierOutput:
+    """What the attribute classifier predicts for a batch, still as tensors that carry gradients."""
 
     logits: Tensor  # [B, 40]
     px_logits: Tensor  # [B, 3]
@@ -108,17 +109,17 @@ class ResNet(nn.Module):
         return functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
-class Judge(nn.Module):
-    """Pictures -> attribute logits, the resolution of the source, and the features all distances are measured in.
+class AttributeClassifier(nn.Module):
+    """Images -> attribute logits, the resolution of the source, and the features all distances are measured in.
 
-    The second task is there because a judge trained to ignore blur cannot see that a generator blurs.
+    The second task is there because an attribute classifier trained to ignore blur cannot see that a generator blurs.
     """
 
     log_odds: Tensor
     digest = ""  # of the weights that were loaded
     faster: Callable[[Tensor], Tensor] | None = None  # what computes the trunk, where that was compiled
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: AttributeClassifierConfig) -> None:
         super().__init__()
         self.config = config
         self.trunk = ResNet(config.blocks)
@@ -128,10 +129,10 @@ class Judge(nn.Module):
         # classifier; a cut at 0 would call hardly anybody bald.
         self.register_buffer("log_odds", torch.zeros(config.num_attributes))
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> ClassifierOutput:
         """Shapes: images [B, 3, 128, 128] in [-1, 1]."""
         features = self.trunk(images) if self.faster is None else self.faster(images)  # [B, 512]
-        return Verdict(self.attributes(features), self.px(features), features)
+        return ClassifierOutput(self.attributes(features), self.px(features), features)
 
 
 def augment(pictures: Pictures, generator: torch.Generator, shift: int = 4) -> Tensor:
@@ -150,7 +151,7 @@ def augment(pictures: Pictures, generator: torch.Generator, shift: int = 4) -> T
     return images * gain + 0.2 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
 
 
-def train_judge(
+def train_attribute_classifier(
     store: Pool,
     rows: np.ndarray,
     folder: str | Path,
@@ -164,7 +165,8 @@ def train_judge(
     run: str | Path | None = None,
     save_every: int = 200,
 ) -> str:
-    """Train the judge on these rows of the store and freeze it into ``folder``; returns the hash of its weights.
+    """Train the attribute classifier on these rows of the store and freeze it into ``folder``; returns the hash of its
+    weights.
 
     One short run (AdamW, one-cycle learning rate), the same for the same seed and machine. Ctrl-C and SIGTERM save it
     in the folder ``run``, and the same call continues. Where that is None, it lies in ``folder`` until it has ended.
@@ -175,30 +177,35 @@ def train_judge(
     from core.training.randomness import EpochSampler, step_generator
     from core.training.run_folder import RunFolder
 
-    if has_judge(folder):
-        raise ModelFolderError(f"{folder} already holds a judge, and it is frozen; remove that folder to train another")
+    if has_attribute_classifier(folder):
+        raise ModelFolderError(
+            f"{folder} already holds an attribute classifier, and it is frozen; remove that folder to train another"
+        )
     if not store.attributes[rows].any():
-        raise SettingError("the store has no attribute labels (own captions only); the judge learns from attributes")
-    config = JudgeConfig()
+        raise SettingError(
+            "the store has no attribute labels (own captions only); the attribute classifier learns from attributes"
+        )
+    config = AttributeClassifierConfig()
     labels = torch.from_numpy(np.ascontiguousarray(store.attributes[rows])).float()
     px = torch.from_numpy(np.abs(store.px[rows].astype(int)[:, None] - np.array(config.px_classes)).argmin(1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the ResNet draws its first weights from the global generator, put back on leaving
-        judge = Judge(config)
+        classifier = AttributeClassifier(config)
     rate = (labels.sum(0) + 1.0) / (len(rows) + 2.0)
-    judge.log_odds.copy_(torch.log(rate / (1.0 - rate)))
+    classifier.log_odds.copy_(torch.log(rate / (1.0 - rate)))
     accelerator = make_accelerator(device, precision)
     target = accelerator.device
-    judge = judge.to(target).to(memory_format=torch.channels_last).train()
+    classifier = classifier.to(target).to(memory_format=torch.channels_last).train()
     steps = max(round(epochs * len(rows) / batch_size), 1)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=peak, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=peak, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=0.2)
     sampler = EpochSampler(len(rows), batch_size, seed)
     digest = hashlib.sha256("\n".join(store.image_id[rows].tolist()).encode() + store.attributes[rows].tobytes())
     settings = {"component": "judge", "seed": seed, "batch_size": batch_size, "peak": peak, "steps": steps,
                 "data": digest.hexdigest(), "network": {**asdict(config), "blocks": list(config.blocks),
                                                         "px_classes": list(config.px_classes)}}
-    kept = RunFolder(Path(run or Path(folder) / "training"), settings, {"judge": judge, "optimizer": optimizer}, steps,
+    kept = RunFolder(Path(run or Path(folder) / "training"), settings, {"judge": classifier, "optimizer": optimizer},
+                     steps,
                      decay_share=0.0)
     first = kept.resume()
     if first:  # the rate is a function of the step alone
@@ -208,15 +215,17 @@ def train_judge(
     whole = SimpleNamespace(stop_at=None, stop_after=None)
     for step, show in kept.steps(first, whole, accelerator, f"judge, {len(rows)} pictures"):
         chosen = sampler.batch(step)
-        pictures = store.images[rows[chosen.numpy()]]  # memory-mapped: the page cache holds the uint8 pictures
+        pictures = store.images[rows[chosen.numpy()]]  # memory-mapped: the page cache holds the uint8 images
         images = augment(pictures, step_generator(seed, step)).to(target, memory_format=torch.channels_last)
         with accelerator.autocast():
-            verdict = judge(images)
-        attribute_loss = functional.binary_cross_entropy_with_logits(verdict.logits.float(), labels[chosen].to(target))
-        px_loss = functional.cross_entropy(verdict.px_logits.float(), px[chosen].to(target))
+            output = classifier(images)
+        attribute_loss = functional.binary_cross_entropy_with_logits(output.logits.float(), labels[chosen].to(target))
+        px_loss = functional.cross_entropy(output.px_logits.float(), px[chosen].to(target))
         loss = attribute_loss + 0.5 * px_loss
         if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"the judge's loss is {float(loss)} at step {step}; lower the peak rate {peak}")
+            raise FloatingPointError(
+                f"the attribute classifier's loss is {float(loss)} at step {step}; lower the peak rate {peak}"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -227,97 +236,105 @@ def train_judge(
         if show.last or (step + 1) % save_every == 0:
             kept.save(step + 1, {"loss": smooth})
     kept.finish()
-    # the judge is frozen, so nothing is to continue
+    # the attribute classifier is frozen, so nothing is to continue
     shutil.rmtree(kept.folder / "checkpoints" if run else kept.folder, ignore_errors=True)
     extra = {"epochs": epochs, "seed": seed, "num_train": len(rows), "batch_size": batch_size, "loss": smooth}
-    return save_component(folder, "judge", judge.state_dict(), asdict(config), extra=extra)
+    return save_component(folder, "judge", classifier.state_dict(), asdict(config), extra=extra)
 
 
-def has_judge(folder: str | Path) -> bool:
-    """Whether a frozen judge lies in this folder."""
+def has_attribute_classifier(folder: str | Path) -> bool:
+    """Whether a frozen attribute classifier lies in this folder."""
     return (Path(folder) / "judge" / "model.safetensors").exists()
 
 
-def load_judge(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Judge, str]:
-    """The frozen judge (eval mode, fp32) and the hash that names it."""
+def load_attribute_classifier(folder: str | Path,
+                              device: torch.device | str = "cpu") -> tuple[AttributeClassifier, str]:
+    """The frozen attribute classifier (eval mode, fp32) and the hash that names it."""
     config, state = load_component(folder, "judge")
-    settings = JudgeConfig(tuple(config["blocks"]), config["num_attributes"], tuple(config["px_classes"]))
-    judge = build(lambda: Judge(settings), state, "the judge")
-    judge = judge.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    judge.digest = component_hash(folder, "judge")
-    return judge, judge.digest
+    settings = AttributeClassifierConfig(tuple(config["blocks"]), config["num_attributes"], tuple(config["px_classes"]))
+    classifier = build(lambda: AttributeClassifier(settings), state, "the attribute classifier")
+    classifier = classifier.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    classifier.digest = component_hash(folder, "judge")
+    return classifier, classifier.digest
 
 
-def find_judge(folder: str | Path, device: torch.device | str = "cpu") -> Judge | None:
-    """The judge in this folder, or None where there is none that can be used: pictures are drawn without it too."""
-    if not has_judge(folder):
+def find_attribute_classifier(folder: str | Path, device: torch.device | str = "cpu") -> AttributeClassifier | None:
+    """The attribute classifier in this folder, or None where there is none that can be used: images are generated
+    without it too."""
+    if not has_attribute_classifier(folder):
         return None
     try:
-        return load_judge(folder, device)[0]
+        return load_attribute_classifier(folder, device)[0]
     except (ModelFolderError, OSError, ValueError, RuntimeError) as error:
-        log.warning("the judge in %s cannot be used, so no picture is judged: %s", folder, error)
+        log.warning("the attribute classifier in %s cannot be used, so no image is classified: %s", folder, error)
         return None
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the judge made of N pictures: features [N, 512], logits and the balancing cut [N, 40], px class [N]."""
+class Features:
+    """What the attribute classifier made of N images: features [N, 512], logits and the balancing cut [N, 40], px class
+    [N]."""
 
     features: np.ndarray
     logits: np.ndarray
     verdicts: np.ndarray
     px: np.ndarray
 
-    def __getitem__(self, rows: Any) -> Seen:
-        return Seen(self.features[rows], self.logits[rows], self.verdicts[rows], self.px[rows])
+    def __getitem__(self, rows: Any) -> Features:
+        return Features(self.features[rows], self.logits[rows], self.verdicts[rows], self.px[rows])
 
     def __len__(self) -> int:
         return len(self.features)
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What the judge thinks of one picture: how probable each attribute is, and how far it agrees with a prompt.
+class Prediction:
+    """What the attribute classifier predicts for one image: how probable each attribute is, and how far it agrees with
+    a prompt.
 
-    `agreement` has the attributes that the prompt states; for it each is taken to be as likely as not before the judge
-    looks, because a prompt that says "bald" has made bald people likely.
+    `agreement` has the attributes that the prompt states; for it each is taken to be as likely as not before the
+    attribute classifier looks, because a prompt that says "bald" has made bald people likely.
     """
 
     attributes: dict[str, float]
     agreement: dict[str, float]
 
     @property
-    def adherence(self) -> float | None:
+    def prompt_alignment(self) -> float | None:
         """Mean agreement; None where the prompt states nothing."""
         return round(sum(self.agreement.values()) / len(self.agreement), 4) if self.agreement else None
 
 
-def opinions(judge: Judge, seen: Seen, stated: Sequence[Mapping[str, bool]]) -> list[Opinion]:
-    """What the judge thinks of N pictures whose prompts state these attributes; in four digits, as machines agree on.
+def predict(classifier: AttributeClassifier, seen: Features, stated: Sequence[Mapping[str, bool]]) -> list[Prediction]:
+    """What the attribute classifier predicts for N images whose prompts state these attributes; in four digits, as
+    machines agree on.
 
-    Raises ValueError when the judge does not know CelebA's attributes.
+    Raises ValueError when the attribute classifier does not know CelebA's attributes.
     """
     if seen.logits.shape[1] != len(ATTRIBUTES):
-        raise ValueError(f"the judge knows {seen.logits.shape[1]} attributes; {len(ATTRIBUTES)} are needed")
+        raise ValueError(
+            f"the attribute classifier knows {seen.logits.shape[1]} attributes; {len(ATTRIBUTES)} are needed"
+        )
     logits = torch.from_numpy(seen.logits).double()
-    probable, weighed = logits.sigmoid().tolist(), (logits - judge.log_odds.cpu().double()).sigmoid().tolist()
+    probable, weighed = logits.sigmoid().tolist(), (logits - classifier.log_odds.cpu().double()).sigmoid().tolist()
     found = []
     for row, even, wanted in zip(probable, weighed, stated, strict=True):
         fair = dict(zip(ATTRIBUTES, even, strict=True))
         agreement = {name: round(fair[name] if value else 1 - fair[name], 4) for name, value in wanted.items()}
-        found.append(Opinion({name: round(p, 4) for name, p in zip(ATTRIBUTES, row, strict=True)}, agreement))
+        found.append(Prediction({name: round(p, 4) for name, p in zip(ATTRIBUTES, row, strict=True)}, agreement))
     return found
 
 
-def best(found: Sequence[Opinion | None], count: int, places: int = 1) -> list[int]:
-    """The positions of the `count` pictures with the highest adherence, the best first.
+def best(found: Sequence[Prediction | None], count: int, places: int = 1) -> list[int]:
+    """The positions of the `count` images with the highest prompt alignment, the best first.
 
-    Of `places` places, that picture i stands for place i modulo `places`, and one of each place is taken. Pictures of
-    one adherence, and those that nobody could judge, keep their order; so do all when there are no more than `count`.
+    Of `places` places, that image i stands for place i modulo `places`, and one of each place is taken. Images of
+    one prompt alignment, and those that nobody could judge, keep their order; so do all when there are no more than
+    `count`.
     """
     ranked = list(range(len(found)))
     if len(ranked) > count:
-        scores = [-1.0 if one is None or one.adherence is None else one.adherence for one in found]
+        scores = [-1.0 if one is None or one.prompt_alignment is None else one.prompt_alignment for one in found]
         ranked.sort(key=lambda i: -scores[i])
         if places > 1:
             leaders = {i % places: i for i in reversed(ranked)}
@@ -326,34 +343,36 @@ def best(found: Sequence[Opinion | None], count: int, places: int = 1) -> list[i
 
 
 @torch.inference_mode()
-def look(judge: Judge, pictures: Pictures, batch: int = 128) -> Seen:
-    """The judge's view of uint8 pictures [N, S, S, 3], in fp32 so that machines agree."""
-    device = judge.log_odds.device
+def extract_features(classifier: AttributeClassifier, pictures: Pictures, batch: int = 128) -> Features:
+    """The attribute classifier's view of uint8 images [N, S, S, 3], in fp32 so that machines agree."""
+    device = classifier.log_odds.device
     parts = []
     for start in range(0, len(pictures), batch):
         images = to_images(pictures[start : start + batch])
-        verdict = judge(images.to(device, memory_format=torch.channels_last))
-        found = (verdict.features, verdict.logits, verdict.logits > judge.log_odds, verdict.px_logits.argmax(1))
+        output = classifier(images.to(device, memory_format=torch.channels_last))
+        found = (output.features, output.logits, output.logits > classifier.log_odds, output.px_logits.argmax(1))
         parts.append([tensor.cpu().numpy() for tensor in found])
-    return Seen(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return Features(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def look_at_store(judge: Judge, digest: str, store: Pool, rows: np.ndarray, cache: Path) -> Seen:
-    """`look` at rows of the store, kept under ``cache`` by the judge's hash and the rows' identity."""
+def extract_store_features(classifier: AttributeClassifier, digest: str, store: Pool, rows: np.ndarray,
+                           cache: Path) -> Features:
+    """`extract_features` at rows of the store, kept under ``cache`` by the attribute classifier's hash and the rows'
+    identity."""
     key = hashlib.sha256(f"{digest} {store.images.shape}".encode())
     key.update("\n".join(store.image_id[rows].tolist()).encode() + store.images[rows[0]].tobytes())
     path = cache / f"{digest[:12]}-{key.hexdigest()[:16]}.npz"
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return Seen(kept["features"], kept["logits"], kept["verdicts"], kept["px"])
+            return Features(kept["features"], kept["logits"], kept["verdicts"], kept["px"])
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        log.warning("%s is damaged; the pictures are looked at again", path)
-    # Chunks: the rows may be more pictures than fit in memory.
-    parts = [look(judge, store.images[chunk]) for chunk in np.array_split(rows, -(-len(rows) // 1024))]
+        log.warning("%s is damaged; the images are looked at again", path)
+    # Chunks: the rows may be more images than fit in memory.
+    parts = [extract_features(classifier, store.images[chunk]) for chunk in np.array_split(rows, -(-len(rows) // 1024))]
     names = ("features", "logits", "verdicts", "px")
-    seen = Seen(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    seen = Features(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
     cache.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".writing.npz")
     np.savez(aside, **{name: getattr(seen, name) for name in names})

@@ -39,7 +39,7 @@ from core.nn.openvino_backend import installed_version
 from core.process import tied
 
 PROMPT = "a smiling young woman with wavy blond hair"
-ROWS = (1, 2, 8, 16)  # of one call of the network: a picture with guidance is two
+ROWS = (1, 2, 8, 16)  # of one call of the network: an image with guidance is two
 SECTIONS = ("engines", "against-diffusers", "speed")
 Load = Callable[[str, str], Any]  # (engine, precision) -> a FaceGenerator
 
@@ -129,7 +129,7 @@ def against_diffusers(load: Load, steps: int, repeats: int) -> Section:
     return Section("against-diffusers", rows, [
         f"Ours: {count_parameters(faces.unet) / 1e6:.1f} M parameters, {flops[0]:.2f} GFLOP a row and evaluation, "
         f"{faces.info.engine}. Theirs: {count_parameters(unet) / 1e6:.1f} M, {flops[1]:.2f} GFLOP, eager float32, "
-        f"random weights; two rows a picture in {'theirs, one in ours' if faces.known() else 'both'}.",
+        f"random weights; two rows a picture in {'theirs, one in ours' if faces.guidance_range() else 'both'}.",
         f"Evaluations: 4 images were measured with {steps}; each is a true evaluation of the network.",
     ])
 
@@ -141,16 +141,16 @@ def text_tokens(faces: Any) -> Tensor:
 
 def condition_of(faces: Any, images: int) -> Any:
     """The condition of a request, one row an image."""
-    from core.engine import DrawRequest
+    from core.engine import GenerationRequest
 
-    return faces.begin(DrawRequest(PROMPT, images, 2)).guidance.condition
+    return faces.start(GenerationRequest(PROMPT, images, 2)).guidance.condition
 
 
 # ---- the engines -----------------------------------------------------------------------------------------------------
 
 
 def compare_engines(load: Load, repeats: int) -> Section:
-    """Milliseconds of one call of the UNet, and how far each engine's pictures are from torch's in float32."""
+    """Milliseconds of one call of the UNet, and how far each engine's images are from torch's in float32."""
     ways = [("torch", "fp32"), ("torch", "bf16")]
     ways += [("openvino", "fp32"), ("openvino", "bf16")] if installed_version() else []
     loaded, missing = {}, []
@@ -188,9 +188,9 @@ def compare_engines(load: Load, repeats: int) -> Section:
 
 def denoiser_call(faces: Any, rows: int) -> Callable[[], Any]:
     """One evaluation of the network, with as many rows."""
-    from core.engine import DrawRequest
+    from core.engine import GenerationRequest
 
-    run = faces.begin(DrawRequest(PROMPT, rows, 2, guidance_scale=1.0))
+    run = faces.start(GenerationRequest(PROMPT, rows, 2, guidance_scale=1.0))
     latents, level = run.denoising.model_input()
     inputs = GuidedBatch([run.guidance]).inputs(latents, torch.full((rows,), float(level)))
 

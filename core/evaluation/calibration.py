@@ -1,6 +1,6 @@
-"""What does this model get wrong in all its pictures alike, by how much, and what corrects it?
+"""What does this model get wrong in all its images alike, by how much, and what corrects it?
 
-Two corrections are fitted to what the model itself generates for captions of training pictures, against those pictures:
+Two corrections are fitted to what the model itself generates for captions of training images, against those images:
 the filter at the end of the decoder (`core/nn/sharpening.py`) and the latent distribution correction
 (`core/diffusion/latent_correction.py`). The generator is given with that part off, or the fit would correct itself. It
 does not know how the networks are loaded, nor where the result is released.
@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.diffusion.latent_correction import Correction, fit_correction
+from core.diffusion.latent_correction import LatentCorrection, fit_correction
 from core.evaluation.generation import Generator, Sampling, generate_images, generate_latents
 from core.imaging.spectrum import Pictures, fine_detail_share
 from core.nn.layers import to_images, to_pixels
 from core.nn.sharpening import Sharpen, fit_kernel
 
-MOST_REAL = 2048  # training pictures that the latents are compared with
+MOST_REAL = 2048  # training images that the latents are compared with
 
 
 def fit_sharpness(
     unfiltered: Generator, prompts: Sequence[str], sampling: Sampling, real: Pictures
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The filter that gives generated pictures the radial spectrum of real ones, and what it does to fine detail.
+    """The filter that gives generated images the radial spectrum of real ones, and what it does to fine detail.
 
-    ``unfiltered`` decodes without a filter. ``real`` are the training pictures that the prompts describe. Returns the
-    kernel and the share of power above half Nyquist over that of real pictures, before and after it.
+    ``unfiltered`` decodes without a filter. ``real`` are the training images that the prompts describe. Returns the
+    kernel and the share of power above half Nyquist over that of real images, before and after it.
     """
     generated = generate_images(unfiltered, sampling.requests(prompts))
     kernel = fit_kernel(generated, real)
@@ -51,10 +51,10 @@ def fit_sharpness(
 
 def measure_correction(
     uncorrected: Generator, prompts: Sequence[str], sampling: Sampling, counts: Sequence[int], real: Pictures
-) -> tuple[Correction, dict[str, Any]]:
+) -> tuple[LatentCorrection, dict[str, Any]]:
     """What these numbers of steps get wrong, at no guidance (scale 1), that of ``sampling`` and twice as much.
 
-    ``uncorrected`` generates without a latent correction; ``real`` are training pictures, of which the first 2,048 are
+    ``uncorrected`` generates without a latent correction; ``real`` are training images, of which the first 2,048 are
     encoded. Returns the correction, and by guidance scale and number of steps the deviation of the generated latents,
     the strongest gain and the size of the shift.
     """
@@ -77,9 +77,9 @@ def measure_correction(
 
 @torch.inference_mode()
 def encode_sampled(vae: Any, pictures: Pictures, seed: int, batch: int = 64) -> Tensor:
-    """Whitened latents of pictures, drawn from their posteriors. Shapes: uint8 [N, H, W, 3] -> [N, C, h, w]."""
+    """Normalized latents of images, drawn from their posteriors. Shapes: uint8 [N, H, W, 3] -> [N, C, h, w]."""
     device = next(vae.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     chunks = np.array_split(np.arange(len(pictures)), -(-len(pictures) // batch))
     posteriors = (vae.encode(to_images(np.asarray(pictures[chunk])).to(device)) for chunk in chunks)
-    return torch.cat([vae.whiten(posterior.sample(generator)).cpu() for posterior in posteriors])
+    return torch.cat([vae.normalize(posterior.sample(generator)).cpu() for posterior in posteriors])

@@ -1,12 +1,12 @@
-"""Is a drawn face too near to a picture that the model learned from?
+"""Is a generated face too near to an image that the model learned from?
 
-An index of the training pictures, small enough to be shipped: thumbnails of 16 x 16 without their brightness and
-contrast, reduced to their whitened principal components and kept in eight bits. `Index.nearest` compares a picture and
-its mirror image (training saw both) with all of them. How near is too near says the distance of photographs of people
-who were in no training picture: `percentile` is the share of those that are nearer to their nearest training picture
+An index of the training images, small enough to be shipped: thumbnails of 16 x 16 without their brightness and
+contrast, reduced to their normalized principal components and kept in eight bits. `Index.nearest` compares an image and
+its mirror image (training saw both) with all of them. How near is too near says the distance of real images of people
+who were in no training image: `percentile` is the share of those that are nearer to their nearest training image
 than this one, and `too_close` is what happens to a share of `TOO_CLOSE` of them.
 
-It finds a picture that was learned by heart, composition and all, not somebody who looks alike in another pose. No
+It finds an image that was learned by heart, composition and all, not somebody who looks alike in another pose. No
 network takes part, so no retraining makes an index wrong; it belongs to the data that a model was trained on.
 """
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Nearness:
-    """How a picture stands to its nearest training picture.
+    """How an image stands to its nearest training image.
 
     `percentile` of 100: the share of unseen real faces that are nearer to one of theirs.
     """
@@ -51,10 +51,10 @@ class Nearness:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The thumbnails of the training pictures, reduced.
+    """The thumbnails of the training images, reduced.
 
     Shapes: mean float32 [F], projection float32 [F, D] (principal components over their deviations), codes int8 [N, D],
-    held float32 [Q]: quantiles of the nearest distances of real faces that were in no training picture.
+    held float32 [Q]: quantiles of the nearest distances of real faces that were in no training image.
     """
 
     mean: np.ndarray
@@ -64,16 +64,16 @@ class Index:
 
     @property
     def threshold(self) -> float:
-        """The distance below which a picture is too close."""
+        """The distance below which an image is too close."""
         return float(np.interp(TOO_CLOSE, QUANTILES, self.held))
 
     def reduce(self, features: np.ndarray) -> np.ndarray:
-        """Shapes: float32 [B, F] -> int8 [B, D]. Pictures and index are rounded alike: a copy has distance 0."""
+        """Shapes: float32 [B, F] -> int8 [B, D]. Images and index are rounded alike: a copy has distance 0."""
         found = (features - self.mean) @ self.projection * LEVELS
         return np.clip(np.round(found), -127, 127).astype(np.int8)
 
     def search(self, views: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Distance to the nearest training picture and which it is, the nearest of several views of each picture.
+        """Distance to the nearest training image and which it is, the nearest of several views of each image.
 
         Shapes: views of [B, F] -> float [B], int [B].
         """
@@ -96,19 +96,19 @@ class Index:
         return ours, np.square(ours).sum(1)
 
     def nearest(self, pixels: np.ndarray) -> list[Nearness]:
-        """How each picture stands. Shapes: uint8 [B, S, S, 3]."""
+        """How each image stands. Shapes: uint8 [B, S, S, 3]."""
         shares = np.interp(self.search(views(pixels))[0], self.held, QUANTILES)
         return [Nearness(round(100.0 * float(share), 2), bool(share < TOO_CLOSE)) for share in shares]
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """Means of blocks, each picture's brightness and contrast taken out. Shapes: uint8 [B, S, S, 3] -> float32 [B, F].
+    """Means of blocks, each image's brightness and contrast taken out. Shapes: uint8 [B, S, S, 3] -> float32 [B, F].
 
     Raises ValueError when S is no multiple of SIDE.
     """
     count, height, width, _ = pixels.shape
     if height % SIDE or width % SIDE:
-        raise ValueError(f"pictures must have sides of a multiple of {SIDE}; got {height} x {width}")
+        raise ValueError(f"images must have sides of a multiple of {SIDE}; got {height} x {width}")
     blocks = pixels.reshape(count, SIDE, height // SIDE, SIDE, width // SIDE, 3).mean((2, 4), dtype=np.float32)
     flat = blocks.reshape(count, -1)
     flat = flat - flat.mean(1, keepdims=True)
@@ -116,17 +116,17 @@ def thumbnails(pixels: np.ndarray) -> np.ndarray:
 
 
 def views(pixels: np.ndarray) -> list[np.ndarray]:
-    """The thumbnails of pictures and of their mirror images."""
+    """The thumbnails of images and of their mirror images."""
     return [thumbnails(pixels), thumbnails(pixels[:, :, ::-1])]
 
 
 def build(train: np.ndarray, held: Sequence[np.ndarray], components: int = COMPONENTS) -> Index:
-    """An index of training pictures, calibrated on views of unseen ones.
+    """An index of training images, calibrated on views of unseen ones.
 
     Shapes: train [N, F], held views of [M, F]. Raises ValueError for fewer than 2 of either.
     """
     if len(train) < 2 or len(held[0]) < 2:
-        raise ValueError(f"{len(train)} training and {len(held[0])} unseen pictures: at least 2 of each are needed")
+        raise ValueError(f"{len(train)} training and {len(held[0])} unseen images: at least 2 of each are needed")
     mean = train.mean(0)
     values, vectors = np.linalg.eigh(np.cov(train - mean, rowvar=False).astype(np.float64))
     order = values.argsort()[::-1][:components]
@@ -140,13 +140,13 @@ def build(train: np.ndarray, held: Sequence[np.ndarray], components: int = COMPO
 def build_of_store(
     store: FaceStore, reconstruct: Callable[[np.ndarray], np.ndarray], samples: int, seed: int
 ) -> tuple[Index, dict[str, Any]]:
-    """An index of all training pictures of a store, and how well it tells copies from unseen people.
+    """An index of all training images of a store, and how well it tells copies from unseen people.
 
-    Calibrated on the val pictures and checked on the test pictures, whose people it has not seen, and on ``samples``
-    reconstructions of training pictures, as they are and mirrored, which it must find.
+    Calibrated on the val images and checked on the test images, whose people it has not seen, and on ``samples``
+    reconstructions of training images, as they are and mirrored, which it must find.
     """
     rng, train = np.random.default_rng(seed), store.select("train")
-    # every whole picture at once would not fit in memory; their thumbnails do
+    # every whole image at once would not fit in memory; their thumbnails do
     parts = [thumbnails(store.images[chunk]) for chunk in np.array_split(train, -(-len(train) // 1024))]
     held = {split: store.images[store.select(split, px=128)] for split in ("val", "test")}
     index = build(np.concatenate(parts), views(held["val"]))
@@ -183,7 +183,7 @@ def load(folder: str | Path) -> Index | None:
         return None
     config, state = load_component(folder, COMPONENT)
     if config.get("space") != SPACE:
-        log.warning("the index of training pictures in %s is of another kind than %r and is not used", folder, SPACE)
+        log.warning("the index of training images in %s is of another kind than %r and is not used", folder, SPACE)
         return None
     found = {name: value.numpy() for name, value in state.items()}
     try:

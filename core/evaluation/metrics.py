@@ -1,8 +1,9 @@
-"""How far are two sets of pictures apart, and what is a picture short of?
+"""How far are two sets of images apart, and what is an image short of?
 
 Pure functions of arrays: distances between feature sets (Frechet, polynomial MMD), precision and recall, the share of
 fine detail, the degradations that a distance must notice, agreement with asserted facts, closeness to training
-pictures, reconstruction figures. It knows neither the judge whose features it compares nor where pictures come from.
+images, reconstruction figures. It knows neither the attribute classifier whose features it compares nor where images
+come from.
 
 Frechet distance: https://arxiv.org/abs/1706.08500. Unbiased polynomial MMD: https://arxiv.org/abs/1801.01401.
 Bias of the Frechet distance in n (why every floor here has the same n): https://arxiv.org/abs/1911.07023.
@@ -49,8 +50,8 @@ def frechet_distance(a: Array, b: Array) -> float:
     """Frechet distance of the Gaussians fitted to two feature sets. Shapes: a [N, D], b [M, D], N and M >= 2.
 
     |ma - mb|^2 + tr(Ca + Cb - 2 (Ca Cb)^(1/2)). With Ca = A^T A and Cb = B^T B, the trace of the root is the sum of
-    the singular values of A B^T, which has a row a picture (https://arxiv.org/abs/2009.14075): no matrix root, no
-    added epsilon for fewer pictures than features, and 8 pictures of 2048 features take no longer than an 8 x 8 matrix.
+    the singular values of A B^T, which has a row an image (https://arxiv.org/abs/2009.14075): no matrix root, no
+    added epsilon for fewer images than features, and 8 images of 2048 features take no longer than an 8 x 8 matrix.
 
     Biased upwards by about 1/N + 1/M: compare only numbers with the same N and M.
     """
@@ -74,7 +75,7 @@ def mean_pairwise_distance(features: Array) -> float:
 
 
 def largest_difference(one: Pictures, other: Pictures) -> int:
-    """Of two sets of pictures, in grey levels. Shapes: uint8, both the same."""
+    """Of two sets of images, in grey levels. Shapes: uint8, both the same."""
     return int(np.abs(one.astype(int) - other).max())
 
 
@@ -97,7 +98,7 @@ def polynomial_mmd(a: Array, b: Array) -> float:
 
 
 def precision_and_recall(made: Array, real: Array, k: int = NEIGHBOURS) -> tuple[float, float]:
-    """(precision, recall): the share of what was made that lies among real pictures, and of real pictures that lie
+    """(precision, recall): the share of what was made that lies among real images, and of real images that lie
     among what was made (https://arxiv.org/abs/1904.06991, eq. 1 and 2).
 
     A point lies among others when it is no further from one of them than that one's k-th nearest neighbour among them.
@@ -119,7 +120,7 @@ def _check_sets(a: Array, b: Array) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"two feature sets [N >= 2, D] with one D are needed, got {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("features are not finite; the network or the pictures behind them are broken")
+        raise ValueError("features are not finite; the network or the images behind them are broken")
 
 
 # ------------------------------------------------------------------------------------------------------- degradations
@@ -186,7 +187,7 @@ def balanced_accuracy(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) ->
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one attribute came out: balanced accuracies on generated and real pictures of the same rows."""
+    """How one attribute came out: balanced accuracies on generated and real images of the same rows."""
 
     generated: float
     real: float
@@ -203,11 +204,12 @@ def prompt_fidelity(
     real: NDArray[np.bool_],
     minimum: int = 5,
 ) -> list[Agreement | None]:
-    """Balanced accuracy of the judge on generated pictures over that on the real pictures the prompts describe.
+    """Balanced accuracy of the attribute classifier on generated images over that on the real images the prompts
+    describe.
 
     Shapes: all [N, A]. ``asserted`` is 1 / 0 where the prompt says yes / no and -1 where it is silent; ``attributes``
-    are those of the real pictures; ``generated`` and ``real`` are the judge's verdicts. Attributes that have fewer than
-    ``minimum`` rows on either side are None: a ratio from four pictures is noise.
+    are those of the real images; ``generated`` and ``real`` are the attribute classifier's verdicts. Attributes that
+    have fewer than ``minimum`` rows on either side are None: a ratio from four images is noise.
     """
     table: list[Agreement | None] = []
     for column in range(asserted.shape[1]):
@@ -246,7 +248,7 @@ def nearest(queries: Array, pool: Array, batch: int = 512) -> tuple[Array, NDArr
 
 
 def nearest_of_views(views: Sequence[Array], pool: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Nearest neighbour over several views of each query (a picture and its mirror image)."""
+    """Nearest neighbour over several views of each query (an image and its mirror image)."""
     results = [nearest(view, pool) for view in views]
     distance = np.stack([result[0] for result in results])
     best, rows = distance.argmin(0), np.arange(distance.shape[1])
@@ -255,7 +257,7 @@ def nearest_of_views(views: Sequence[Array], pool: Array) -> tuple[Array, NDArra
 
 @dataclass(frozen=True)
 class Closeness:
-    """Ratios [P, N] of N pictures against P training pools; the nearest training picture of each; the chance ratios."""
+    """Ratios [P, N] of N images against P training pools; the nearest training image of each; the chance ratios."""
 
     ratios: Array
     distance: Array
@@ -264,10 +266,10 @@ class Closeness:
 
 
 def memorisation(views: Sequence[Array], train: Array, held_out: Array) -> Closeness:
-    """Distance to the nearest training picture over distance to the nearest held-out one: near 1 unless copied.
+    """Distance to the nearest training image over distance to the nearest held-out one: near 1 unless copied.
 
     A larger pool holds a nearer neighbour by chance alone, so the training set is cut into pools of the held-out set's
-    size and each gives one ratio a picture. ``chance`` is the same ratio between two halves of the held-out set, which
+    size and each gives one ratio an image. ``chance`` is the same ratio between two halves of the held-out set, which
     nobody can have memorised: what the spread is when nothing is copied.
     Shapes: views of [N, D], train [M, D] with M >= K, held_out [K, D] with K >= 2.
     """
@@ -283,7 +285,7 @@ def memorisation(views: Sequence[Array], train: Array, held_out: Array) -> Close
     half = size // 2
     one, _ = nearest_of_views(views, held_out[:half])
     two, _ = nearest_of_views(views, held_out[half : 2 * half])
-    floor = 1e-9  # a copy of a held-out picture has distance 0
+    floor = 1e-9  # a copy of a held-out image has distance 0
     return Closeness(
         distances / np.maximum(to_held_out, floor)[None],
         distances[best, rows],
@@ -318,7 +320,7 @@ def inception_features(path: str, device: str) -> Callable[[Pictures], Array]:
         batches = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).split(64)
         found = torch.cat([network(batch.to(device)).float().cpu() for batch in batches])
         if found.ndim != 2 or found.shape[1] != 2048:
-            raise ValueError(f"--inception gave {tuple(found.shape)}; FID needs its 2048 pooled features a picture")
+            raise ValueError(f"--inception gave {tuple(found.shape)}; FID needs its 2048 pooled features an image")
         return np.asarray(found.numpy())
 
     return features
@@ -343,9 +345,9 @@ def multiscale_ssim(reduction: str = "elementwise_mean") -> MultiScaleStructural
 
 
 def reconstruction_figures(originals: Pictures, copies: Pictures, batch: int = 64) -> dict[str, float]:
-    """PSNR in dB, SSIM, MS-SSIM (mean over pictures) and the mean squared error on the [-1, 1] scale.
+    """PSNR in dB, SSIM, MS-SSIM (mean over images) and the mean squared error on the [-1, 1] scale.
 
-    uint8 pictures are compared on 0..1 with data_range 1.0. Shapes: both [N, S, S, 3].
+    uint8 images are compared on 0..1 with data_range 1.0. Shapes: both [N, S, S, 3].
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 

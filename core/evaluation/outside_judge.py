@@ -1,20 +1,20 @@
 """Are drawn faces well-formed, different from each other, and nobody's portrait, by eyes that no one here tuned?
 
 All networks are strangers' (`core/evaluation/outside_networks.py`) and run in an environment of their own; here their
-answers become figures. A picture is well-formed by how usual its face is among real held-out ones of like pose: do
+answers become figures. An image is well-formed by how usual its face is among real held-out ones of like pose: do
 detectors see it, do landmarkers that know nothing of each other agree, are its mirror image and both its halves the
 same person, do eyes and mouth look to dlib's middle layers as real ones do. The five groups make one quantile;
 below `WELL_FORMED` are the worst 5 % of photographs, so photographs have 0.95. The statistics of real faces that
-this needs (no pictures) are in models/outside/reference.npz. For measuring only: never a loss, never alone the
+this needs (no images) are in models/outside/reference.npz. For measuring only: never a loss, never alone the
 choice of weights.
 
 Blind spots, measured on photographs:
-- Softness is rewarded: the softest pictures may score above photographs. Compare at fine detail 0.9 to 1.1 of
+- Softness is rewarded: the softest images may score above photographs. Compare at fine detail 0.9 to 1.1 of
   photographs' only; the table says where that does not hold.
 - Averaged faces pass; only the spread of identities and a distance between distributions hear them.
 - Warps of up to 4 pixels and a single shifted eye nearly pass (0.94, 0.85 of 0.96).
 - Glasses (0.82) and hats (0.88) lower photographs too: compare sets of the same captions.
-- The signals were chosen while looking at pictures of this project's models: expect some optimism.
+- The signals were chosen while looking at images of this project's models: expect some optimism.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 REFERENCE = ROOT / "models" / "outside" / "reference.npz"
 WELL_FORMED = 0.05  # the quantile among real faces below which a face is not
 FOUND = 0.5  # BlazeFace's score from which on a face is found
-SAME_PERSON = 0.50  # distance of identities below which two pictures show one person (0.1 % of other pairs do)
+SAME_PERSON = 0.50  # distance of identities below which two images show one person (0.1 % of other pairs do)
 MATCHED = (0.9, 1.1)  # fine detail over photographs' between which shares may be compared
 GROUPS = {
     "there": ("blaze", "mesh_flag", "hog"),
@@ -73,8 +73,8 @@ Seen = Mapping[str, np.ndarray]
 
 
 def look(pictures: Pictures, cache: Path, what: str = "measure", home: Path = HOME) -> dict[str, np.ndarray]:
-    """What the networks see in uint8 pictures [N, S, S, 3] (`core.evaluation.outside_networks.measure`, or "identify"
-    alone), kept below `cache` by the pictures' hash. Raises Problem when they are not installed or fail."""
+    """What the networks see in uint8 images [N, S, S, 3] (`core.evaluation.outside_networks.measure`, or "identify"
+    alone), kept below `cache` by the images' hash. Raises Problem when they are not installed or fail."""
     need(home)
     key = hashlib.sha256(f"{what} {pictures.shape} ".encode() + np.ascontiguousarray(pictures).tobytes()).hexdigest()
     kept = cache / f"{what}-{key[:24]}.npz"
@@ -94,7 +94,7 @@ def look(pictures: Pictures, cache: Path, what: str = "measure", home: Path = HO
 
 
 def read_pictures(path: Path) -> Pictures:
-    """Pictures of a .npy file (uint8 [N, S, S, 3]) or of a folder of picture files, all made 128 x 128.
+    """Images of a .npy file (uint8 [N, S, S, 3]) or of a folder of image files, all made 128 x 128.
 
     Raises ValueError when there are fewer than two or they are something else.
     """
@@ -110,12 +110,12 @@ def read_pictures(path: Path) -> Pictures:
         if pictures.shape[1:3] != (128, 128):
             pictures = np.stack([np.asarray(_square(Image.fromarray(picture))) for picture in pictures])
     if len(pictures) < 2:
-        raise ValueError(f"{path}: at least two pictures are needed, there are {len(pictures)}")
+        raise ValueError(f"{path}: at least two images are needed, there are {len(pictures)}")
     return pictures
 
 
 def _square(picture: Image.Image) -> Image.Image:
-    """The middle square at 128 x 128; pictures of that size stay as they are."""
+    """The middle square at 128 x 128; images of that size stay as they are."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     if picture.size == (128, 128):
@@ -240,7 +240,7 @@ def well_formed(seen: Seen) -> np.ndarray:
     return ndtr(normal_score(-badness, known["real_all"]))
 
 
-# ----------------------------------------------------------------------------------------------------- sets of pictures
+# ----------------------------------------------------------------------------------------------------- sets of images
 
 
 def figures(pictures: Pictures, seen: Seen, training: np.ndarray | None = None) -> dict[str, Any]:
@@ -273,13 +273,13 @@ def set_against(rows: Mapping[str, dict[str, Any]], photographs: str = "photogra
 
 
 def judge(sets: Mapping[str, Pictures], cache: Path, training: Pictures | None = None) -> dict[str, dict[str, Any]]:
-    """The rows of a report for sets of pictures by name, "photographs" among them."""
+    """The rows of a report for sets of images by name, "photographs" among them."""
     bank = None if training is None else look(training, cache, "identify")["identity"]
     return set_against({name: figures(pictures, look(pictures, cache), bank) for name, pictures in sets.items()})
 
 
 def notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a reader of the table must know: which rows may not be compared, who looks like a training picture."""
+    """What a reader of the table must know: which rows may not be compared, who looks like a training image."""
     told = []
     for name, row in rows.items():
         detail = row["fine_detail"]
@@ -290,12 +290,12 @@ def notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         near = row.get("nearest_same_person", 0)
         if near > rows["photographs"].get("nearest_same_person", 0):  # unseen people have doubles, too
             told.append(f"{name}: {near:.1%} are nearer than {SAME_PERSON} to a training "
-                        "picture, more than of photographs of people never seen.")  # fmt: skip
+                        "image, more than of photographs of people never seen.")  # fmt: skip
     return [*told, "Softness is rewarded, averaged faces and warps up to 4 pixels pass: see docs/outside.md."]
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table, a column a set of pictures."""
+    """The rows as a Markdown table, a column a set of images."""
 
     def shown(value: Any) -> str:
         return "" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
@@ -319,14 +319,14 @@ def write(rows: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], ou
 
 
 def rows_of(store: FaceStore, split: str, n: int, pool: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the store: ``n`` sharp pictures of unseen people, and ``pool`` sharp training pictures, ascending.
+    """Rows of the store: ``n`` sharp images of unseen people, and ``pool`` sharp training images, ascending.
 
     Raises ValueError when there are fewer than two of the first.
     """
     shuffle = np.random.default_rng(seed).permutation
     rows = shuffle(store.select(split, px=128))[:n]
     if len(rows) < 2:
-        raise ValueError(f"{store.folder} has {len(rows)} sharp {split} pictures; 2 are needed")
+        raise ValueError(f"{store.folder} has {len(rows)} sharp {split} images; 2 are needed")
     return rows, np.sort(shuffle(store.select("train", px=128))[:pool])
 
 
@@ -345,7 +345,7 @@ def generate_sets(
 
 
 def read_sets(paths: Sequence[Path]) -> dict[str, Pictures]:
-    """Pictures of files and folders by their names. Raises as `read_pictures`."""
+    """Images of files and folders by their names. Raises as `read_pictures`."""
     return dict(zip(names_of(paths), map(read_pictures, paths), strict=True))
 
 

@@ -1,13 +1,13 @@
-"""What do strangers' networks see in pictures of faces?
+"""What do strangers' networks see in images of faces?
 
 `python -m core.evaluation.outside_networks measure|identify PICTURES.npy OUT.npz`, run by
 `core/evaluation/outside_judge.py` in the judge's own environment (`core/evaluation/outside_setup.py`), on one thread:
-uint8 pictures [N, S, S, 3] in CelebA's window (eyes at 42 % of the height) become arrays of N rows. Three detectors
+uint8 images [N, S, S, 3] in CelebA's window (eyes at 42 % of the height) become arrays of N rows. Three detectors
 (BlazeFace, https://arxiv.org/abs/1907.05047; dlib's HOG; MTCNN's last network, https://arxiv.org/abs/1604.02878), three
 landmarkers that know nothing of each other (MediaPipe's mesh, face-api's convolutions, dlib's regression trees), two
 identity networks (dlib's, faceres). It judges nothing.
 
-Every picture gets a row: where no face is found, it is read at the place where CelebA has one.
+Every image gets a row: where no face is found, it is read at the place where CelebA has one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 MODELS = Path(__file__).resolve().parents[2] / ".cache" / "outside" / "models"
 FOUND = 0.5  # BlazeFace's score from which on a face counts as found
-# of CelebA's window, as shares of the side: eyes (left to right in the picture), nose and mouth; and BlazeFace's box
+# of CelebA's window, as shares of the side: eyes (left to right in the image), nose and mouth; and BlazeFace's box
 USUAL_POINTS = np.array([[0.375, 0.440], [0.620, 0.440], [0.496, 0.584], [0.495, 0.710]])
 USUAL_BOX = np.array([0.197, 0.275, 0.795, 0.873])
 # the 68 landmarks as a mirror exchanges them, and the mesh's points that are nearest to them
@@ -68,7 +68,7 @@ def _lite(name: str) -> Any:
 
 
 def _run_lite(name: str, x: np.ndarray) -> list[np.ndarray]:
-    """A TensorFlow Lite network, one picture after the other: its outputs, the largest first."""
+    """A TensorFlow Lite network, one image after the other: its outputs, the largest first."""
     network = _lite(name)
     outputs = sorted(network.get_output_details(), key=lambda output: -int(np.prod(output["shape"])))
     rows = []
@@ -117,7 +117,7 @@ def cut(picture: np.ndarray, box: np.ndarray, size: int, angle: float = 0.0,
 
 
 def put_back(points: np.ndarray, box: np.ndarray, size: int, angle: float = 0.0) -> np.ndarray:
-    """Points in a picture that `cut` made, in the pixels of the whole picture."""
+    """Points in an image that `cut` made, in the pixels of the whole image."""
     middle, extent = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
     off = (points / size - 0.5) * extent
     cos, sin = np.cos(angle), np.sin(angle)
@@ -152,7 +152,7 @@ def _anchors() -> np.ndarray:
 
 
 def blaze(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """BlazeFace on whole pictures: scores [N], boxes [N, 4] and the points (eyes, nose, mouth) [N, 4, 2] in pixels; box
+    """BlazeFace on whole images: scores [N], boxes [N, 4] and the points (eyes, nose, mouth) [N, 4, 2] in pixels; box
     and points are the usual ones where the score is below `FOUND`."""
     side = pictures.shape[1]
     whole = np.array([0.0, 0.0, side, side])
@@ -198,7 +198,7 @@ def mtcnn(pictures: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def tree_landmarks(pictures: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """dlib's 68 landmarks [N, 68, 2], on pictures twice as large."""
+    """dlib's 68 landmarks [N, 68, 2], on images twice as large."""
     found = [_trees(68)(_doubled(one), _dlib_box(2 * where)).parts() for one, where in zip(pictures, box, strict=True)]
     return np.array([[(point.x / 2, point.y / 2) for point in parts] for parts in found])
 
@@ -239,7 +239,7 @@ def _chips(pictures: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def identify(pictures: np.ndarray, box: np.ndarray | None = None) -> np.ndarray:
-    """dlib's identity descriptor [N, 128]. In CelebA at 128 px one person's pictures are 0.45 apart (Euclidean), other
+    """dlib's identity descriptor [N, 128]. In CelebA at 128 px one person's images are 0.45 apart (Euclidean), other
     people's 0.86; below 0.50 it is the same person."""
     return _run("dlib128", _chips(pictures, blaze(pictures)[1] if box is None else box), ["y"])["y"]
 
@@ -271,7 +271,7 @@ def halves(pictures: np.ndarray, five: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def measure(pictures: np.ndarray) -> dict[str, np.ndarray]:
-    """All that `core.evaluation.outside_judge` reads of N pictures; points are in pixels, the networks' cells in
+    """All that `core.evaluation.outside_judge` reads of N images; points are in pixels, the networks' cells in
     float16."""
     score, box, points = blaze(pictures)
     probability, five = mtcnn(pictures, box)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-MEAN_COLOUR = (122.782, 117.001, 104.298)  # of dlib's and face-api's training pictures, RGB
+MEAN_COLOUR = (122.782, 117.001, 104.298)  # of dlib's and face-api's training images, RGB
 OPSET = 17
 
 
@@ -46,7 +46,7 @@ def read_tensors(manifest: Sequence[Mapping[str, Any]], folder: Path) -> dict[st
 
 
 class Drawing:
-    """An ONNX graph under construction; its input is the picture `x`, and a tensor is known by its name."""
+    """An ONNX graph under construction; its input is the image `x`, and a tensor is known by its name."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []

@@ -1,7 +1,8 @@
-"""What does a network draw for prompts that stay the same, so that people can compare sheets of pictures?
+"""What does a network generate for prompts that stay the same, so that people can compare sheets of images?
 
 Grids of a training run, grids of any prompts, and a gallery of twenty prompts of which nothing is picked out. Whatever
-keeps the contract of `core.engine` can draw them, and draws them by the code that users run. It does not know networks.
+keeps the contract of `core.engine` can generate them, and generates them by the code that users run. It does not know
+networks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.engine import DrawRequest
+from core.engine import GenerationRequest
 from core.nn.layers import to_images
 from core.training.run_folder import save_grid
 
@@ -42,7 +43,7 @@ GALLERY_PROMPTS = (  # everything that anybody can see in a 128 px face, rare th
 
 @dataclass(frozen=True)
 class GridOptions:
-    """How sheets are drawn: pictures a prompt, the first of them from ``seed``; None is the model's own."""
+    """How sheets are generated: images a prompt, the first of them from ``seed``; None is the model's own."""
 
     per_prompt: int = 4
     steps: int = 20
@@ -51,28 +52,28 @@ class GridOptions:
     sampler: str | None = None
 
 
-OF_A_RUN = GridOptions()  # the pictures of training runs
+OF_A_RUN = GridOptions()  # the images of training runs
 
 
 def draw_grid(faces: Any, prompts: Sequence[str], how: GridOptions) -> Tensor:
-    """Pictures [len(prompts) * per_prompt, 3, H, W] in [-1, 1], prompt by prompt; seeds are fixed, so sheets compare.
+    """Images [len(prompts) * per_prompt, 3, H, W] in [-1, 1], prompt by prompt; seeds are fixed, so sheets compare.
 
-    ``faces`` is a `FaceGenerator`. Without the invisible mark: what a network draws is looked at here.
+    ``faces`` is a `FaceGenerator`. Without the invisible mark: what a network generates is looked at here.
     """
-    runs = [faces.begin(DrawRequest(prompt, how.per_prompt, how.steps, how.seed, how.guidance_scale,
-                                    sampler=how.sampler, watermark=False)) for prompt in prompts]
+    runs = [faces.start(GenerationRequest(prompt, how.per_prompt, how.steps, how.seed, how.guidance_scale,
+                                          sampler=how.sampler, watermark=False)) for prompt in prompts]
     while any(not run.finished for run in runs):
         faces.step(runs)
     return to_images(np.stack([picture.pixels for run in runs for picture in faces.pictures(run)]))
 
 
 def write_grid(faces: Any, prompts: Sequence[str], path: Path, how: GridOptions) -> None:
-    """One picture file with a row for each prompt."""
+    """One image file with a row for each prompt."""
     save_grid(draw_grid(faces, prompts, how), path, columns=how.per_prompt)
 
 
 def write_gallery(faces: Any, folder: Path, how: GridOptions) -> None:
-    """A WebP sheet for each of `GALLERY_PROMPTS`, and one of the first five pictures of each."""
+    """A WebP sheet for each of `GALLERY_PROMPTS`, and one of the first five images of each."""
     firsts = []
     for number, prompt in enumerate(GALLERY_PROMPTS, start=1):
         images = draw_grid(faces, [prompt], how)

@@ -84,10 +84,13 @@ def numbers(report: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """One line for each number that both reports hold and that differs; refuses reports of different judges."""
+    """One line for each number that both reports hold and that differs; refuses reports of different attribute
+    classifiers."""
     hashes = lookup(before, "judge.hash"), lookup(after, "judge.hash")
     if hashes[0] != hashes[1]:
-        raise ValueError(f"the reports were made by different judges ({hashes[0]} and {hashes[1]}): not comparable")
+        raise ValueError(
+            f"the reports were made by different attribute classifiers ({hashes[0]} and {hashes[1]}): not comparable"
+        )
     old = dict(numbers(before))
     return [
         f"{path}: {old[path]:.5g} -> {value:.5g} ({value - old[path]:+.3g})"

@@ -1,6 +1,6 @@
-"""How are many pictures shown in one?
+"""How are many images shown in one?
 
-Sheets of uint8 pictures for a report. It does not know what the pictures show.
+Sheets of uint8 images for a report. It does not know what the images show.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.imaging.spectrum import Pictures
 
 
 def image_grid(pictures: Pictures, columns: int) -> Image.Image:
-    """Pictures in rows of ``columns``, without gaps, white where the last row is short. Shapes: uint8 [N, H, W, 3]."""
+    """Images in rows of ``columns``, without gaps, white where the last row is short. Shapes: uint8 [N, H, W, 3]."""
     from torchvision.utils import make_grid  # here: it takes longer to import than the networks to load
 
     tiles = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
@@ -24,6 +24,6 @@ def image_grid(pictures: Pictures, columns: int) -> Image.Image:
 
 
 def save_pairs(left: Pictures, right: Pictures, path: Path, columns: int = 4) -> None:
-    """Pairs side by side, ``columns`` pairs a row; for example a generated picture and its nearest training picture."""
+    """Pairs side by side, ``columns`` pairs a row; for example a generated image and its nearest training image."""
     pairs = np.stack([left, right], axis=1).reshape(-1, *left.shape[1:])
     image_grid(pairs, 2 * columns).save(path)

@@ -1,8 +1,9 @@
-"""How does a face answer to its sliders, in the eyes of the judge?
+"""How does a face answer to its sliders, as the attribute classifier measures it?
 
 For each attribute: how its own probability runs over the positions of the slider (the response), which other attributes
-move with it (entanglement), and how far the person becomes another (identity). Distances are in the judge's features,
-over the mean distance between different people drawn for one prompt: 0 is the same picture, 1 somebody else.
+move with it (entanglement), and how far the person becomes another (identity). Distances are in the attribute
+classifier's features, over the mean distance between different people generated for one prompt: 0 is the same image, 1
+somebody else.
 
 It does not know how faces are generated or where the figures are kept. Entanglement of directions:
 https://arxiv.org/abs/1907.10786
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from core.engine import DrawRequest
-from core.evaluation.attribute_classifier import Judge, Seen, look
+from core.engine import GenerationRequest
+from core.evaluation.attribute_classifier import AttributeClassifier, Features, extract_features
 from core.evaluation.generation import Generator, Sampling, generate_images
 from core.evaluation.metrics import mean_pairwise_distance
 from core.evaluation.report import plain
@@ -28,7 +29,7 @@ from core.text.lexicon import ATTRIBUTES
 
 POSITIONS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 PROMPTS = ("a woman", "a man", "a person")  # as many people of each
-STRIP = {"Smiling": "a woman", "Young": "a man", "Male": "a woman"}  # the sliders of the picture, and who moves
+STRIP = {"Smiling": "a woman", "Young": "a man", "Male": "a woman"}  # the sliders of the image, and who moves
 NOTABLE = 0.1  # change of a probability from one end of a slider to the other that is worth a word
 MOST_NOTABLE = 4
 
@@ -57,14 +58,14 @@ class Response:
         return {**rounded, "monotone": self.is_monotone, "moved": {n: round(x, 3) for n, x in self.moved.items()}}
 
 
-def strangers(features: np.ndarray, each: int) -> float:
+def distance_between_people(features: np.ndarray, each: int) -> float:
     """The mean distance between different people of one prompt, `each` in a row. Shapes: features [N, D]."""
     if each < 2:
         raise ValueError(f"at least 2 people of each prompt are needed to compare with; got {each}")
     return float(np.mean([mean_pairwise_distance(people) for people in np.split(features, len(features) // each)]))
 
 
-def respond(attribute: str, seen: Sequence[Seen], log_odds: np.ndarray, far: float) -> Response:
+def measure_response(attribute: str, seen: Sequence[Features], log_odds: np.ndarray, far: float) -> Response:
     """What the slider of `attribute` does; `seen` at each of POSITIONS, of the same people in the same order."""
     column, middle = ATTRIBUTES.index(attribute), seen[POSITIONS.index(0.0)]
     probable = np.stack([(1 / (1 + np.exp(-one.logits.astype(float)))).mean(0) for one in seen])  # [5, 40]
@@ -81,19 +82,20 @@ def respond(attribute: str, seen: Sequence[Seen], log_odds: np.ndarray, far: flo
 
 
 def measure(
-    look_at: Callable[[Mapping[str, float]], Seen], names: Sequence[str], each: int, log_odds: np.ndarray
+    features_at: Callable[[Mapping[str, float]], Features], names: Sequence[str], each: int, log_odds: np.ndarray
 ) -> dict[str, Response]:
-    """These sliders, one after the other. `look_at` draws `each` people of every prompt, and has them judged."""
-    plain = look_at({})
-    far = strangers(plain.features, each)
+    """These sliders, one after the other. `features_at` generates `each` people of every prompt, and has them
+    judged."""
+    plain = features_at({})
+    far = distance_between_people(plain.features, each)
     return {
-        name: respond(name, [look_at({name: x}) if x else plain for x in POSITIONS], log_odds, far)
+        name: measure_response(name, [features_at({name: x}) if x else plain for x in POSITIONS], log_odds, far)
         for name in names
     }
 
 
 def measure_generator(
-    faces: Generator, judge: Judge, names: Sequence[str], people: int, sampling: Sampling
+    faces: Generator, judge: AttributeClassifier, names: Sequence[str], people: int, sampling: Sampling
 ) -> dict[str, Response]:
     """These sliders of a model, on about so many people: as many of each of PROMPTS, the same at every position."""
     from tqdm import tqdm
@@ -101,18 +103,18 @@ def measure_generator(
     each = -(-people // len(PROMPTS))
     bar = tqdm(total=1 + (len(POSITIONS) - 1) * len(names), desc="sliders", unit="position")
 
-    def look_at(attributes: Mapping[str, float]) -> Seen:
+    def features_at(attributes: Mapping[str, float]) -> Features:
         requests = [
-            DrawRequest(prompt, each, sampling.num_inference_steps, sampling.seed, sampling.guidance_scale,
-                        sampler=sampling.sampler, watermark=False, attributes=attributes)
+            GenerationRequest(prompt, each, sampling.num_inference_steps, sampling.seed, sampling.guidance_scale,
+                              sampler=sampling.sampler, watermark=False, attributes=attributes)
             for prompt in PROMPTS
         ]  # fmt: skip
-        seen = look(judge, generate_images(faces, requests))
+        seen = extract_features(judge, generate_images(faces, requests))
         bar.update()
         return seen
 
     with bar:
-        return measure(look_at, names, each, judge.log_odds.cpu().numpy())
+        return measure(features_at, names, each, judge.log_odds.cpu().numpy())
 
 
 def figures(found: Mapping[str, Response], sampling: Sampling, *, model_hash: str, judge_hash: str, people: int,
@@ -128,14 +130,14 @@ def figures(found: Mapping[str, Response], sampling: Sampling, *, model_hash: st
 def strip(faces: Generator, seed: int, steps: int = 25) -> Image.Image:
     """A person a row at every position of one slider: those of STRIP."""
     requests = [
-        DrawRequest(prompt, 1, steps, seed, watermark=False, attributes={name: x})
+        GenerationRequest(prompt, 1, steps, seed, watermark=False, attributes={name: x})
         for name, prompt in STRIP.items() for x in POSITIONS
     ]  # fmt: skip
     return image_grid(generate_images(faces, requests), len(POSITIONS))
 
 
 def summary(found: Mapping[str, Response]) -> dict[str, Any]:
-    """The few numbers that ways of steering are compared by."""
+    """The few numbers that ways of semantic guidance are compared by."""
     return {
         "monotone": sum(one.is_monotone for one in found.values()),
         "range": float(np.mean([one.evidence[-1] - one.evidence[0] for one in found.values()])),

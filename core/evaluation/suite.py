@@ -1,13 +1,13 @@
 """Which parts make the report about a trained model, and what does each measure?
 
 One `Evaluation` measures one loaded model on people that no training saw; `core/evaluation/report.py` writes down what
-it found. The attribute classifier ("judge") is a network that no loss ever sees: trained once on real pictures, frozen,
+it found. The attribute classifier ("judge") is a network that no loss ever sees: trained once on real images, frozen,
 and named by its hash in each report. Distances in its features are comparable only between reports with one hash. They
 are not FID. It responds to sharpness first and to misshapen faces little, so there is a second distance, `shape`, in
 the features of the model's own image encoder, which ignores blur and responds to shape more
 (https://arxiv.org/abs/2401.09603 compares in CLIP's, too); it is comparable only between models with one CLIP.
 
-It does not know how anything is trained, loaded or served: it is given a generator and a store of real pictures.
+It does not know how anything is trained, loaded or served: it is given a generator and a store of real images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ import numpy as np
 import torch
 
 from core.evaluation import report as reporting
-from core.evaluation.attribute_classifier import Seen, load_judge, look, look_at_store
+from core.evaluation.attribute_classifier import (
+    Features,
+    extract_features,
+    extract_store_features,
+    load_attribute_classifier,
+)
 from core.evaluation.generation import Generator, Sampling, generate_images, image_features, reconstruct
 from core.evaluation.metrics import (
     BLURS,
@@ -72,7 +77,7 @@ class Settings:
     sampler: str | None = None  # None: the model's own
     begin: tuple[float, float] | None = None  # of the noise schedule the model was loaded with; None: its own
     seed: int = 0
-    pool: int | None = None  # training pictures searched for copies; None: all sharp ones
+    pool: int | None = None  # training images searched for copies; None: all sharp ones
     crowd_n: int = 256
     curve_n: int = 256
     curve_steps: tuple[int, ...] = (2, 4, 8, 16, 30, 50, 100, 250, 500)
@@ -82,7 +87,7 @@ class Settings:
 
     @property
     def needs_model(self) -> bool:
-        """Only the ladder measures nothing but real pictures."""
+        """Only the ladder measures nothing but real images."""
         return bool(set(self.parts) - {"ladder"})
 
 
@@ -90,10 +95,10 @@ QUICK = Settings(samples=256, pool=2048, crowd_n=64, curve_n=64, curve_steps=(2,
 
 
 class Evaluation:
-    """One evaluation under way: what is measured so far, and the pictures that several parts look at.
+    """One evaluation under way: what is measured so far, and the images that several parts look at.
 
-    The reference of every distance is the same n sharp training pictures. Held-out real pictures (the floor), their VAE
-    copies, their degradations and the generated pictures are all compared with it at that n, so all numbers share one
+    The reference of every distance is the same n sharp training images. Held-out real images (the floor), their VAE
+    copies, their degradations and the generated images are all compared with it at that n, so all numbers share one
     bias and their ratios to the floor mean something.
     """
 
@@ -107,13 +112,13 @@ class Evaluation:
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.device = str(pick_device(settings.device))
-        self.judge, self.digest = load_judge(settings.judge, self.device)
+        self.judge, self.digest = load_attribute_classifier(settings.judge, self.device)
         rng = np.random.default_rng(settings.seed)
         shuffled = {split: rng.permutation(store.select(split, px=128)) for split in ("train", *HELD_OUT)}
         train, unseen = shuffled["train"], shuffled[settings.split]
         if min(len(train), len(unseen)) < 4:
             raise ValueError(f"{settings.data} has {len(train)} sharp training and {len(unseen)} sharp "
-                             f"{settings.split} pictures; at least 4 of each are needed")  # fmt: skip
+                             f"{settings.split} images; at least 4 of each are needed")  # fmt: skip
         self.train_rows, self.unseen_rows = train[: settings.pool], unseen
         self.held_rows = np.concatenate([shuffled[split] for split in HELD_OUT])[: len(self.train_rows)]
         self.n = min(settings.samples, len(self.train_rows), len(unseen))
@@ -129,8 +134,8 @@ class Evaluation:
         self.samples: Pictures | None = None
         self.floors: dict[tuple[str, int], float] = {}
 
-    def real(self, rows: np.ndarray) -> Seen:
-        return look_at_store(self.judge, self.digest, self.store, rows, Path(self.settings.cache))
+    def real(self, rows: np.ndarray) -> Features:
+        return extract_store_features(self.judge, self.digest, self.store, rows, Path(self.settings.cache))
 
     @property
     def model(self) -> Generator:
@@ -145,8 +150,8 @@ class Evaluation:
         sampling = Sampling(steps, scale, self.settings.sampler, self.settings.seed)
         return generate_images(self.model, sampling.requests(prompts))
 
-    def distance(self, seen: Seen, pictures: Pictures, n: int | None = None) -> dict[str, float]:
-        """The distances to the reference at n, the Frechet distances over those of held-out real pictures at n, and
+    def distance(self, seen: Features, pictures: Pictures, n: int | None = None) -> dict[str, float]:
+        """The distances to the reference at n, the Frechet distances over those of held-out real images at n, and
         precision and recall by what hears shapes."""
         n = min(len(seen), n or self.n)
         reference, held = self.reference.features[:n], self.held.features[:n]
@@ -168,7 +173,7 @@ class Evaluation:
 
     @cached_property
     def shapes(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the image encoder makes of the reference and of held-out real pictures, n of each."""
+        """What the image encoder makes of the reference and of held-out real images, n of each."""
         rows = (self.train_rows[: self.n], self.unseen_rows[: self.n])
         reference, held = (image_features(self.model.clip, self.store.images[some]) for some in rows)
         return reference, held
@@ -184,7 +189,7 @@ class Evaluation:
     # ------------------------------------------------------------------------------------------------------ the parts
 
     def part_judge(self) -> None:
-        """What the judge and the floor are worth: always measured."""
+        """What the attribute classifier and the floor are worth: always measured."""
         truth, seen = self.store.attributes[self.unseen_rows], self.held
         table = {
             name: {
@@ -201,13 +206,13 @@ class Evaluation:
         self.detail("real", pictures)
 
     def part_ladder(self) -> None:
-        """Does the distance rise when pictures get worse? If not, it measures nothing."""
+        """Does the distance rise when images get worse? If not, it measures nothing."""
         pictures = self.store.images[self.unseen_rows[: self.n]]
         mean_face = self.store.images[self.train_rows[: self.n]].mean(0)
         rungs = {}
         for kind in LADDER:
             worse = degrade(pictures, kind, mean_face=mean_face, seed=self.settings.seed)
-            seen = look(self.judge, worse)
+            seen = extract_features(self.judge, worse)
             sharp = float((seen.px == len(self.judge.config.px_classes) - 1).mean())
             detail = fine_detail_share(worse)
             rungs[kind] = {**self.distance(seen, worse), "called_sharp": sharp, "fine_detail": detail}
@@ -221,19 +226,19 @@ class Evaluation:
         }
 
     def part_vae(self) -> None:
-        """The ceiling: held-out pictures through the VAE and back."""
+        """The ceiling: held-out images through the VAE and back."""
         pictures = self.store.images[self.unseen_rows[: self.n]]
         copies = reconstruct(self.model.vae, pictures)
         self.report["vae"] = {"n": self.n, **reconstruction_figures(pictures, copies)}
-        self.report["distances"]["vae"] = self.distance(look(self.judge, copies), copies)
+        self.report["distances"]["vae"] = self.distance(extract_features(self.judge, copies), copies)
         self.detail("vae", copies)
         save_pairs(pictures[:16], copies[:16], self.out / "vae.png")
 
     def part_samples(self) -> None:
-        """Distances, detail and prompt fidelity of pictures drawn for held-out captions."""
+        """Distances, detail and prompt fidelity of images generated for held-out captions."""
         settings, prompts = self.settings, self.prompts
         self.samples = self.generate(prompts.texts, settings.steps)
-        seen = look(self.judge, self.samples)
+        seen = extract_features(self.judge, self.samples)
         self.report["distances"]["generated"] = self.distance(seen, self.samples)
         self.detail("generated", self.samples[: self.n])
         image_grid(self.samples[:100], 10).save(self.out / "samples.png")
@@ -259,10 +264,12 @@ class Evaluation:
         self.report["prompts"] = prompts.texts[:100]
 
     def part_crowd(self) -> None:
-        """Does the empty prompt draw people as they are in the training set? Rates by the judge's probabilities."""
+        """Does the empty prompt generate people as they are in the training set? Rates by the attribute classifier's
+        probabilities."""
         count = self.settings.crowd_n
         crowd = self.generate([""] * count, self.settings.steps, guidance=1.0)  # nothing to be guided towards
-        ours, theirs = (torch.from_numpy(s.logits).sigmoid().mean(0) for s in (look(self.judge, crowd), self.reference))
+        ours, theirs = (torch.from_numpy(s.logits).sigmoid().mean(0) for s in (extract_features(self.judge, crowd),
+                                                                               self.reference))
         gap = (ours - theirs).tolist()
         worst = int(np.abs(gap).argmax())
         self.report["crowd"] = {
@@ -272,17 +279,18 @@ class Evaluation:
         image_grid(crowd[:100], 10).save(self.out / "crowd.png")
 
     def part_memorisation(self) -> None:
-        """Are generated pictures nearer to training pictures than to pictures of people never seen?"""
+        """Are generated images nearer to training images than to images of people never seen?"""
         if self.samples is None:
             raise ValueError("--parts memorisation needs the part samples in the same run")
         mirrored = self.samples[:, :, ::-1]  # training saw both mirror images
         pools = (self.train_rows, self.held_rows)
-        # Every whole picture of the pools at once would not fit in memory; their thumbnails do.
+        # Every whole image of the pools at once would not fit in memory; their thumbnails do.
         parts = [np.array_split(rows, -(-len(rows) // 1024)) for rows in pools]
         small = [np.concatenate([thumbnails(self.store.images[p]) for p in pool]) for pool in parts]
         both = (self.samples, mirrored)
         spaces: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {
-            "features": ([look(self.judge, view).features for view in both], [self.real(r).features for r in pools]),
+            "features": ([extract_features(self.judge, view).features for view in both],
+                         [self.real(r).features for r in pools]),
             "pixels": ([thumbnails(view) for view in both], small),
         }
         self.report["memorisation"] = {"n": len(self.samples)}
@@ -315,7 +323,7 @@ class Evaluation:
                 pictures = self.generate(self.prompts.texts[:n], steps)
                 taken = (time.perf_counter() - started) / n
             detail = fine_detail_share(pictures) / max(self.report["spectrum"]["real"], 1e-12)
-            measured = self.distance(look(self.judge, pictures), pictures, n)
+            measured = self.distance(extract_features(self.judge, pictures), pictures, n)
             points.append({"steps": steps, **measured, "fine_detail_over_real": detail, "image_s": taken})
         self.report["curve"] = {"n": n, "floor": self.distance(self.held, self.store.images[self.unseen_rows[:n]], n),
                                 "points": points}

@@ -1,8 +1,8 @@
 """What does the invisible mark survive, what does it cost, and how often is it seen where it is not?
 
-`ORDEALS` are the things that happen to pictures on their way; `endure` marks pictures, sends them through each and
-looks for the mark, `stumble` looks for it in pictures that never had it, and `measure` does both to a store. It does
-not know how pictures are generated.
+`ATTACKS` are the transformations that images go through; `measure_robustness` marks images, sends them through each and
+looks for the mark, `measure_false_positives` looks for it in images that never had it, and `measure` does both to a
+store. It does not know how images are generated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.imaging.watermark import FOUND_BELOW, find, mark
 if TYPE_CHECKING:
     from dataset import FaceStore
 
-Ordeal = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Attack = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def saved(pixels: np.ndarray, kind: str, quality: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def toned(pixels: np.ndarray, contrast: float, shift: float) -> np.ndarray:
     return np.clip((pixels - 128.0) * contrast + 128.0 + shift, 0, 255).round().astype(np.uint8)
 
 
-ORDEALS: dict[str, Ordeal] = {
+ATTACKS: dict[str, Attack] = {
     "PNG, as drawn": lambda pixels, rng: pixels,
     "JPEG 95": lambda pixels, rng: saved(pixels, "JPEG", 95),
     "JPEG 80": lambda pixels, rng: saved(pixels, "JPEG", 80),
@@ -67,20 +67,20 @@ ORDEALS: dict[str, Ordeal] = {
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal to noise ratio in dB; infinite for equal pictures. Shapes: two uint8 of one shape."""
+    """Peak signal to noise ratio in dB; infinite for equal images. Shapes: two uint8 of one shape."""
     error = float(np.mean((one.astype(np.float64) - other) ** 2))
     return math.inf if error == 0 else 10.0 * math.log10(255.0**2 / error)
 
 
-def endure(pictures: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, Any]:
-    """Marks pictures and sends them through every ordeal. Shapes: N x uint8 [H, W, 3]."""
+def measure_robustness(pictures: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, Any]:
+    """Marks images and sends them through every attack. Shapes: N x uint8 [H, W, 3]."""
     rng = np.random.default_rng(seed)
     marked = [mark(one) for one in pictures]
     quality = [psnr(one, other) for one, other in zip(pictures, marked, strict=True)]
     found: dict[str, Any] = {"n": len(pictures), "psnr_mean": float(np.mean(quality)), "psnr_least": min(quality)}
     found["ordeals"] = {}
-    for name, ordeal in ORDEALS.items():
-        seen = [find(ordeal(one, rng)) for one in marked]
+    for name, attack in ATTACKS.items():
+        seen = [find(attack(one, rng)) for one in marked]
         scores = [one.score for one in seen]
         found["ordeals"][name] = {
             "found": float(np.mean([one.found for one in seen])), "score_mean": float(np.mean(scores)),
@@ -89,12 +89,12 @@ def endure(pictures: Sequence[np.ndarray], *, seed: int = 0) -> dict[str, Any]:
     return found
 
 
-def stumble(strangers: Iterable[np.ndarray]) -> dict[str, Any]:
-    """How often is the mark seen in pictures without it, and is the p-value what it says?
+def measure_false_positives(unmarked: Iterable[np.ndarray]) -> dict[str, Any]:
+    """How often is the mark seen in images without it, and is the p-value what it says?
 
-    `calibration` is the share of pictures with a p-value below each bound; it should not be above the bound.
+    `calibration` is the share of images with a p-value below each bound; it should not be above the bound.
     """
-    seen = [find(one) for one in strangers]
+    seen = [find(one) for one in unmarked]
     values = np.array([one.p_value for one in seen])
     return {
         "n": len(seen),
@@ -108,10 +108,10 @@ def stumble(strangers: Iterable[np.ndarray]) -> dict[str, Any]:
 def measure(
     store: FaceStore, reconstruct: Callable[[np.ndarray], np.ndarray], *, samples: int, pool: int | None, seed: int
 ) -> dict[str, Any]:
-    """What the mark survives on ``samples`` sharp test pictures and on their copies by the VAE, which are as smooth as
-    generated ones; and how often it is seen in real pictures without it.
+    """What the mark survives on ``samples`` sharp test images and on their copies by the VAE, which are as smooth as
+    generated ones; and how often it is seen in real images without it.
 
-    Those are the sharp ones of the held-out people and of ``pool`` training pictures (None: all of them), and a quarter
+    Those are the sharp ones of the held-out people and of ``pool`` training images (None: all of them), and a quarter
     as many soft ones.
     """
     from tqdm import tqdm
@@ -124,26 +124,28 @@ def measure(
     copies = reconstruct(pictures)
     unmarked = {"sharp photographs": sharp, "soft photographs": soft[: len(sharp) // 4]}
     return {
-        "marked": {"photographs": endure([*pictures], seed=seed), "decoded": endure([*copies], seed=seed)},
+        "marked": {"photographs": measure_robustness([*pictures], seed=seed),
+                   "decoded": measure_robustness([*copies], seed=seed)},
         "unmarked": {
-            **{name: stumble(store.images[row] for row in tqdm(rows, desc=name)) for name, rows in unmarked.items()},
-            "decoded": stumble(copies),
+            **{name: measure_false_positives(store.images[row] for row in tqdm(rows, desc=name)) for name,
+               rows in unmarked.items()},
+            "decoded": measure_false_positives(copies),
         },
     }
 
 
 def page(report: Mapping[str, Any]) -> str:
     """All of it in Markdown."""
-    return f"{table(report['marked'])}\n\n{strangers(report['unmarked'])}\n"
+    return f"{table(report['marked'])}\n\n{unmarked_table(report['unmarked'])}\n"
 
 
 def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """What `endure` found of several sets of pictures, as Markdown: found, and the lowest score."""
+    """What `measure_robustness` found of several sets of images, as Markdown: found, and the lowest score."""
     lines = ["| | " + " | ".join(f"{name} (n = {one['n']})" for name, one in measured.items()) + " |"]
     lines += ["| --- |" + " --- |" * len(measured)]
     quality = (f"{one['psnr_mean']:.1f} dB, at least {one['psnr_least']:.1f}" for one in measured.values())
     lines += ["| PSNR, marked against unmarked | " + " | ".join(quality) + " |"]
-    for name in ORDEALS:
+    for name in ATTACKS:
         rows = [one["ordeals"][name] for one in measured.values()]
         cells = (f"{100 * row['found']:.1f} % (score {row['score_mean']:.1f}, lowest {row['score_least']:.1f})"
                  for row in rows)
@@ -151,8 +153,8 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def strangers(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """What `stumble` found of several sets of pictures, as Markdown."""
+def unmarked_table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `measure_false_positives` found of several sets of images, as Markdown."""
     bounds = list(next(iter(measured.values()))["calibration"])
     lines = ["| without the mark | n | found | highest score | " + " | ".join(f"p < {b}" for b in bounds) + " |"]
     lines += ["| --- |" + " --- |" * (3 + len(bounds))]

@@ -1,6 +1,6 @@
-"""How well does a text encoder tell pictures apart that it was never taught to tell apart?
+"""How well does a text encoder tell images apart that it was never taught to tell apart?
 
-Zero-shot classification: a picture has an attribute where it is nearer to captions with it than to the same captions
+Zero-shot classification: an image has an attribute where it is nearer to captions with it than to the same captions
 without. Any two encoders of one space can be measured; how they came about is not known here.
 
 Source: https://arxiv.org/abs/2103.00020 (section 3.1).

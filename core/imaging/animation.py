@@ -1,7 +1,7 @@
-"""How do pictures become a film?
+"""How do images become an animation?
 
-As an animated WebP or GIF: every picture, frames faded between neighbours, then all of it backwards, so that it runs in
-a loop without a jump. It does not know where pictures come from; `core.imaging.image_io` reads them.
+As an animated WebP or GIF: every image, frames faded between neighbours, then all of it backwards, so that it runs in
+a loop without a jump. It does not know where images come from; `core.imaging.image_io` reads them.
 
 https://developers.google.com/speed/webp/docs/riff_container#animation
 """
@@ -22,7 +22,7 @@ MAX_FRAMES = 256
 
 
 def frames(pictures: Sequence[np.ndarray], between: int) -> list[np.ndarray]:
-    """The pictures with `between` faded frames after each but the last, then back to the second.
+    """The images with `between` faded frames after each but the last, then back to the second.
 
     Shapes: uint8 [H, W, 3] each.
     """
@@ -35,19 +35,19 @@ def frames(pictures: Sequence[np.ndarray], between: int) -> list[np.ndarray]:
 
 
 def animation(pngs: Sequence[bytes], kind: str, *, frame_ms: int, between: int) -> bytes:
-    """A film of pictures of one size, `kind` WEBP or GIF, that runs forward and back for ever; `frame_ms` a frame.
+    """An animation of images of one size, `kind` WEBP or GIF, that runs forward and back for ever; `frame_ms` a frame.
 
-    Raises PictureError as `read_image`, without a picture, for pictures of several sizes, and beyond MAX_FRAMES.
+    Raises PictureError as `read_image`, without an image, for images of several sizes, and beyond MAX_FRAMES.
     """
     pictures = [read_image(png) for png in pngs]
     sizes = {picture.shape for picture in pictures}
     if len(sizes) != 1:
-        raise PictureError(f"a film needs pictures of one size; got {len(pictures)} of {len(sizes)} sizes")
+        raise PictureError(f"an animation needs images of one size; got {len(pictures)} of {len(sizes)} sizes")
     found = frames(pictures, between)
     if len(found) > MAX_FRAMES:
-        raise PictureError(f"the film would have {len(found)} frames; at most {MAX_FRAMES} are possible")
+        raise PictureError(f"the animation would have {len(found)} frames; at most {MAX_FRAMES} are possible")
     images = [Image.fromarray(one) for one in found]
-    if kind == "GIF":  # one palette for all, of the pictures that were drawn: frames of their own palettes flicker
+    if kind == "GIF":  # one palette for all, of the images that were generated: frames of their own palettes flicker
         tall = Image.fromarray(np.concatenate(pictures))
         palette = tall.quantize(256, method=Image.Quantize.MEDIANCUT)
         images = [image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for image in images]

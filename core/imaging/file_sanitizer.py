@@ -22,13 +22,13 @@ from typing import NoReturn
 
 MAX_PICTURE_BYTES = 8 * 2**20
 MAX_PICTURE_PIXELS = 50_000_000  # a phone's photograph
-MAX_SCANS = 32  # of a JPEG; usual are 1 to 12. Each costs a pass over the whole picture and may be ten bytes long
+MAX_SCANS = 32  # of a JPEG; usual are 1 to 12. Each costs a pass over the whole image and may be ten bytes long
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 
 class PictureError(ValueError):
-    """A picture, or what is written in it, cannot be used. The message says what is wrong, the value and the limit."""
+    """An image, or what is written in it, cannot be used. The message says what is wrong, the value and the limit."""
 
 
 def shown(value: object) -> str:
@@ -69,7 +69,7 @@ def plain_file(data: bytes, max_bytes: int, max_pixels: int) -> Plain:
     check_bytes(data, max_bytes)
     kind = kind_of(data)
     if kind is None:
-        raise PictureError(f"a picture must be PNG, JPEG or WebP; these bytes are {foreign(data)}")
+        raise PictureError(f"an image must be PNG, JPEG or WebP; these bytes are {foreign(data)}")
     try:
         plain = {"PNG": _plain_png, "JPEG": _plain_jpeg, "WebP": _plain_webp}[kind](data)
     except (IndexError, struct.error) as error:
@@ -83,7 +83,7 @@ def plain_file(data: bytes, max_bytes: int, max_pixels: int) -> Plain:
 
 def check_bytes(data: bytes, max_bytes: int) -> None:
     if not 0 < len(data) <= max_bytes:
-        raise PictureError(f"the picture has {len(data):,} bytes; from 1 to {max_bytes:,} are accepted")
+        raise PictureError(f"the image has {len(data):,} bytes; from 1 to {max_bytes:,} are accepted")
 
 
 def kind_of(data: bytes) -> str | None:
@@ -143,7 +143,7 @@ def png_chunks(png: bytes) -> Iterator[Chunk]:
 
 
 def _plain_png(data: bytes) -> Plain:
-    """Keeps IHDR, palette and image data: of an animation, the picture for viewers that show no animations."""
+    """Keeps IHDR, palette and image data: of an animation, the image for viewers that show no animations."""
     kept: dict[str, bytes] = {}
     image: list[memoryview] = []
     for chunk in png_chunks(data):
@@ -174,14 +174,14 @@ def _plain_png(data: bytes) -> Plain:
 
 
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # the others are data, padding, or carry nothing
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15: the size of the picture
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15: the size of the image
 _SCAN, _END = 0xDA, 0xD9
 
 
 def _plain_jpeg(data: bytes) -> Plain:
     """Keeps the tables, JFIF and Adobe markers (they tell the colour space) and the scans up to the end marker.
 
-    What cameras append, such as further pictures or a film, stays behind.
+    What cameras append, such as further images or an animation, stays behind.
     """
     kept, size, orientation, first_scan, scans, position = [b"\xff\xd8"], (0, 0), 0, 0, 0, 2
     while True:
@@ -265,6 +265,6 @@ def _orientation(exif: bytes) -> int:
             if tag == 0x0112:
                 (value,) = struct.unpack_from(f"{order}I" if kind == 4 else f"{order}H", tiff, position + 8)
                 return value if 1 <= value <= 8 else 1
-    except struct.error:  # the block ends too soon, which does no harm to the picture
+    except struct.error:  # the block ends too soon, which does no harm to the image
         return 1
     return 1

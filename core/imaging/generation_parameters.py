@@ -1,7 +1,7 @@
-"""What does a picture say about how it came about, and what is known of it besides?
+"""How was an image generated, and what is known of it besides?
 
-`receipts` are the requests that PNGs carry, each of which draws its picture again, alone; `findings` are what the
-answers tell of a finished picture. This file does not know how either travels.
+`generation_parameters` are the requests that PNGs carry, each of which generates its image again, alone; `assessment`
+is what the answers tell of a finished image. This file does not know how either travels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from core.engine import NUM_SEEDS, OF_NO_IMAGE, DrawRequest, body_name
+from core.engine import NUM_SEEDS, OF_NO_IMAGE, GenerationRequest, body_name
 from core.imaging.image_io import as_text, mask_picture
 
 ALWAYS = ("num_inference_steps", "sampler", "guidance_scale", "negative_prompt", "start")
@@ -21,22 +21,22 @@ OWN_FORM = ("prompt", "num_images", "seed", "latents", "init_image", "strength",
             "variation_seed", "interpolate_to")  # other than in the request: of this image alone, or as text
 
 
-class Judged(Protocol):
-    """What a judge thinks of a picture."""
+class AttributePrediction(Protocol):
+    """What an attribute classifier predicts for an image."""
 
     @property
     def attributes(self) -> Mapping[str, float]: ...
     @property
     def agreement(self) -> Mapping[str, float]: ...
     @property
-    def adherence(self) -> float | None: ...
+    def prompt_alignment(self) -> float | None: ...
 
 
-def receipts(
-    request: DrawRequest, prompts: Sequence[str], seeds: Sequence[int], weights: Sequence[float]
+def generation_parameters(
+    request: GenerationRequest, prompts: Sequence[str], seeds: Sequence[int], weights: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """For every image the request that draws it alone: the body of POST /text_to_image with every default filled in,
-    as it is in `request`.
+    """For every image the request that generates it alone: the body of POST /text_to_image with every default filled
+    in, as it is in `request`.
 
     Image i shows `prompts[i]`, has the seed `seeds[i]`, and stands at the share `weights[i]` of the way to
     `interpolate_to`. What chose it among others, such as `candidates`, is not in it.
@@ -45,7 +45,7 @@ def receipts(
     if request.init_image is not None:
         common |= {"init_image": as_text(request.init_image), "strength": request.strength}
         common |= {} if request.mask is None else {"mask": as_text(mask_picture(request.mask))}
-    for field in fields(DrawRequest):
+    for field in fields(GenerationRequest):
         value = getattr(request, field.name)
         if field.name not in (*ALWAYS, *OWN_FORM, *OF_NO_IMAGE) and value not in (field.default, {}):
             common[body_name(field.name)] = dict(value) if isinstance(value, Mapping) else value
@@ -63,14 +63,14 @@ def receipts(
     return found
 
 
-def wanted(receipt: Mapping[str, Any]) -> str:
-    """The prompt that a picture is judged by: on the way between two, that of the nearer end."""
-    target = receipt.get("interpolate_to", {})
-    return str(target["prompt"] if "prompt" in target and target["weight"] > 0.5 else receipt["prompt"])
+def target_prompt(parameters: Mapping[str, Any]) -> str:
+    """The prompt that an image is assessed by: between two prompts, the nearer one."""
+    target = parameters.get("interpolate_to", {})
+    return str(target["prompt"] if "prompt" in target and target["weight"] > 0.5 else parameters["prompt"])
 
 
-class Near(Protocol):
-    """How a picture stands to the nearest training picture."""
+class NearestTrainingImage(Protocol):
+    """How an image stands to the nearest training image."""
 
     @property
     def percentile(self) -> float: ...
@@ -78,13 +78,14 @@ class Near(Protocol):
     def too_close(self) -> bool: ...
 
 
-def findings(judged: Judged | None, near: Near | None, evaluations: int, prompt: str | None) -> dict[str, Any]:
-    """`core.web.responses.Findings` of one picture; `prompt` is its own where that of the request is another."""
+def assessment(prediction: AttributePrediction | None, near: NearestTrainingImage | None, evaluations: int,
+               prompt: str | None) -> dict[str, Any]:
+    """`core.web.responses.Assessment` of one image; `prompt` is its own where that of the request is another."""
     found: dict[str, Any] = {"attributes": None, "agreement": None, "adherence": None, "evaluations": evaluations,
                              "nearest": near and {"percentile": near.percentile, "too_close": near.too_close}}
-    if judged is not None:
-        found |= {"attributes": dict(judged.attributes), "agreement": dict(judged.agreement),
-                  "adherence": judged.adherence}
+    if prediction is not None:
+        found |= {"attributes": dict(prediction.attributes), "agreement": dict(prediction.agreement),
+                  "adherence": prediction.prompt_alignment}
     return found if prompt is None else found | {"prompt": prompt}
 
 

@@ -1,4 +1,4 @@
-"""How do strangers' bytes become pixels, and pixels pictures?
+"""How do untrusted bytes become pixels, and pixels images?
 
 In: `read_image` is the one way. `core/imaging/file_sanitizer.py` walks the file and checks sizes; Pillow decodes what
 is left of it, nothing but image data. Pillow's global settings stay as they are, and threads may call everything here
@@ -6,7 +6,7 @@ at once.
 
 Out: thumbnails, collages, archives. PNGs that say how they came about are written in `core/imaging/png_metadata.py`.
 
-It does not know models, jobs or HTTP. Colour profiles are ignored: a picture in another colour space than sRGB keeps
+It does not know models, jobs or HTTP. Colour profiles are ignored: an image in another colour space than sRGB keeps
 its numbers.
 """
 
@@ -26,7 +26,7 @@ from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, P
 from core.imaging.png_metadata import XMP, XMP_CHUNK, write_png
 
 MAX_COLLAGE_ROWS, MAX_COLLAGE_COLUMNS, MAX_COLLAGE_SIDE = 64, 32, 8192
-GUTTER = 2  # pixels between the pictures of a collage
+GUTTER = 2  # pixels between the images of a collage
 
 Item = TypeVar("Item")
 
@@ -47,7 +47,7 @@ def read_image(
     """A PNG, JPEG or WebP file as RGB, turned as its EXIF orientation says and laid on white where it is transparent.
 
     Bytes are capped before anything is read, pixels before anything is decoded. Sixteen bits are cut to eight, CMYK
-    and palettes become RGB, of an animation the first picture is taken. A file that is cut off, or has a wrong
+    and palettes become RGB, of an animation the first image is taken. A file that is cut off, or has a wrong
     checksum, is refused as a whole. Memory: about 10 bytes a pixel, 16 for a WebP: 0.8 GB at the usual limit.
 
     Shapes: -> uint8 [H, W, 3].
@@ -87,7 +87,7 @@ def read_alpha(
 
 
 def _rgb_on_white(image: Image.Image, transparent: tuple[int, ...] | None) -> np.ndarray:
-    """Band by band, so that a large picture is not held four times. Shapes: -> uint8 [H, W, 3]."""
+    """Band by band, so that a large image is not held four times. Shapes: -> uint8 [H, W, 3]."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     rows = max(1, _BAND // width)
@@ -122,7 +122,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-# ---- pixels and pictures go out --------------------------------------------------------------------------------------
+# ---- pixels and images go out --------------------------------------------------------------------------------------
 
 
 def crop_square(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -139,7 +139,7 @@ def base64_text(content: bytes) -> str:
 
 
 def as_text(pixels: np.ndarray) -> str:
-    """A PNG of these pixels as base64: how a request carries a picture or a mask. Equal pixels give equal text."""
+    """A PNG of these pixels as base64: how a request carries an image or a mask. Equal pixels give equal text."""
     return base64_text(write_png(pixels))
 
 
@@ -149,7 +149,7 @@ def is_white(pixels: np.ndarray) -> np.ndarray:
 
 
 def mask_picture(mask: np.ndarray) -> np.ndarray:
-    """A mask as a picture that `is_white` reads back. Shapes: bool [H, W] -> uint8 [H, W], 0 or 255."""
+    """A mask as an image that `is_white` reads back. Shapes: bool [H, W] -> uint8 [H, W], 0 or 255."""
     return np.where(mask, 255, 0).astype(np.uint8)
 
 
@@ -173,18 +173,18 @@ def evenly_spaced(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def collage(rows: Sequence[Sequence[bytes]]) -> bytes:
-    """Pictures side by side, one row an image, one column a step, as a PNG: how each image came about.
+    """Images side by side, one row an image, one column a step, as a PNG: how each image came about.
 
     A row of more than MAX_COLLAGE_COLUMNS shows that many of them, `evenly_spaced`; shorter rows leave the rest white.
-    Every picture is brought to the size of the largest, or less where MAX_COLLAGE_SIDE demands it.
+    Every image is brought to the size of the largest, or less where MAX_COLLAGE_SIDE demands it.
 
-    Raises PictureError as `read_image`, and without any picture or with more than MAX_COLLAGE_ROWS rows.
+    Raises PictureError as `read_image`, and without any image or with more than MAX_COLLAGE_ROWS rows.
     """
     shown = [evenly_spaced(row, MAX_COLLAGE_COLUMNS) for row in rows]
     columns = max(map(len, shown), default=0)
     if not columns or len(shown) > MAX_COLLAGE_ROWS:
         wanted = f"from 1 to {MAX_COLLAGE_ROWS} rows with at least one picture"
-        raise PictureError(f"a collage needs {wanted}; got {len(shown)} rows with {sum(map(len, shown))} pictures")
+        raise PictureError(f"a collage needs {wanted}; got {len(shown)} rows with {sum(map(len, shown))} images")
     sizes = [plain_file(picture, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS).size for row in shown for picture in row]
     room_x, room_y = ((MAX_COLLAGE_SIDE + GUTTER) // count - GUTTER for count in (columns, len(shown)))
     width, height = _fitting((max(w for w, _ in sizes), max(h for _, h in sizes)), (room_x, room_y))

@@ -1,7 +1,7 @@
-"""How is the energy of pictures spread over spatial frequencies?
+"""How is the energy of images spread over spatial frequencies?
 
 The radially averaged power spectrum, and the share of it in fine detail. Pixels are uint8 [N, H, W, 3]. It does not
-know which pictures are compared.
+know which images are compared.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Pictures = NDArray[np.uint8]
 def radial_power(pictures: Pictures, bins: int = 64, batch: int = 256) -> tuple[Array, Array]:
     """Mean spectral power of the luminance by spatial frequency.
 
-    A Hann window keeps the borders of the picture from looking like fine detail.
-    Shapes: pictures [N, S, S, 3] -> (frequency as a share of Nyquist [bins], power [bins], sums to 1).
+    A Hann window keeps the borders of the image from looking like fine detail.
+    Shapes: images [N, S, S, 3] -> (frequency as a share of Nyquist [bins], power [bins], sums to 1).
     """
     size = pictures.shape[1]
     window = np.outer(np.hanning(size), np.hanning(size))
@@ -36,6 +36,6 @@ def radial_power(pictures: Pictures, bins: int = 64, batch: int = 256) -> tuple[
 
 
 def fine_detail_share(pictures: Pictures) -> float:
-    """Share of the spectral power above half Nyquist (period under 4 pixels), pooled over the pictures."""
+    """Share of the spectral power above half Nyquist (period under 4 pixels), pooled over the images."""
     frequency, power = radial_power(pictures)
     return float(power[frequency > 0.5].sum())

@@ -1,14 +1,14 @@
-"""Was this picture drawn here, even where nothing in the file says so any more?
+"""Was this image generated here, even where nothing in the file says so any more?
 
-`mark` adds a faint pattern to the brightness of a picture; `find` looks for it. The pattern is band-limited noise
+`mark` adds a faint pattern to the brightness of an image; `find` looks for it. The pattern is band-limited noise
 that a published key determines: no network, no training, nothing to load. Its band lies between what JPEG throws away
-and what faces are full of, its strength follows the picture's own texture, and it carries one bit: that it is there.
+and what faces are full of, its strength follows the image's own texture, and it carries one bit: that it is there.
 
-`find` whitens the picture, so that hair and skin count alike, and correlates it with the pattern at every place and
-mirror image that cutting up to a fifth off a picture and resizing the rest can lead to. Spread spectrum:
+`find` whitens the image, so that hair and skin count alike, and correlates it with the pattern at every place and
+mirror image that cutting up to a fifth off an image and resizing the rest can lead to. Spread spectrum:
 https://doi.org/10.1109/83.650120. Search by correlation after a crop: https://doi.org/10.1109/83.918570
 
-It tells honest people what a picture is; it does not stop dishonest ones: who knows the key can put the pattern into a
+It tells honest people what an image is; it does not stop dishonest ones: who knows the key can put the pattern into a
 photograph, or take it out. A rotation by more than about a degree, or a crop of more than a fifth, hides it. What it
 withstands is measured by `python evaluate.py watermark`. It knows neither files nor models.
 """
@@ -24,15 +24,15 @@ import numpy as np
 from numpy import fft
 from PIL import Image
 
-VERSION = 1  # of the pattern and its strength; receipts carry it
+VERSION = 1  # of the pattern and its strength; generation parameters carry it
 KEY = b"text-to-face watermark 1"
-SIDE = 128  # the pattern's own size; pictures of other sizes get it resized, and are resized to be looked at
+SIDE = 128  # the pattern's own size; images of other sizes get it resized, and are resized to be looked at
 LOW, HIGH = 0.07, 0.31  # cycles a pixel: below are the faces, above is what JPEG and resizing remove
-STRENGTH = 0.85  # grey levels, before the picture's texture is looked at
+STRENGTH = 0.85  # grey levels, before the image's texture is looked at
 FLAT, TEXTURED, PER_LEVEL = 0.6, 2.0, 0.12  # factor on even skin, at most, and its rise a grey level of texture
 WIDTHS = tuple(range(SIDE, 98, -2))  # how many of the original's pixels the longer side may still show
 GRID = 168  # of the Fourier transforms: room for the pattern at its largest, and of small factors
-LEAST_SIDE = 32  # of a picture, its longer side at 128: below, there is too little to look at
+LEAST_SIDE = 32  # of an image, its longer side at 128: below, there is too little to look at
 CUT = 2.0  # whitened values beyond this many local deviations are edges: they count no more than that
 SLACK = 2  # pixels that resizing may shift by
 NUM_TRIALS = 30_000  # fitted to 5,000 training photographs, see `p_value`
@@ -41,7 +41,7 @@ FOUND_BELOW = 1e-5  # p-value; measured on tens of thousands of photographs by `
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found: `score` in deviations from what a stranger's picture gives, and how probable that is by chance.
+    """What was found: `score` in deviations from what an unmarked image gives, and how probable that is by chance.
 
     `width` is how many of the original's 128 pixels the longer side still shows, `mirrored` whether it was flipped;
     both mean something only where the mark was `found`.
@@ -58,14 +58,14 @@ class Finding:
 
 
 def mark(pixels: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
-    """The picture with the pattern in it; only where `region` is true, all else stays byte for byte.
+    """The image with the pattern in it; only where `region` is true, all else stays byte for byte.
 
-    Pictures that differ a little are marked nearly alike. Shapes: uint8 [H, W, 3], bool [H, W] -> uint8 [H, W, 3].
+    Images that differ a little are marked nearly alike. Shapes: uint8 [H, W, 3], bool [H, W] -> uint8 [H, W, 3].
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
     if region is not None and region.shape != pixels.shape[:2]:
-        raise ValueError(f"region must be {list(pixels.shape[:2])} like the picture, got {list(region.shape)}")
+        raise ValueError(f"region must be {list(pixels.shape[:2])} like the image, got {list(region.shape)}")
     grey = brightness(pixels)
     texture = np.sqrt(np.maximum(_blurred((grey - _blurred(grey, 3.0)) ** 2, 3.0), 0.0))
     added = STRENGTH * np.clip(FLAT + PER_LEVEL * texture, FLAT, TEXTURED) * _fitted(*grey.shape)
@@ -74,7 +74,7 @@ def mark(pixels: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
 
 
 def find(pixels: np.ndarray) -> Finding:
-    """Look for the pattern in a picture of any size. Shapes: uint8 [H, W, 3]."""
+    """Look for the pattern in an image of any size. Shapes: uint8 [H, W, 3]."""
     height, width = pixels.shape[:2]
     if (height, width) != (SIDE, SIDE):
         scale = SIDE / max(height, width)
@@ -90,7 +90,7 @@ def find(pixels: np.ndarray) -> Finding:
         # Deviation where nothing is to be found: that of all places, among which most see a part of the pattern only
         spread = math.sqrt(float(np.square(matches).mean())) * GRID / view.side
         if spread < 1e-9:
-            return nothing  # a picture without any texture
+            return nothing  # an image without any texture
         down, across = (-np.arange(-SLACK, max(view.side - n, 0) + SLACK + 1) % GRID for n in (height, width))
         score = float(matches[np.ix_(down, across)].max()) / spread
         if score > best.score:
@@ -99,7 +99,7 @@ def find(pixels: np.ndarray) -> Finding:
 
 
 def p_value(score: float) -> float:
-    """How probable such a score is for a picture without the mark.
+    """How probable such a score is for an image without the mark.
 
     The best of many correlated Gaussian trials: 1 - (1 - Q(score))^n, with n fitted to real photographs.
     """
@@ -136,7 +136,7 @@ def _fitted(height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _View:
-    """The pattern as a picture would show it that was cut to `width` pixels, resized to SIDE and perhaps flipped."""
+    """The pattern as an image would show it that was cut to `width` pixels, resized to SIDE and perhaps flipped."""
 
     width: int
     mirrored: bool
@@ -156,7 +156,7 @@ def _views() -> tuple[_View, ...]:
     return tuple(found)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
 def brightness(pixels: np.ndarray) -> np.ndarray:
@@ -171,7 +171,7 @@ def _radius(height: int, width: int) -> np.ndarray:
 
 
 def _filtered(grey: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """By cosines, which see the picture mirrored at its edges: no false lines there."""
+    """By cosines, which see the image mirrored at its edges: no false lines there."""
     down, across = (_cosines(length).astype(grey.dtype, copy=False) for length in grey.shape)
     return down.T @ (down @ grey @ across.T * gain) @ across
 

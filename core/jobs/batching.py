@@ -1,9 +1,9 @@
 """How do many jobs share one engine, or a few of them?
 
 `EngineBatch` is what the queue drives (`core.jobs.worker.Batch`): it turns a job's stored request into a run of the
-engine of its model, steps all running jobs of a model together and reports pictures, previews and errors of each as
+engine of its model, steps all running jobs of a model together and reports images, previews and errors of each as
 events. A job that is to be refined has a second run, of another model perhaps (`core/jobs/refinement.py`). It does not
-know threads, HTTP or what draws.
+know threads, HTTP or what generates.
 """
 
 from __future__ import annotations
@@ -21,35 +21,44 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from core.engine import MAX_IMAGES, DrawRequest, Engine, EngineInfo, Interpolation, JobError, Picture, body_name
+from core.engine import (
+    MAX_IMAGES,
+    Engine,
+    EngineInfo,
+    GeneratedImage,
+    GenerationRequest,
+    Interpolation,
+    JobError,
+    body_name,
+)
 from core.imaging.image_io import is_white, read_image
 from core.jobs.job import Job, explained
 from core.jobs.models import Models
 from core.jobs.refinement import begin_refinement, keep_unrefined
-from core.jobs.result_files import image_url, latent_name, picture_name
+from core.jobs.result_files import image_name, image_url, latent_name
 
 log = logging.getLogger(__name__)
 
 
-def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
+def to_generation_request(request: Mapping[str, Any], info: EngineInfo) -> GenerationRequest:
     """A job's stored request as the engine wants it.
 
-    Raises JobError (`model_changed`) when it was accepted for other weights: its pictures would not be the same.
+    Raises JobError (`model_changed`) when it was accepted for other weights: its images would not be the same.
     """
     if request["model_hash"] != info.model_hash:
         message = f"The job was accepted for another version of the model than {info.name} as it is loaded now."
         raise JobError("model_changed", message, "Send the request again.")
     latent = request["latent"]
-    texts = [latent] * num_drawn(request) if isinstance(latent, str) else latent
+    texts = [latent] * num_generated(request) if isinstance(latent, str) else latent
     picture, mask, target = (request.get(name) for name in ("init_image", "mask", "interpolate_to"))
 
     def array(text: str) -> np.ndarray:
         return np.frombuffer(base64.b64decode(text), "<f4").reshape(info.latent_shape)
 
     found: dict[str, Any] = {"watermark": False}  # jobs of older servers were accepted without
-    found |= {field.name: request[body_name(field.name)] for field in fields(DrawRequest)
+    found |= {field.name: request[body_name(field.name)] for field in fields(GenerationRequest)
               if body_name(field.name) in request}
-    return DrawRequest(**found | {
+    return GenerationRequest(**found | {
         "latents": texts and np.stack([array(text) for text in texts]),
         "init_image": picture and read_image(base64.b64decode(picture)),
         "mask": mask and is_white(read_image(base64.b64decode(mask))),
@@ -57,8 +66,8 @@ def draw_request(request: Mapping[str, Any], info: EngineInfo) -> DrawRequest:
     })
 
 
-def num_drawn(request: Mapping[str, Any]) -> int:
-    """How many pictures are drawn for a request, kept or not."""
+def num_generated(request: Mapping[str, Any]) -> int:
+    """How many images are generated for a request, kept or not."""
     return request.get("candidates") or request["n_images"]
 
 
@@ -66,14 +75,14 @@ def rows_of(request: Mapping[str, Any], info: EngineInfo) -> int:
     """Rows that the network computes a step for a request: of every image one or two, by its guidance, and two more a
     slider."""
     scale, (low, high) = request["guidance_scale"], (1.0, 1.0)
-    if info.one_pass is not None and not request["negative_prompt"]:
-        low, high = info.one_pass
+    if info.guidance_range is not None and not request["negative_prompt"]:
+        low, high = info.guidance_range
     passes = 1 if scale == 0 or low <= scale <= high else 2
-    return num_drawn(request) * (passes + 2 * len(request.get("attributes") or {}))
+    return num_generated(request) * (passes + 2 * len(request.get("attributes") or {}))
 
 
 def steps_of(request: Mapping[str, Any]) -> int:
-    """Steps that are done for a request: those that a picture or a latent to begin with makes needless are not."""
+    """Steps that are done for a request: those that an image or a latent to begin with makes needless are not."""
     share = request.get("strength", 1.0) if request.get("init_image") else 1 - request["start_timestep"]
     share += (request.get("refine") or {}).get("strength", 0.0)
     return round(request["n_inf_steps"] * share)
@@ -83,7 +92,7 @@ class Watcher(Protocol):
     """Who is told what the engine does."""
 
     def stepped(self, seconds: float) -> None: ...
-    def drew(self, num_images: int) -> None: ...
+    def generated(self, num_images: int) -> None: ...
     def ended(self, succeeded: bool) -> None: ...
 
 
@@ -104,7 +113,7 @@ class StepCosts:
         with self._lock:
             self._steps.setdefault(rows, deque(maxlen=self.KEPT)).append(seconds)
 
-    def drew(self, num_images: int, seconds: float) -> None:
+    def generated(self, num_images: int, seconds: float) -> None:
         """Finished images were decoded, assessed and written."""
         with self._lock:
             self._pictures.append(seconds / num_images)
@@ -126,8 +135,8 @@ class StepCosts:
 class Running:
     """A job with its run in the engine of its model.
 
-    `before` steps are behind its run, those that drew what is refined, and `after` are to come when it is finished.
-    A run that is finished while steps are to come waits for the model that refines.
+    `before` steps are behind its run, those that generated what is refined, and `after` are to come when it is
+    finished. A run that is finished while steps are to come waits for the model that refines.
     """
 
     job: Job
@@ -187,21 +196,21 @@ class EngineBatch:
         return frozenset(one.model for one in tuple(self._running) if not one.waits)
 
     def has_room(self, job: Job) -> bool:
-        wanted, name = num_drawn(job.request), self._name_of(job)
+        wanted, name = num_generated(job.request), self._name_of(job)
         if not self._running:
             return True
         fits = self.num_images + wanted <= self._max_images and self._models.has_room_for(name, self.models_in_use)
         return fits and not any(one.waits for one in self._running)  # or those would never have their turn
 
     def admit(self, job: Job) -> None:
-        """Begin to draw. The newcomer steps first: who watches sees at once that something happens.
+        """Begin to generate. The newcomer steps first: who watches sees at once that something happens.
 
-        Raises JobError when it cannot be drawn.
+        Raises JobError when it cannot be generated.
         """
         name = self._name_of(job)
         engine = self._engine_for(job, name)
         try:
-            run = engine.begin(draw_request(job.request, engine.info))
+            run = engine.start(to_generation_request(job.request, engine.info))
         except ValueError as error:
             raise JobError("invalid_request", f"The model refused the request: {error}.") from error
         after = job.request["n_inf_steps"] if job.request.get("refine") else 0
@@ -221,9 +230,9 @@ class EngineBatch:
         """Forget a job that was cancelled."""
         self._running = deque(one for one in self._running if one.job is not job)
 
-    def rest(self) -> bool:
+    def on_idle(self) -> bool:
         """Let the loaded engines use that nobody waits; False: they have nothing left to do."""
-        return self._models.rest()
+        return self._models.on_idle()
 
     def step(self) -> Iterator[tuple[Job, JobError | None]]:
         """Take as many jobs as fit one step further; yields those that ended, with what they failed of if they did."""
@@ -294,7 +303,7 @@ class EngineBatch:
         return every is not None and (last is None or time.perf_counter() - last >= every)
 
     def _report(self, one: Running) -> bool:
-        """Tell the job how far it is; True when its pictures are there. Raises JobError."""
+        """Tell the job how far it is; True when its images are there. Raises JobError."""
         job, run, engine = one.job, one.run, one.engine
         if run.error is not None:
             raise run.error
@@ -305,26 +314,26 @@ class EngineBatch:
             if one.done % job.request["stream_freq"] == 0 or self._is_time(job):
                 self._previewed[job] = time.perf_counter()
                 previews = engine.previews(run)
-                files = {picture_name(picture.index, one.done): picture.png for picture in previews}
+                files = {image_name(picture.index, one.done): picture.png for picture in previews}
                 files |= {latent_name(picture.index, one.done): picture.latent for picture in previews}
                 job.keep(files, [("preview", update(one, picture)) for picture in previews])
             return False
         began = time.perf_counter()
         pictures = engine.pictures(run)
-        files = {picture_name(picture.index): picture.png for picture in pictures}
+        files = {image_name(picture.index): picture.png for picture in pictures}
         files |= {latent_name(picture.index): picture.latent for picture in pictures}
         for picture in pictures:
-            about = {**update(one, picture), **picture.about, "url": image_url(job.id, picture.index)}
+            about = {**update(one, picture), **picture.assessment, "url": image_url(job.id, picture.index)}
             if one.before:
                 about["before"] = f"{about['url']}?t={one.before}"
             job.emit("image", about, files)
             files = {}  # all were written with the first: one wait for the disk instead of eight
-        self.costs.drew(run.num_images, time.perf_counter() - began)
-        self._watcher.drew(len(pictures))
-        log.info("job %s drawn", job.id, extra={"job_id": job.id})
+        self.costs.generated(run.num_images, time.perf_counter() - began)
+        self._watcher.generated(len(pictures))
+        log.info("job %s generated", job.id, extra={"job_id": job.id})
         return True
 
 
-def update(one: Running, picture: Picture) -> dict[str, int]:
-    """What an event says of a picture."""
+def update(one: Running, picture: GeneratedImage) -> dict[str, int]:
+    """What an event says of an image."""
     return {"index": picture.index, "seed": picture.seed, "t": one.done, "total_t": one.total}

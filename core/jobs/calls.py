@@ -1,6 +1,6 @@
 """How does another thread have something done between two steps?
 
-The engine is used by one thread alone, so whoever else wants something of it (a picture encoded, say) leaves a function
+The engine is used by one thread alone, so whoever else wants something of it (an image encoded, say) leaves a function
 here and waits for its result. It does not know what the functions do.
 """
 

@@ -1,6 +1,6 @@
 """What is a job, and how does anything become known about it?
 
-A job is a record of facts, one append-only list of events, and named files for what is too big for an event (pictures,
+A job is a record of facts, one append-only list of events, and named files for what is too big for an event (images,
 latents). Polling, Server-Sent Events and tests all read these. Whatever happens is committed to the store first and
 shown second, under the one lock that all jobs share; so a reader sees nothing that a crash could take back, and never
 the half of an update. Files are written before that, outside the lock.
@@ -46,7 +46,7 @@ PREVIEW_BUDGET = 8 * 2**20  # bytes of files that may be dropped, a job
 @dataclass(kw_only=True, eq=False)
 class Summary(Record):
     """A job as a list shows it. `files` names its lasting files; `finals` is what the events of the last ones say;
-    `marks` is what was decided about its pictures."""
+    `marks` is what was decided about its images."""
 
     queue_position: int | None = None
     files: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Snapshot(Summary):
 
     @property
     def events_of_this_run(self) -> tuple[Event, ...]:
-        """The events since the server last started, but those of deleted pictures: earlier ones tell of work that was
+        """The events since the server last started, but those of deleted images: earlier ones tell of work that was
         lost and is done again."""
         starts = [i for i, event in enumerate(self.events) if event.data.get("restarted")]
         events = self.events[starts[-1] :] if starts else self.events
@@ -80,7 +80,7 @@ class Job(Record):
     """One piece of work. Clients are told its `parameters`; its `request` is all that is needed to do it (again)."""
 
     request: Mapping[str, Any]
-    ledger: Ledger = field(repr=False)
+    event_log: EventLog = field(repr=False)
     queue_position: int | None = None
     events: list[Event] = field(default_factory=list, repr=False)
     stored: dict[str, StoredFile] = field(default_factory=dict, repr=False)  # by name
@@ -98,9 +98,9 @@ class Job(Record):
         self._assert_open()
         with _disk_troubles():
             if files:
-                self.ledger.store.write_files(self.id, files, durable=True)
+                self.event_log.store.write_files(self.id, files, durable=True)
             lasting = [StoredFile(name, len(content)) for name, content in (files or {}).items()]
-            self.ledger.write([News(self, events=[(kind, data)], files=lasting)])
+            self.event_log.write([JobUpdate(self, events=[(kind, data)], files=lasting)])
 
     def keep(self, files: Mapping[str, bytes], events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> None:
         """Keep files that may be dropped, such as the previews of one step, and append events that tell of them.
@@ -110,42 +110,43 @@ class Job(Record):
         """
         self._assert_open()
         with _disk_troubles():
-            self.ledger.store.write_files(self.id, files, durable=False)
+            self.event_log.store.write_files(self.id, files, durable=False)
             made = [StoredFile(name, len(content), self.done) for name, content in files.items()]
             others = [other for other in self.stored.values() if other.name not in files]
             dropped = superfluous([*others, *made], PREVIEW_BUDGET)
-            self.ledger.write([News(self, events=events, files=made, dropped=dropped)])  # one commit for all of it
-            self.ledger.store.remove_files(self.id, dropped)
+            # one commit for all of it
+            self.event_log.write([JobUpdate(self, events=events, files=made, dropped=dropped)])
+            self.event_log.store.remove_files(self.id, dropped)
 
     def progress(self, done: int, total: int) -> None:
         """Say that `done` of `total` steps are behind us. Raises: as `emit`."""
         self._assert_open()
         with _disk_troubles():
             shown = {"done": done, "total": total}
-            self.ledger.write([News(self, shown=shown, events=[("progress", {"t": done, "total_t": total})])])
+            self.event_log.write([JobUpdate(self, shown=shown, events=[("progress", {"t": done, "total_t": total})])])
 
     def snapshot(self) -> Snapshot:
         """Everything about the job but the contents of its files."""
-        with self.ledger.changed:
+        with self.event_log.changed:
             lasting = tuple(file.name for file in self.stored.values() if file.moment is None)
             return Snapshot(**facts(self), queue_position=self.queue_position, files=lasting, events=tuple(self.events),
                             marks=self.marks)
 
     def events_after(self, last: int) -> Sequence[Event]:
         """The events whose id is above `last`."""
-        with self.ledger.changed:
+        with self.event_log.changed:
             return self.events[bisect_right(self.events, last, key=lambda event: event.id) :]
 
     def file_names(self) -> tuple[str, ...]:
         """The names of all files there are now."""
-        with self.ledger.changed:
+        with self.event_log.changed:
             return tuple(self.stored)
 
     def file(self, name: str) -> bytes | None:
         """The content of a file, read from the disk; None when there is none of this name, or it was dropped."""
-        with self.ledger.changed:
+        with self.event_log.changed:
             known = name in self.stored
-        return self.ledger.store.read_file(self.id, name) if known else None
+        return self.event_log.store.read_file(self.id, name) if known else None
 
     def _assert_open(self) -> None:
         if self.finished:
@@ -153,8 +154,8 @@ class Job(Record):
 
 
 @dataclass
-class News:
-    """What is to be known about one job next: `columns` are stored and shown, `shown` lives in the memory alone."""
+class JobUpdate:
+    """A change of one job: `columns` are stored and shown, `shown` lives in the memory alone."""
 
     job: Job
     columns: dict[str, Any] = field(default_factory=dict)
@@ -164,8 +165,8 @@ class News:
     dropped: Sequence[str] = ()
 
 
-class Ledger:
-    """Where everything about jobs is written down first and shown second, under the one lock of all jobs."""
+class EventLog:
+    """The event log of all jobs: everything is committed first and shown second, under one lock."""
 
     def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self.store, self.clock = store, clock
@@ -173,37 +174,37 @@ class Ledger:
 
     def write(
         self,
-        news: Sequence[News],
+        updates: Sequence[JobUpdate],
         *,
         durable: bool = False,
         save: Callable[[Sequence[Change]], None] | None = None,
     ) -> None:
         """Commit all of it, then show it. When the store refuses (StoreError), nothing has changed."""
         with self.changed:
-            changes = [self._change(item) for item in news]
+            changes = [self._change(item) for item in updates]
             if save is not None:
                 save(changes)
             else:
                 self.store.save(changes, durable=durable)
-            self._show(news, changes)
+            self._show(updates, changes)
 
-    def show(self, news: Sequence[News]) -> None:
+    def show(self, updates: Sequence[JobUpdate]) -> None:
         """Show what could not be committed."""
         with self.changed:
-            self._show(news, [self._change(item) for item in news])
+            self._show(updates, [self._change(item) for item in updates])
 
-    def _change(self, news: News) -> Change:
-        job, state = news.job, news.columns.get("state", news.job.state)
+    def _change(self, updates: JobUpdate) -> Change:
+        job, state = updates.job, updates.columns.get("state", updates.job.state)
         if job.finished:
             raise RuntimeError(f"job {job.id} is {job.state}; nothing can happen to it any more")
         if state != job.state and state not in TRANSITIONS[job.state]:
             raise RuntimeError(f"job {job.id} cannot go from {job.state} to {state}")
         first, now = (job.events[-1].id if job.events else 0) + 1, self.clock()
-        events = [Event(i, kind, now, dict(data)) for i, (kind, data) in enumerate(news.events, first)]
-        return Change(job.number, news.columns, events, news.files, news.dropped)
+        events = [Event(i, kind, now, dict(data)) for i, (kind, data) in enumerate(updates.events, first)]
+        return Change(job.number, updates.columns, events, updates.files, updates.dropped)
 
-    def _show(self, news: Sequence[News], changes: Sequence[Change]) -> None:
-        for item, change in zip(news, changes, strict=True):
+    def _show(self, updates: Sequence[JobUpdate], changes: Sequence[Change]) -> None:
+        for item, change in zip(updates, changes, strict=True):
             job = item.job
             for name, value in chain(item.columns.items(), item.shown.items()):
                 setattr(job, name, value)

@@ -17,7 +17,7 @@ from typing import Any
 from core.engine import JobError
 from core.jobs.admission import Admission
 from core.jobs.clock import Ended
-from core.jobs.job import Job, Ledger, News, State, disk_refused, facts
+from core.jobs.job import EventLog, Job, JobUpdate, State, disk_refused, facts
 from core.jobs.records import Change, Record
 from core.jobs.storage_errors import StoreError
 from core.jobs.store import Store
@@ -35,8 +35,8 @@ class LifeCycle:
         self, store: Store, admission: Admission, clock: Callable[[], float], elapsed: Callable[[], float]
     ) -> None:
         self._store, self._admission, self._clock, self._elapsed = store, admission, clock, elapsed
-        self._ledger = Ledger(store, clock)
-        self.changed = self._ledger.changed
+        self._event_log = EventLog(store, clock)
+        self.changed = self._event_log.changed
         self.live: dict[str, Job] = {}  # waiting and running; the others are in the store alone
         self.waiting: Sequence[Job] = ()  # in the order of submission; replaced as a whole, never changed
         self.running: dict[str, Job] = {}
@@ -54,9 +54,9 @@ class LifeCycle:
     def enter(self, record: Record, request: Mapping[str, Any], save: Callable[[Sequence[Change]], None]) -> Job:
         """A new job waits; `save` writes it down, together with what its coming changes."""
         with self.changed:
-            job = Job(**facts(record), request=dict(request), ledger=self._ledger)
+            job = Job(**facts(record), request=dict(request), event_log=self._event_log)
             waiting = [*self.waiting, job]
-            self._ledger.write(self._moved(waiting), save=save)
+            self._event_log.write(self._moved(waiting), save=save)
             self.waiting, self.live[job.id] = waiting, job
             return job
 
@@ -69,7 +69,7 @@ class LifeCycle:
             if job.delete_requested:
                 self._store.delete(job)
             elif job.cancel_requested:
-                self._ledger.write([self._ending(job, _cancelled("while it ran"))], durable=True)
+                self._event_log.write([self._ending(job, _cancelled("while it ran"))], durable=True)
             else:
                 again.append(job)
                 self.live[job.id] = job
@@ -82,7 +82,7 @@ class LifeCycle:
         request = self._store.request(record.number)
         if request is None:  # read last: what a deleted job had may be half gone
             return None
-        return Job(**facts(record), request=request, ledger=self._ledger, events=events,
+        return Job(**facts(record), request=request, event_log=self._event_log, events=events,
                    stored={file.name: file for file in files}, marks=self._store.marks([record.number])[record.number])
 
     # ---- what a client asked for
@@ -93,15 +93,15 @@ class LifeCycle:
             if job.state == "queued":
                 others = [other for other in self.waiting if other is not job]
                 ending = self._ending(job, _cancelled("before it started"))
-                self._ledger.write([ending, *self._moved(others)], durable=True)
+                self._event_log.write([ending, *self._moved(others)], durable=True)
                 self.waiting = others
                 del self.live[job.id]
             elif job.state == "running" and not job.cancel_requested:
-                self._ledger.write([News(job, {"cancel_requested": True})], durable=True)
+                self._event_log.write([JobUpdate(job, {"cancel_requested": True})], durable=True)
 
     def request_deletion(self, job: Job) -> None:
         """Note that a running job is to be removed when it ends."""
-        self._ledger.write([News(job, {"delete_requested": True})], durable=True)
+        self._event_log.write([JobUpdate(job, {"delete_requested": True})], durable=True)
 
     # ---- running, and the end
 
@@ -110,7 +110,7 @@ class LifeCycle:
         with self.changed:
             columns = {"state": "running", "started_at": self._clock()}
             status = ("status", {"status": "running", "error": None})
-            self._ledger.write([News(job, columns, {"queue_position": None}, [status])])
+            self._event_log.write([JobUpdate(job, columns, {"queue_position": None}, [status])])
             self.waiting = [other for other in self.waiting if other is not job]
             self.running[job.id], self._began[job.id] = job, self._elapsed()
             self._admission.take_turn(job.client)
@@ -118,7 +118,7 @@ class LifeCycle:
     def move_up(self) -> None:
         """Tell every waiting job whose place is another now."""
         with self.changed:
-            self._ledger.write(self._moved(self.waiting))
+            self._event_log.write(self._moved(self.waiting))
 
     def end(self, job: Job, error: JobError | None) -> None:
         """Finish a running job; an accepted cancel is kept, even at the last step."""
@@ -127,14 +127,14 @@ class LifeCycle:
         with self.changed:
             try:
                 if job.delete_requested:  # gone from the store; those who hold the job still see its end
-                    self._ledger.write([self._ending(job, error)], save=lambda _: self._store.delete(job))
+                    self._event_log.write([self._ending(job, error)], save=lambda _: self._store.delete(job))
                 else:
-                    self._ledger.write([self._ending(job, error)], durable=True)
+                    self._event_log.write([self._ending(job, error)], durable=True)
                 del self.live[job.id]
             except StoreError as refused:  # stays in the memory: in the store it is unfinished and will run again
                 log.error("job %s ended, which cannot be written down: %s", job.id, refused)
                 lost = disk_refused(refused)
-                self._ledger.show([self._ending(job, error or lost)])
+                self._event_log.show([self._ending(job, error or lost)])
             del self.running[job.id]
             self._last_duration_s = self._elapsed() - self._began.pop(job.id)
             self.ended.add(job.number)
@@ -151,7 +151,7 @@ class LifeCycle:
 
     # ---- within
 
-    def _ending(self, job: Job, error: JobError | None) -> News:
+    def _ending(self, job: Job, error: JobError | None) -> JobUpdate:
         state: State = "succeeded" if error is None else "cancelled" if error.code == "cancelled" else "failed"
         told = None if error is None else error.to_dict()
         status = {"status": state, "error": told}
@@ -159,34 +159,34 @@ class LifeCycle:
         columns = {"state": state, "finished_at": self._clock(), "error": told, "done": job.done, "total": job.total}
         if state == "cancelled":
             columns["cancel_requested"] = True
-        return News(job, columns, {"queue_position": None}, [("status", status), ("done", done)])
+        return JobUpdate(job, columns, {"queue_position": None}, [("status", status), ("done", done)])
 
-    def _moved(self, waiting: Sequence[Job]) -> Sequence[News]:
+    def _moved(self, waiting: Sequence[Job]) -> Sequence[JobUpdate]:
         order = enumerate(self._admission.order(waiting), start=1)
         return [_placed(job, position) for position, job in order if job.queue_position != position]
 
     def _queue_again(self, jobs: Sequence[Job]) -> None:
         """Put jobs back in their old places, without the previews of what will be done again."""
         waiting = sorted((*self.waiting, *jobs), key=lambda job: job.number)
-        news = []
+        updates = []
         for position, job in enumerate(self._admission.order(waiting), start=1):
             if job in jobs:
                 status = {"status": "queued", "queue_position": position, "error": None, "restarted": True}
                 columns = {"state": "queued", "started_at": None}
                 shown = {"done": 0, "total": 0, "queue_position": position}
                 previews = [file.name for file in job.stored.values() if file.moment is not None]
-                news.append(News(job, columns, shown, [("status", status)], dropped=previews))
+                updates.append(JobUpdate(job, columns, shown, [("status", status)], dropped=previews))
             elif job.queue_position != position:
-                news.append(_placed(job, position))
-        self._ledger.write(news, durable=True)
+                updates.append(_placed(job, position))
+        self._event_log.write(updates, durable=True)
         self.waiting = waiting
-        for item in news:
+        for item in updates:
             self._store.remove_files(item.job.id, item.dropped)
 
 
-def _placed(job: Job, position: int) -> News:
+def _placed(job: Job, position: int) -> JobUpdate:
     status = {"status": "queued", "queue_position": position, "error": None}
-    return News(job, shown={"queue_position": position}, events=[("status", status)])
+    return JobUpdate(job, shown={"queue_position": position}, events=[("status", status)])
 
 
 def _cancelled(when: str) -> JobError:

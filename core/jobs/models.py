@@ -192,6 +192,6 @@ class Models:
         free = self._free_bytes()
         return free is not None and free >= SPARE * self._measured.get(name, 2 * self._sources[name].num_bytes())
 
-    def rest(self) -> bool:
+    def on_idle(self) -> bool:
         """Let a loaded model use that nobody waits; False: nothing is left to do."""
-        return any(engine.rest() for engine in tuple(self._loaded.values()))
+        return any(engine.on_idle() for engine in tuple(self._loaded.values()))

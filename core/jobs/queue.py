@@ -62,7 +62,7 @@ class JobQueue:
     Unfinished jobs of `store` are put back into the queue at once, beyond any bound. The store stays its maker's to
     close, after `close` and `join`. Any method may raise StoreError when the disk fails.
 
-    `images` takes what people decide about single pictures.
+    `images` takes what people decide about single images.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class JobQueue:
         `name` is what lists search in and makes the id readable; `parameters` are shown to clients; `request` is
         whatever JSON the batch needs to do the work, now or after a restart. When the `client` has used this
         `idempotency_key` before, its first job is returned and nothing is added; `fingerprint` says whether it asks
-        for the same (unless given, the request must be equal; a request in which a seed was drawn never is).
+        for the same (unless given, the request must be equal; a request in which a seed was generated never is).
 
         Raises: IdempotencyConflict for another fingerprint, QueueFull, QueueClosed, StoreError; TypeError or
         ValueError for a request that JSON cannot hold.
@@ -173,7 +173,7 @@ class JobQueue:
             self._jobs.live.pop(job.id, None)
 
     def delete_but_favourites(self, job_id: str) -> None:
-        """Delete the pictures of a job that are no favourites, or all of it where none is. Raises: as `delete`."""
+        """Delete the images of a job that are no favourites, or all of it where none is. Raises: as `delete`."""
         if not self.images.delete_all_but_favourites(job_id):
             self.delete(job_id)
 

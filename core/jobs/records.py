@@ -31,7 +31,7 @@ class StoredFile:
 
 
 class Marks(NamedTuple):
-    """Which pictures of a job, by index, are favourites and which are deleted."""
+    """Which images of a job, by index, are favourites and which are deleted."""
 
     favourites: frozenset[int] = frozenset()
     deleted: frozenset[int] = frozenset()

@@ -1,10 +1,10 @@
-"""How does a finished picture become the beginning of another?
+"""How does a finished image become the beginning of another?
 
-A job that is to be refined is drawn as any other. Then its pictures are enlarged to what the refining model draws and
-changed a little by image to image (https://arxiv.org/abs/2108.01073), all of a job in one run. Both are kept: the
-picture before is that of the last step of the first run.
+A job that is to be refined is generated as any other. Then its images are enlarged to what the refining model generates
+and changed a little by image to image (https://arxiv.org/abs/2108.01073), all of a job in one run. Both are kept: the
+image before is that of the last step of the first run.
 
-It does not know when that happens (`core/jobs/batching.py`), nor what draws.
+It does not know when that happens (`core/jobs/batching.py`), nor what generates.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from core.engine import DrawRequest, Engine, JobError, Picture, usual_sampler
+from core.engine import Engine, GeneratedImage, GenerationRequest, JobError, usual_sampler
 from core.imaging.image_io import crop_square
 from core.jobs.job import Job
-from core.jobs.result_files import latent_name, picture_name
+from core.jobs.result_files import image_name, latent_name
 
 
 def begin_refinement(engine: Engine, request: Mapping[str, Any], pictures: Sequence[np.ndarray]) -> Any:
-    """The run that refines these pictures, uint8 [h, w, 3], each from its own latent; the i-th has the seed + i.
+    """The run that refines these images, uint8 [h, w, 3], each from its own latent; the i-th has the seed + i.
 
     Raises JobError: `model_changed` when the request was accepted for other weights, `invalid_request`.
     """
@@ -31,7 +31,7 @@ def begin_refinement(engine: Engine, request: Mapping[str, Any], pictures: Seque
                        "Send the request again.")
     prompt = request["prompt"] if wanted.get("prompt") is None else wanted["prompt"]
     try:
-        return engine.begin(DrawRequest(
+        return engine.start(GenerationRequest(
             prompt=prompt,
             num_images=len(pictures),
             num_inference_steps=request["n_inf_steps"],
@@ -47,9 +47,9 @@ def begin_refinement(engine: Engine, request: Mapping[str, Any], pictures: Seque
         raise JobError("invalid_request", f"The refining model refused the request: {error}.") from error
 
 
-def keep_unrefined(job: Job, done: int, total: int, pictures: Sequence[Picture]) -> None:
-    """Keep the finished pictures of the first run for as long as the job, as those of its step `done`."""
-    files = {picture_name(picture.index, done): picture.png for picture in pictures}
+def keep_unrefined(job: Job, done: int, total: int, pictures: Sequence[GeneratedImage]) -> None:
+    """Keep the finished images of the first run for as long as the job, as those of its step `done`."""
+    files = {image_name(picture.index, done): picture.png for picture in pictures}
     files |= {latent_name(picture.index, done): picture.latent for picture in pictures}
     for picture in pictures:
         event = {"index": picture.index, "seed": picture.seed, "t": done, "total_t": total}

@@ -1,7 +1,7 @@
 """In which thread does the engine live, and how does everybody else ask it?
 
 `EngineService` makes the engine in the worker's thread, drives the queue there and answers calls from other threads.
-It knows neither HTTP nor what draws.
+It knows neither HTTP nor what generates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class EngineService:
         max_batch: int | None,
         watermark: bool = True,
     ) -> None:
-        self.watermark = watermark  # of the pictures of jobs that are accepted from now on
+        self.watermark = watermark  # of the images of jobs that are accepted from now on
         self.models = engines if isinstance(engines, Models) else Models([ModelSource("", engines)])
         self._store, self._watcher, self._max_batch = store, watcher, max_batch
         self.queue = queue

@@ -146,10 +146,10 @@ class Store:
             self._reserve.refill()
         return [job.id for job in gone]
 
-    # ---- single pictures
+    # ---- single images
 
     def mark_favourite(self, number: int, picture: int, is_favourite: bool) -> None:
-        """Make a picture of job `number` a favourite or none, durably. A second time changes nothing."""
+        """Make an image of job `number` a favourite or none, durably. A second time changes nothing."""
         place = "(SELECT coalesce(max(favourite), 0) + 1 FROM marks)" if is_favourite else "NULL"
         update = f"coalesce(favourite, {place})" if is_favourite else "NULL"
         with self._database.transaction(durable=True) as db:
@@ -157,7 +157,7 @@ class Store:
                        f"ON CONFLICT DO UPDATE SET favourite = {update}", (number, picture))
 
     def mark_deleted(self, number: int, picture: int, at: float | None) -> None:
-        """Delete a picture of job `number`, durably, or bring it back (None): its files stay until `purge`."""
+        """Delete an image of job `number`, durably, or bring it back (None): its files stay until `purge`."""
         with self._database.transaction(durable=True) as db:
             db.execute("INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
                        "ON CONFLICT DO UPDATE SET deleted_at = coalesce(deleted_at, excluded.deleted_at)"
@@ -166,7 +166,7 @@ class Store:
                        "ON CONFLICT DO UPDATE SET deleted_at = NULL", (number, picture, at))
 
     def marks(self, numbers: Sequence[int]) -> dict[int, Marks]:
-        """What was decided about the pictures of each of these jobs."""
+        """What was decided about the images of each of these jobs."""
         found = {}
         for number in numbers:
             rows = self._read("SELECT picture, favourite, deleted_at FROM marks WHERE job = ?", (number,))
@@ -175,7 +175,7 @@ class Store:
         return found
 
     def purge(self, before: float) -> None:
-        """Remove the files of pictures that were deleted before this time; a job that has no other goes with them."""
+        """Remove the files of images that were deleted before this time; a job that has no other goes with them."""
         rows = self._read("SELECT number, id, picture FROM marks JOIN jobs ON number = job WHERE deleted_at < ?",
                           (before,))
         for number, job_id, picture in rows:
@@ -221,7 +221,7 @@ class Store:
         favourites: bool = False,
     ) -> list[Record]:
         """Up to `limit` jobs, newest first: those numbered `below`, in one of `states`, with `text` in their names or,
-        where it is a number, among their seeds, with a favourite picture.
+        where it is a number, among their seeds, with a favourite image.
         """
         wanted: list[tuple[str, Sequence[Any]]] = []
         if below is not None:

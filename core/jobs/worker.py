@@ -15,7 +15,7 @@ from core.jobs.job import Job
 from core.jobs.storage_errors import StoreError
 
 PRUNE_EVERY_S = 60.0  # jobs also expire while nothing else happens
-REST_AFTER_S = 1.0  # without work; before, whoever waited for the server to start may be about to ask
+IDLE_AFTER_S = 1.0  # without work; before, whoever waited for the server to start may be about to ask
 WAIT_AFTER_FAULT_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Batch(Protocol):
         exception fails every job that is still in the batch.
         """
 
-    def rest(self) -> bool:
+    def on_idle(self) -> bool:
         """Nothing has been asked for a while: do a bit (under a second) of what later jobs profit from. False: nothing
         is left to do."""
 
@@ -60,13 +60,13 @@ class Queue(Protocol):
 
 def work(queue: Queue, setup: Callable[[], Batch | None]) -> None:
     """Work in this thread: `setup()` first (None ends it), then tick after tick until the queue is stopped."""
-    batch, resting, told = None, True, ""
+    batch, idling, told = None, True, ""
     try:
         batch = setup()
         while batch is not None and not queue.stopped():
             try:
-                if not queue.run_next(batch, timeout_s=REST_AFTER_S if resting else PRUNE_EVERY_S):
-                    resting = resting and batch.rest()
+                if not queue.run_next(batch, timeout_s=IDLE_AFTER_S if idling else PRUNE_EVERY_S):
+                    idling = idling and batch.on_idle()
                 told = ""
             except Exception as error:  # the disk is full, say: jobs wait until it is not
                 if not isinstance(error, StoreError):

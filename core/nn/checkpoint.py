@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from core.command import UserError, patience
+from core.command import UserError, defer_signals
+from core.nn.weight_keys import upgrade_keys
 
 INDEX = "model_index.json"
 FORMAT = 1
@@ -122,7 +123,7 @@ def save_component(
     with open(aside, "rb+") as handle:
         os.fsync(handle.fileno())
     digest = file_hash(aside)
-    with patience(then_stop=True):  # weights and index belong together: Ctrl-C waits for both
+    with defer_signals(then_stop=True):  # weights and index belong together: Ctrl-C waits for both
         os.replace(aside, weights)
         write_json(target / "config.json", dict(config))
         components = _components(folder)
@@ -148,7 +149,7 @@ def load_component(folder: str | Path, component: str) -> tuple[dict[str, Any], 
     if file_hash(weights) != entry["sha256"]:
         raise ModelFolderError(f"{weights} does not match {INDEX}: damaged or half-copied; restore the folder")
     try:
-        settings, tensors = json.loads(config.read_text()), load_file(weights)
+        settings, tensors = json.loads(config.read_text()), upgrade_keys(load_file(weights))
     except (SafetensorError, ValueError) as error:
         raise ModelFolderError(f"{folder / component} cannot be read ({error}); restore the folder") from error
     return settings, {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -165,8 +166,8 @@ def read_component_config(folder: str | Path, component: str) -> dict[str, Any]:
         raise ModelFolderError(f"{path} is damaged ({error}); restore the folder") from error
 
 
-def save_difference(folder: str | Path, component: str, state: Mapping[str, Tensor], base: Mapping[str, Tensor],
-                    config: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> str:
+def save_delta(folder: str | Path, component: str, state: Mapping[str, Tensor], base: Mapping[str, Tensor],
+               config: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> str:
     """Write a component that was trained on from another as what it adds to the weights of that, in 8 bits a weight.
 
     A tensor's first axis has a scale for each of its rows; what ``base`` lacks counts as 0. Half the size of fp16, and
@@ -182,8 +183,8 @@ def save_difference(folder: str | Path, component: str, state: Mapping[str, Tens
     return save_component(folder, component, tensors, config, half=False, extra=extra)
 
 
-def load_difference(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that `save_difference` was given, from the tensors of the component and those it was trained from."""
+def load_delta(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that `save_delta` was given, from the tensors of the component and those it was trained from."""
     state = {}
     for name, value in tensors.items():
         if not name.endswith(".scale"):

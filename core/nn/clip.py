@@ -1,4 +1,4 @@
-"""What does a sentence mean in pictures? The text encoder, and the image tower that it learns with.
+"""What does a sentence mean in images? The text encoder, and the image tower that it learns with.
 
 A small CLIP: a transformer over sub-words and a convolutional tower over pixels, whose outputs are compared. The text
 side conditions the UNet; the feature maps of the image side serve the VAE as a perceptual loss. Here are the networks
@@ -53,14 +53,14 @@ class TextBlock(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.ff = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, L, D]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.feed(self.norm2(x))
+        return x + self.ff(self.norm2(x))
 
 
 class TextEncoder(nn.Module):
@@ -88,25 +88,25 @@ class ImageTower(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         widths = config.image_channels
-        self.door = nn.Conv2d(48, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(48, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
             nn.Sequential(*(ResBlock(width) for _ in range(blocks)))
             for width, blocks in zip(widths, config.image_blocks, strict=True)
         )
-        self.downs = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.downsample = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.norm = PixelNorm(widths[-1])
-        self.head = nn.Linear(widths[-1], config.embed_dim)
+        self.projection = nn.Linear(widths[-1], config.embed_dim)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps at H/4, H/8 and H/16, each [B, C, h, w]; the VAE's perceptual loss compares these."""
-        x = self.door(F.pixel_unshuffle(images, 4))
+        x = self.conv_in(F.pixel_unshuffle(images, 4))
         maps = [self.stages[0](x)]
-        for down, stage in zip(self.downs, list(self.stages)[1:], strict=True):
+        for down, stage in zip(self.downsample, list(self.stages)[1:], strict=True):
             maps.append(stage(down(F.pixel_unshuffle(maps[-1], 2))))
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(F.silu(self.norm(self.features(images)[-1])).mean((2, 3)))
+        return self.projection(F.silu(self.norm(self.features(images)[-1])).mean((2, 3)))
 
 
 class CLIP(nn.Module):
@@ -116,7 +116,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.config = config
         self.text = TextEncoder(config)
-        self.text_head = nn.Linear(config.text_width, config.embed_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_width, config.embed_dim, bias=False)
         self.image = ImageTower(config)
         self.log_temperature = nn.Parameter(torch.tensor(2.3))  # similarity is multiplied by exp of this
 
@@ -125,8 +125,8 @@ class CLIP(nn.Module):
         return self.text(ids, mask)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Ids and mask [B, L] -> unit vectors [B, embed_dim] in the space shared with pictures."""
-        return F.normalize(self.text_head(self.text(ids, mask).pooled).float(), dim=-1)
+        """Ids and mask [B, L] -> unit vectors [B, embed_dim] in the space shared with images."""
+        return F.normalize(self.text_projection(self.text(ids, mask).pooled).float(), dim=-1)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> unit vectors [B, embed_dim]."""

@@ -49,8 +49,8 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Only CUDA has an exception of its own for it; MPS and the CPU say it in words."""
-    told = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "can't allocate memory" in told
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in message or "can't allocate memory" in message
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -1,7 +1,7 @@
-"""Do latents move when the picture moves, and how is an autoencoder taught that they do?
+"""Do latents move when the image moves, and how is an autoencoder taught that they do?
 
 A small denoiser has to learn what an eye looks like once for every place inside a latent cell, unless the latent of a
-shifted picture is the shifted latent. Here are the two moves that pictures and latents make together (shifts of less
+shifted image is the shifted latent. Here are the two moves that images and latents make together (shifts of less
 than a cell, scales from a half to one), the penalty on the difference, the noise that a decoder learns to bear, a start
 from the principal components of another encoder, and the measurements by which latents are accepted. It does not know
 the networks.
@@ -26,7 +26,7 @@ CELL = 8  # pixels along a side of what one latent place stands for
 class LatentRegularization:
     """How strongly latents are regularised.
 
-    noise: each picture's latents get Gaussian noise of a standard deviation drawn from U(0, noise), in units of the
+    noise: each image's latents get Gaussian noise of a standard deviation drawn from U(0, noise), in units of the
     latents' own. equivariance: weight of the explicit term. moved_share: of the steps in which the decoder is given
     shifted and scaled latents. crop: side of the random crops in most other steps, in pixels (cheaper, and every phase
     of the grid of cells occurs).
@@ -53,7 +53,7 @@ def drift_penalty(z: Tensor) -> Tensor:
 
 
 def add_noise(z: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Latents [B, C, h, w] plus Gaussian noise, its standard deviation U(0, noise) for each picture."""
+    """Latents [B, C, h, w] plus Gaussian noise, its standard deviation U(0, noise) for each image."""
     sigma = torch.rand(len(z), 1, 1, 1, generator=generator) * noise
     return z + (sigma * torch.randn(z.shape, generator=generator)).to(z.device, z.dtype)
 
@@ -163,10 +163,10 @@ def principal_components(z: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.inference_mode()
 def measure_equivariance(encode: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 32) -> dict[str, float]:
-    """How far latents are from moving with their pictures; relative errors, 0 is best.
+    """How far latents are from moving with their images; relative errors, 0 is best.
 
     ``encode`` maps images [B, 3, H, W] to normalised latents [B, C, H/8, W/8]. shift_2px: a shift by two pixels against
-    linear interpolation of the latents, in units of their norm; half_scale: the latents of the half picture against the
+    linear interpolation of the latents, in units of their norm; half_scale: the latents of the half image against the
     mean of 2x2 latents; above_half_nyquist: share of the latents' energy (of their deviation from the mean latent) at
     spatial frequencies above half of the highest.
     """

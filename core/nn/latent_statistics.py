@@ -1,7 +1,7 @@
 """How are an autoencoder's latents spread, and how are they made to have mean 0 and deviation 1?
 
-Measured on pictures, per channel or per channel and place (faces are aligned, so that the mean latent of a place is
-known before anything is drawn), and with the figures by which latents are accepted. It does
+Measured on images, per channel or per channel and place (faces are aligned, so that the mean latent of a place is
+known before anything is generated), and with the figures by which latents are accepted. It does
 not know how the autoencoder is trained.
 """
 
@@ -56,7 +56,7 @@ def normalized(model: VAE, pixels: Tensor) -> VAE:
     mean, std = latent_moments(model, pixels)
     centre = mean.mean((1, 2))
     spread = (std.square() + mean.square()).mean((1, 2)).sub(centre.square()).sqrt()
-    head = model.encoder.head
+    head = model.encoder.conv_out
     assert head.bias is not None
     head.weight.copy_(head.weight / spread.to(head.weight.device)[:, None, None, None])
     head.bias.copy_((head.bias - centre.to(head.bias.device)) / spread.to(head.bias.device))
@@ -71,7 +71,7 @@ def latent_quality(model: VAE, pixels: Tensor, seed: int = 0) -> dict[str, float
     """The figures by which latents are accepted: `measure_equivariance`, and PSNR (dB) of copies with noise on their
     latents, 0.125 and U(0, 0.25) of their deviation, before the last filter. pixels: uint8 [N, H, W, 3]."""
     images = to_images(pixels).contiguous(memory_format=torch.channels_last)
-    mean, std = (one.mean((1, 2), keepdim=True) for one in model.statistics)  # of no place: pictures of other sizes too
+    mean, std = (one.mean((1, 2), keepdim=True) for one in model.statistics)  # of no place: images of other sizes too
 
     def encode(part: Tensor) -> Tensor:
         return (model.encode(part).mean - mean) / std

@@ -1,8 +1,9 @@
 """What does a latent look like, roughly and at once?
 
-While a picture is drawn, people watch the clean latent that the network predicts. Decoding it costs as much as several
-denoising steps; one linear 3x3 convolution, fitted in closed form to latents and their pictures, shows nearly the same
-for a 270th of that. It does not know which autoencoder made the latents, only the hash of the encoder it belongs to.
+While an image is generated, people watch the clean latent that the network predicts. Decoding it costs as much as
+several denoising steps; one linear 3x3 convolution, fitted in closed form to latents and their images, shows nearly the
+same for a 270th of that. It does not know which autoencoder made the latents, only the hash of the encoder it belongs
+to.
 
 Linear previews of latents: https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204.
 """
@@ -22,7 +23,7 @@ FACTOR = 8  # pixels a latent place stands for, along each side
 
 
 class PreviewDecoder(nn.Module):
-    """Whitened latents [B, C, h, w] -> images [B, 3, 8h, 8w] around [-1, 1]: one linear 3x3 convolution."""
+    """Normalized latents [B, C, h, w] -> images [B, 3, 8h, 8w] around [-1, 1]: one linear 3x3 convolution."""
 
     def __init__(self, latent_channels: int) -> None:
         super().__init__()
@@ -39,9 +40,9 @@ class PreviewDecoder(nn.Module):
 
 @torch.inference_mode()
 def fit_preview(pairs: Iterable[tuple[Tensor, Tensor]], ridge: float = 1e-3) -> PreviewDecoder:
-    """The preview decoder nearest to the pictures in mean square: ridge regression on 3x3 latent neighbourhoods.
+    """The preview decoder nearest to the images in mean square: ridge regression on 3x3 latent neighbourhoods.
 
-    Shapes: pairs of whitened latents [B, C, h, w] and their images [B, 3, 8h, 8w]. The normal equations are summed in
+    Shapes: pairs of normalized latents [B, C, h, w] and their images [B, 3, 8h, 8w]. The normal equations are summed in
     float64, so neither batch size nor order matters. Raises ValueError without any pair.
     """
     gram = moment = torch.zeros(0)
@@ -55,7 +56,7 @@ def fit_preview(pairs: Iterable[tuple[Tensor, Tensor]], ridge: float = 1e-3) -> 
         moment = near.T @ patches + (moment if count else 0.0)  # [9 C + 1, 192]
         count += len(near)
     if not count:
-        raise ValueError("no pictures were given to fit a preview decoder to")
+        raise ValueError("no images were given to fit a preview decoder to")
     solution = torch.linalg.solve(gram + ridge * count * torch.eye(len(gram), dtype=torch.float64), moment).T.float()
     preview = PreviewDecoder(channels)
     preview.load_state_dict({"patches.weight": solution[:, :-1].unflatten(1, (channels, 3, 3)),

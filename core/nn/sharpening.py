@@ -1,11 +1,11 @@
-"""Why are decoded pictures soft, and what makes them as sharp as photographs?
+"""Why are decoded images soft, and what makes them as sharp as real images?
 
-What a decoder cannot know it leaves out, so its pictures have the coarse power of photographs and a part of the fine.
+What a decoder cannot know it leaves out, so its images have the coarse power of real images and a part of the fine.
 Scaling every spatial frequency by the root of the ratio of the two powers mends that: of all linear filters it moves
-the pictures least among those that end with the spectrum of photographs (it is the optimal transport between two
+the images least among those that end with the spectrum of real images (it is the optimal transport between two
 stationary Gaussian processes, and what makes a mean-square estimate perceptually perfect in the Gaussian case:
-https://arxiv.org/abs/2107.02555). It is fitted in closed form to pictures, cut to a small kernel, and becomes the last
-layer of the decoder. It does not know what drew the pictures.
+https://arxiv.org/abs/2107.02555). It is fitted in closed form to images, cut to a small kernel, and becomes the last
+layer of the decoder. It does not know what generated the images.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Sharpen(nn.Module):
 
 
 def fit_kernel(soft: np.ndarray, sharp: np.ndarray, size: int = SIZE) -> Tensor:
-    """The filter [size, size] that gives the first pictures the radial spectrum of the second; it sums to 1.
+    """The filter [size, size] that gives the first images the radial spectrum of the second; it sums to 1.
 
     Shapes: uint8 [N, S, S, 3], any two N, the same S >= ``size``. Raises ValueError for other shapes.
     """
     from core.imaging.spectrum import radial_power
 
     if soft.shape[1:] != sharp.shape[1:] or soft.ndim != 4 or min(len(soft), len(sharp)) < 1 or soft.shape[1] < size:
-        raise ValueError(f"two sets of pictures of one size, {size} or more, got {soft.shape} and {sharp.shape}")
+        raise ValueError(f"two sets of images of one size, {size} or more, got {soft.shape} and {sharp.shape}")
     side = soft.shape[1]
     (frequency, have), (_, want) = radial_power(soft), radial_power(sharp)
     coarse = frequency < COARSE  # as much of it as there is: contrast is not sharpness

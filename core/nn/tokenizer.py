@@ -44,7 +44,7 @@ class Tokenizer:
         clean = [text.encode("utf-8", "replace").decode() for text in texts]  # JSON can carry half a surrogate pair
         return [encoding.ids for encoding in self.backend.encode_batch(clean)]
 
-    def read_to(self, text: str) -> int:
+    def encoded_length(self, text: str) -> int:
         """How many characters of a text are among its tokens; those after them are cut off at ``max_length``."""
         lost = self.backend.encode(text.encode("utf-8", "replace").decode()).overflowing
         return int(lost[0].offsets[1][0]) if lost else len(text)  # offsets[0] is that of the start token

@@ -57,7 +57,7 @@ def started_from(model: VAE, folder: str | Path, pixels: Tensor, *, keep_statist
 def without_filter(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights that training changes: without the filter, and the refinement stage that earlier versions had."""
     return {name: value for name, value in state.items()
-            if not name.startswith(("decoder.sharpen.", "decoder.finish."))}
+            if not name.startswith(("decoder.sharpen.", "decoder.refinement."))}
 
 
 def fewer_blocks(state: Mapping[str, Tensor], had: Sequence[int], has: Sequence[int]) -> dict[str, Tensor]:
@@ -93,9 +93,9 @@ def from_components(model: VAE, other: VAE, pixels: Tensor) -> VAE:
         if name in own and own[name].shape == value.shape and not name.startswith("latent_"):
             own[name].copy_(value)
     channels = len(mean)
-    weight, bias = source["encoder.head.weight"][:channels], source["encoder.head.bias"][:channels]
-    own["encoder.head.weight"].copy_(torch.einsum("ck,kihw->cihw", projection, weight))
-    own["encoder.head.bias"].copy_(projection @ (bias - mean))
+    weight, bias = source["encoder.conv_out.weight"][:channels], source["encoder.conv_out.bias"][:channels]
+    own["encoder.conv_out.weight"].copy_(torch.einsum("ck,kihw->cihw", projection, weight))
+    own["encoder.conv_out.bias"].copy_(projection @ (bias - mean))
     weight, bias = source["decoder.stages.0.weight"], source["decoder.stages.0.bias"]
     own["decoder.stages.0.weight"].copy_(torch.einsum("okhw,kc->ochw", weight, inverse))
     own["decoder.stages.0.bias"].copy_(bias + torch.einsum("okhw,k->o", weight, mean))

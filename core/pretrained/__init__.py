@@ -1,1 +1,2 @@
-"""How do models that other people trained draw here? Recognised, loaded and stepped behind the engine's contract."""
+"""How do models that other people trained generate here? Recognised, loaded and stepped behind the engine's
+contract."""

@@ -1,9 +1,9 @@
 """How do requests of different prompts, lengths and guidance share one call of the network?
 
-The guided prediction of a picture is a weighted sum of what the network says under several texts: guidance at scale s
+The guided prediction of an image is a weighted sum of what the network says under several texts: guidance at scale s
 is s times the prompt's and 1 - s times the negative's (https://arxiv.org/abs/2207.12598), and on the way from one
-prompt to another each has its share. So a step is a list of rows, each a picture, a text and a weight. Equal texts of a
-picture are one row: a scale of 1 costs no second one. It knows neither schedulers nor how a row is computed.
+prompt to another each has its share. So a step is a list of rows, each an image, a text and a weight. Equal texts of a
+image are one row: a scale of 1 costs no second one. It knows neither schedulers nor how a row is computed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.diffusion.inpainting import Redraw
+from core.diffusion.inpainting import Inpainting
 from core.engine import JobError
 from core.pretrained.denoising import SchedulerRun
 
 
 @dataclass(eq=False)
 class PretrainedRun:
-    """A request being drawn (`core.engine.Run`). `texts` has, for each picture, the weight of every text that it is
-    predicted under, `asked` what each picture says about how it came about. With an `error` it is finished too."""
+    """A request being generated (`core.engine.Run`). `texts` has, for each image, the weight of every text that it is
+    predicted under, `parameters` what each image says about how it came about. With an `error` it is finished too."""
 
     seeds: list[int]
     texts: list[dict[str, float]]
-    asked: list[dict[str, Any]]
-    way: SchedulerRun
-    inpainting: Redraw | None
+    parameters: list[dict[str, Any]]
+    trajectory: SchedulerRun
+    inpainting: Inpainting | None
     watermark: bool
     num_evaluations: list[int] = field(default_factory=list)
     error: JobError | None = None
@@ -40,20 +40,20 @@ class PretrainedRun:
 
     @property
     def done(self) -> int:
-        return self.way.done
+        return self.trajectory.done
 
     @property
     def total(self) -> int:
-        return self.way.total
+        return self.trajectory.total
 
     @property
     def finished(self) -> bool:
-        return self.error is not None or self.way.finished
+        return self.error is not None or self.trajectory.finished
 
 
 def text_weights(prompt: str, negative: str, scale: float, target: str | None = None, share: float = 0.0,
                  ) -> dict[str, float]:
-    """Text -> weight of one picture's prediction; the weights sum to 1. `share` is how far it is on the way to the
+    """Text -> weight of one image's prediction; the weights sum to 1. `share` is how far it is on the way to the
     `target`."""
     found: dict[str, float] = {}
     parts = [(prompt, scale * (1.0 - share)), (negative, 1.0 - scale)]
@@ -63,7 +63,7 @@ def text_weights(prompt: str, negative: str, scale: float, target: str | None = 
 
 
 class RowBatch:
-    """The rows of several runs, in the order of their pictures. It holds while the runs stay the same.
+    """The rows of several runs, in the order of their images. It holds while the runs stay the same.
 
     `encoded` has what the text encoder says of every text, [length, width].
     """
@@ -76,17 +76,17 @@ class RowBatch:
         self.images = [image for image, _, _ in rows]
         self._index = torch.tensor(self.images)
         self._weights = torch.tensor([weight for _, _, weight in rows]).view(-1, 1, 1, 1)
-        self._texts = torch.stack([encoded[text] for _, text, _ in rows])  # [R, length, width]
+        self._encoded_prompts = torch.stack([encoded[text] for _, text, _ in rows])  # [R, length, width]
 
     def is_of(self, runs: Sequence[PretrainedRun]) -> bool:
         """Whether these are its runs, in this order."""
         return len(runs) == len(self.runs) and all(a is b for a, b in zip(runs, self.runs, strict=True))
 
     def inputs(self, x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [B, C, h, w] and timesteps [B] of the pictures -> those of the rows, and the rows' texts."""
-        return x[self._index], timesteps[self._index], self._texts
+        """Latents [B, C, h, w] and timesteps [B] of the images -> those of the rows, and the rows' texts."""
+        return x[self._index], timesteps[self._index], self._encoded_prompts
 
     def combine(self, prediction: Tensor) -> Tensor:
-        """The rows' predictions [R, C, h, w] -> the guided ones of the pictures [B, C, h, w]."""
+        """The rows' predictions [R, C, h, w] -> the guided ones of the images [B, C, h, w]."""
         guided = prediction.new_zeros((self.num_images, *prediction.shape[1:]))
         return guided.index_add_(0, self._index, prediction * self._weights)

@@ -1,14 +1,14 @@
-"""How does one picture's noise become a latent under one of diffusers' schedulers?
+"""How does one image's noise become a latent under one of diffusers' schedulers?
 
 The loop of `StableDiffusionPipeline` turned inside out, so that requests of any sampler, length and prompt can share
 one call of the network:
 
-    while not way.finished:
-        x, timestep = way.model_input()
-        way.advance(guided prediction of the network for x at timestep)
+    while not trajectory.finished:
+        x, timestep = trajectory.model_input()
+        trajectory.advance(guided prediction of the network for x at timestep)
 
 Each request has a scheduler of its own, made from the model's configuration, with diffusers' own timesteps: the latents
-are those of the pipeline. It does not know networks, prompts or pictures.
+are those of the pipeline. It does not know networks, prompts or images.
 
 Notation: z clean latent, eps noise, x = alpha z + sigma eps noisy latent, v = alpha eps - sigma z.
 Schedulers: https://huggingface.co/docs/diffusers/api/schedulers/overview
@@ -49,7 +49,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
 class SchedulerRun:
     """The way of one request's latents [B, C, h, w], on the CPU in fp32.
 
-    `noise` is the starting noise, `generators` (one a picture) feed stochastic schedulers. `start` in [0, 1] skips that
+    `noise` is the starting noise, `generators` (one an image) feed stochastic schedulers. `start` in [0, 1] skips that
     share of the steps and begins from `z` with noise added to the level of the first one that remains.
     Raises ValueError for a number of steps that the scheduler does not take.
     """

@@ -1,8 +1,8 @@
-"""How does a Stable Diffusion 1.x of other people draw behind the engine's contract?
+"""How does a Stable Diffusion 1.x of other people generate behind the engine's contract?
 
 `PretrainedEngine` keeps what `core.engine.Engine` promises: many requests of different prompts, steps, samplers and
-guidance share each call of the UNet, one denoising step at a time; picture i depends on seed + i alone, whose noise is
-drawn on the CPU; a run that fails does not disturb the others; where memory is short the call is made in halves.
+guidance share each call of the UNet, one denoising step at a time; image i depends on seed + i alone, whose noise is
+generated on the CPU; a run that fails does not disturb the others; where memory is short the call is made in halves.
 
     engine = PretrainedEngine.load("v1-5-pruned-emaonly.safetensors")  # with vocab.json and merges.txt beside it
     for picture in engine.generate(GenerationRequest("a portrait of an old man", num_images=2, seed=7)):
@@ -27,11 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.diffusion.inversion import Inversion, Inverting
+from core.diffusion.inversion import Inversion, RunningInversion
 from core.diffusion.run import check, find_start, not_finite
 from core.diffusion.sampling import NotFiniteError
-from core.engine import DrawRequest, JobError
-from core.imaging.generation_parameters import findings, receipts
+from core.engine import GenerationRequest, JobError
+from core.imaging.generation_parameters import assessment, generation_parameters
 from core.imaging.png_metadata import encode_png
 from core.imaging.watermark import VERSION, mark
 from core.nn.device import pick_device, pick_dtype
@@ -51,19 +51,20 @@ PREVIEW_SIZE, NUM_PREVIEW_PICTURES = 64, 8  # of what the map of previews is fit
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image (`core.engine.Picture`): uint8 pixels [H, W, 3], the same as PNG, its latent as float32 bytes."""
+class GeneratedImage:
+    """One image (`core.engine.GeneratedImage`): uint8 pixels [H, W, 3], the same as PNG, its latent as float32
+    bytes."""
 
     index: int
     seed: int
     pixels: np.ndarray
     png: bytes
     latent: bytes
-    about: Mapping[str, Any] = field(default_factory=dict)
+    assessment: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PretrainedEngine:
-    """The networks of one model on one device, ready to draw.
+    """The networks of one model on one device, ready to generate.
 
     `dtype` is what the networks compute in; schedulers, noise and guidance stay on the CPU in fp32.
     """
@@ -74,10 +75,11 @@ class PretrainedEngine:
             if network is not None:
                 network.to(self.device, dtype)
         self._scale = float(parts.vae.config.scaling_factor)
-        self.info = replace(info, read_to=self.read_to, emphasis=info.emphasis.within(self.read_to))
+        self.info = replace(info, encoded_length=self.encoded_length,
+                            prompt_rewriting=info.prompt_rewriting.within(self.encoded_length))
         self._rows_at_once = max(1, CELLS_AT_ONCE.get(self.device.type, 4096) // int(np.prod(info.latent_shape[1:])))
         self._is_sliced = False
-        self._texts: dict[str, Tensor] = {}
+        self._encoded_prompts: dict[str, Tensor] = {}
         self._batch: RowBatch | None = None
         self._preview = self._fit_preview()
 
@@ -87,7 +89,7 @@ class PretrainedEngine:
         """Load a diffusers folder or a single file. An accelerator computes in fp16; a CPU in fp32, or in bf16 where it
         has that and `precision` asks for it. `image_size` None is the model's own.
 
-        Raises PretrainedError for what cannot draw here, ValueError for a device or precision that is not there.
+        Raises PretrainedError for what cannot generate here, ValueError for a device or precision that is not there.
         """
         files = recognise(path)
         info = cls.describe(path, device, precision, image_size, name)
@@ -103,12 +105,12 @@ class PretrainedEngine:
 
     def warm_up(self) -> None:
         """Do a step for nobody: a first call prepares what no request has to wait for then."""
-        self.step([self.begin(DrawRequest("a face", num_inference_steps=2))])
+        self.step([self.start(GenerationRequest("a face", num_inference_steps=2))])
 
     # ---- many requests, one step at a time
 
     @torch.inference_mode()
-    def begin(self, request: DrawRequest) -> PretrainedRun:
+    def start(self, request: GenerationRequest) -> PretrainedRun:
         """Everything before the first step. Raises ValueError for what this model cannot do or a value out of range,
         JobError (`out_of_memory`) when the text does not fit."""
         if wrong := [name for name in sorted(self.info.lacks) if getattr(request, name, None)]:
@@ -121,11 +123,12 @@ class PretrainedEngine:
         texts = [text_weights(request.prompt, request.negative_prompt, scale, target, share)
                  for share in noise.weights]
         for text in {text for one in texts for text in one}:
-            self._read(text)  # now: what does not fit into memory fails this request alone
-        way = SchedulerRun(scheduler, noise.noise, request.num_inference_steps, noise.generators, start.skipped,
-                           start.z)
-        asked = receipts(request, [request.prompt] * request.num_images, noise.seeds, noise.weights)
-        return PretrainedRun(noise.seeds, texts, asked, way, start.redraw, request.watermark, [0] * len(texts))
+            self._encode_prompt(text)  # now: what does not fit into memory fails this request alone
+        trajectory = SchedulerRun(scheduler, noise.noise, request.num_inference_steps, noise.generators, start.skipped,
+                                  start.z)
+        parameters = generation_parameters(request, [request.prompt] * request.num_images, noise.seeds, noise.weights)
+        return PretrainedRun(noise.seeds, texts, parameters, trajectory, start.inpainting, request.watermark,
+                             [0] * len(texts))
 
     @torch.inference_mode()
     def step(self, runs: Sequence[PretrainedRun]) -> None:
@@ -136,8 +139,8 @@ class PretrainedEngine:
             return
         if self._batch is None or not self._batch.is_of(active):
             texts = {text for run in active for one in run.texts for text in one}
-            self._batch = RowBatch(active, {text: self._read(text) for text in texts})
-        inputs = [run.way.model_input() for run in active]
+            self._batch = RowBatch(active, {text: self._encode_prompt(text) for text in texts})
+        inputs = [run.trajectory.model_input() for run in active]
         levels = [level for run, (_, level) in zip(active, inputs, strict=True) for _ in run.seeds]
         guided, lost = self._predict(self._batch, torch.cat([x for x, _ in inputs]), torch.tensor(levels))
         first = 0
@@ -151,7 +154,7 @@ class PretrainedEngine:
             self._batch = None
 
     def _predict(self, batch: RowBatch, x: Tensor, levels: Tensor) -> tuple[Tensor, set[int]]:
-        """The guided prediction for every picture, on the CPU, and those that got none because memory was short."""
+        """The guided prediction for every image, on the CPU, and those that got none because memory was short."""
         given = x, levels
         x, levels, texts = batch.inputs(x, levels)
 
@@ -178,9 +181,10 @@ class PretrainedEngine:
         try:
             run.num_evaluations = [n + len(texts) for n, texts in zip(run.num_evaluations, run.texts, strict=True)]
             if run.inpainting is not None:
-                constrained = run.inpainting.constrain(run.way, run.way.to_v(prediction))  # type: ignore[arg-type]
-                prediction = run.way.from_v(constrained)
-            run.way.advance(prediction)
+                v = run.trajectory.to_v(prediction)
+                constrained = run.inpainting.constrain(run.trajectory, v)  # type: ignore[arg-type]
+                prediction = run.trajectory.from_v(constrained)
+            run.trajectory.advance(prediction)
         except NotFiniteError as error:
             run.error = not_finite(error)
         except Exception as error:  # whatever it was, it is this run's alone
@@ -188,21 +192,22 @@ class PretrainedEngine:
             run.error = JobError.of(error)
 
     @torch.inference_mode()
-    def previews(self, run: PretrainedRun) -> list[Picture]:
+    def previews(self, run: PretrainedRun) -> list[GeneratedImage]:
         """The images as predicted now, by a linear map from latents to pixels that costs next to nothing."""
-        z = run.way.denoised()
+        z = run.trajectory.denoised()
         pixels = self._preview.levels(z).numpy().astype(np.uint8)
         pixels = pixels if run.inpainting is None else run.inpainting.composite(pixels)
-        return [Picture(i, run.seeds[i], pixels[i], encode_png(pixels[i]), _float32(one)) for i, one in enumerate(z)]
+        return [GeneratedImage(i, run.seeds[i], pixels[i], encode_png(pixels[i]),
+                               _float32(one)) for i, one in enumerate(z)]
 
     @torch.inference_mode()
-    def pictures(self, run: PretrainedRun) -> list[Picture]:
+    def pictures(self, run: PretrainedRun) -> list[GeneratedImage]:
         """The images of a finished run. Raises its error, or JobError (`not_finite`, `out_of_memory`)."""
         if run.error is not None:
             raise run.error
         if not run.finished:
-            raise ValueError(f"the run is at step {run.done} of {run.total}: it has previews, but no pictures yet")
-        z = run.way.x
+            raise ValueError(f"the run is at step {run.done} of {run.total}: it has previews, but no images yet")
+        z = run.trajectory.x
         if not bool(torch.isfinite(z).all()):
             raise not_finite(NotFiniteError("the finished latents hold NaN or infinity"))
         pixels = self._decode(z)
@@ -212,37 +217,37 @@ class PretrainedEngine:
         found = []
         for i, one in enumerate(pixels):
             shown = mark(one, region) if run.watermark else one
-            about = findings(None, None, run.num_evaluations[i], None) | ({"unsafe": unsafe[i]} if unsafe else {})
-            png = encode_png(shown, run.asked[i], self.info, VERSION if run.watermark else None)
-            found.append(Picture(i, run.seeds[i], shown, png, _float32(z[i]), about))
+            about = assessment(None, None, run.num_evaluations[i], None) | ({"unsafe": unsafe[i]} if unsafe else {})
+            png = encode_png(shown, run.parameters[i], self.info, VERSION if run.watermark else None)
+            found.append(GeneratedImage(i, run.seeds[i], shown, png, _float32(z[i]), about))
         return found
 
     def _unsafe(self, pixels: np.ndarray) -> list[bool]:
-        """What the model's own safety checker says of each picture; empty where it has none. No picture is changed."""
+        """What the model's own safety checker says of each image; empty where it has none. No image is changed."""
         checker, extractor = self._parts.safety_checker, self._parts.feature_extractor
         if checker is None:
             return []
         given = extractor(images=list(pixels), return_tensors="pt").pixel_values.to(self.device, self.dtype)
-        _, verdicts = checker(images=pixels.copy(), clip_input=given)  # it blackens the pictures that it is given
+        _, verdicts = checker(images=pixels.copy(), clip_input=given)  # it blackens the images that it is given
         return [bool(one) for one in verdicts]
 
-    # ---- texts, pictures and latents
+    # ---- texts, images and latents
 
-    def _read(self, text: str) -> Tensor:
+    def _encode_prompt(self, text: str) -> Tensor:
         """What the text encoder says of a text, [77, width]; the last texts are remembered."""
-        found = self._texts.pop(text, None)
+        found = self._encoded_prompts.pop(text, None)
         if found is None:
             tokenizer = self._parts.tokenizer
             length = self._parts.text_encoder.config.max_position_embeddings
             ids = tokenizer([text], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             given = ids.input_ids.to(self.device)
             found = all_pieces(lambda _: self._parts.text_encoder(given)[0][0].float().cpu(), 1, self.device)[0]
-        self._texts[text] = found  # to the end: the one that was not asked for longest goes first
-        if len(self._texts) > NUM_TEXTS:
-            del self._texts[next(iter(self._texts))]
+        self._encoded_prompts[text] = found  # to the end: the one that was not asked for longest goes first
+        if len(self._encoded_prompts) > NUM_TEXTS:
+            del self._encoded_prompts[next(iter(self._encoded_prompts))]
         return found
 
-    def read_to(self, text: str) -> int:
+    def encoded_length(self, text: str) -> int:
         """How many characters of a text the text encoder reads."""
         length = int(self._parts.text_encoder.config.max_position_embeddings) - 2  # beside the start and the end
         offsets = self._parts.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True,
@@ -251,7 +256,7 @@ class PretrainedEngine:
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """A picture as the latent that `decode` turns back into nearly the same picture: the mean of the VAE's
+        """An image as the latent that `decode` turns back into nearly the same image: the mean of the VAE's
         posterior, scaled to a deviation of about 1.
 
         Shapes: uint8 [H, W, 3], H = W = `info.image_size` -> float32 [C, h, w].
@@ -271,7 +276,7 @@ class PretrainedEngine:
 
     @torch.inference_mode()
     def decode(self, latent: np.ndarray) -> np.ndarray:
-        """The picture of a latent. Shapes: float32 [C, h, w] -> uint8 [H, W, 3].
+        """The image of a latent. Shapes: float32 [C, h, w] -> uint8 [H, W, 3].
 
         Raises ValueError for another shape, NaN or infinity, JobError (`out_of_memory`).
         """
@@ -294,15 +299,15 @@ class PretrainedEngine:
         return np.concatenate(found)
 
     @torch.inference_mode()
-    def inversion(self, pixels: np.ndarray, prompt: str = "") -> Inverting:
-        """Begin to look for the noise that draws this picture with DDIM, 50 steps and guidance 1; its `advance` goes
+    def inversion(self, pixels: np.ndarray, prompt: str = "") -> RunningInversion:
+        """Begin to look for the noise that generates this image with DDIM, 50 steps and guidance 1; its `advance` goes
         on, `latent` is the noise when it is `finished`. Shapes and errors: as `encode`."""
         z = torch.from_numpy(self.encode(pixels))[None]
-        request = DrawRequest(prompt, 1, INVERSION_STEPS, guidance_scale=1.0, sampler="DDIM")
-        run = self.begin(request)
+        request = GenerationRequest(prompt, 1, INVERSION_STEPS, guidance_scale=1.0, sampler="DDIM")
+        run = self.start(request)
         levels = _Levels(self._parts.scheduler_config)
-        batch = RowBatch([run], {prompt: self._read(prompt)})
-        way = Inversion(z, levels, levels.timesteps(INVERSION_STEPS), INVERSION_ROUNDS)  # type: ignore[arg-type]
+        batch = RowBatch([run], {prompt: self._encode_prompt(prompt)})
+        trajectory = Inversion(z, levels, levels.timesteps(INVERSION_STEPS), INVERSION_ROUNDS)  # type: ignore[arg-type]
 
         def predict(x: Tensor, level: float) -> Tensor:
             prediction, lost = self._predict(batch, x, torch.tensor([level]))
@@ -310,9 +315,9 @@ class PretrainedEngine:
                 raise out_of_memory()
             return levels.to_v(prediction, x, level)
 
-        return Inverting(way, predict)
+        return RunningInversion(trajectory, predict)
 
-    def rest(self) -> bool:
+    def on_idle(self) -> bool:
         """Nothing gets readier while nobody waits."""
         return False
 
@@ -320,21 +325,21 @@ class PretrainedEngine:
 
     @torch.inference_mode()
     def _fit_preview(self) -> PreviewDecoder:
-        """The linear map nearest to this VAE on smooth fields of colour; no photograph is needed for it."""
+        """The linear map nearest to this VAE on smooth fields of colour; no image is needed for it."""
         return fit_preview(((self._encode(images), images) for images in smooth_fields()), ridge=1e-6)
 
     # ---- one request from beginning to end
 
-    def generate(self, request: DrawRequest) -> list[Picture]:
-        """Draw one request. Raises as `begin` and `pictures` do."""
-        run = self.begin(request)
+    def generate(self, request: GenerationRequest) -> list[GeneratedImage]:
+        """Generate one request. Raises as `begin` and `pictures` do."""
+        run = self.start(request)
         while not run.finished:
             self.step([run])
         return self.pictures(run)
 
 
 def smooth_fields() -> Iterator[Tensor]:
-    """Pictures [1, 3, H, W] in [-1, 1] of random colours that run into each other, coarse ones first."""
+    """Images [1, 3, H, W] in [-1, 1] of random colours that run into each other, coarse ones first."""
     generator = torch.Generator().manual_seed(0)
     for i in range(NUM_PREVIEW_PICTURES):
         coarse = torch.randn(1, 3, 2 + i, 2 + i, generator=generator) * 0.6

@@ -1,7 +1,7 @@
 """How does a recognised model of other people become networks, and what can be said of it before?
 
 `describe` reads configurations and headers alone, so that a server can list a model of four gigabytes that it has not
-loaded. `load` makes the networks from files of this machine and never asks a hub. It does not know how they draw.
+loaded. `load` makes the networks from files of this machine and never asks a hub. It does not know how they generate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from core.pretrained.recognition import ModelFiles, PretrainedError, read_json, shapes_of, weights_hash
 from core.pretrained.single_file import load_single_file, vae_config
-from core.text.prompt_rewriting import Emphasis
+from core.text.prompt_rewriting import PromptRewriting
 
 log = logging.getLogger(__name__)
 SAMPLERS = ("UniPC", "DPM++ 2M", "DPM++ 2M SDE", "DDIM", "DDPM", "Euler", "Euler a")
@@ -42,12 +42,12 @@ class PretrainedInfo:
     default_sampler: str = "DPM++ 2M"
     long_sampler: str = "DPM++ 2M"
     default_guidance_scale: float = GUIDANCE_SCALE
-    one_pass: tuple[float, float] | None = None
+    guidance_range: tuple[float, float] | None = None
     sliders: Mapping[str, Any] = field(default_factory=dict)
     few_steps: Mapping[str, int] = field(default_factory=dict)
     step_curve: tuple[Mapping[str, Any], ...] = ()
-    emphasis: Emphasis = field(default_factory=Emphasis)
-    read_to: Callable[[str], int] = field(default=len, compare=False, repr=False)
+    prompt_rewriting: PromptRewriting = field(default_factory=PromptRewriting)
+    encoded_length: Callable[[str], int] = field(default=len, compare=False, repr=False)
     kind: str = "stable-diffusion"
     lacks: frozenset[str] = LACKS
 
@@ -68,7 +68,7 @@ class Parts:
 
 
 def check_size(image_size: int) -> int:
-    """The size, if pictures of it can be drawn. Raises PretrainedError."""
+    """The size, if images of it can be generated. Raises PretrainedError."""
     if not SMALLEST <= image_size <= LARGEST or image_size % MULTIPLE:
         raise PretrainedError(f"image size must be a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}, "
                               f"got {image_size}")
@@ -153,7 +153,7 @@ def _load_folder(files: ModelFiles, tokenizer: Any) -> Parts:
 
 
 def _load_checker(files: ModelFiles) -> tuple[nn.Module | None, Any]:
-    """The folder's own safety checker with what prepares pictures for it; None twice where it has none."""
+    """The folder's own safety checker with what prepares images for it; None twice where it has none."""
     folders = files.path / "safety_checker", files.path / "feature_extractor"
     if not (folders[0] / "config.json").is_file() or not (folders[1] / "preprocessor_config.json").is_file():
         return None, None

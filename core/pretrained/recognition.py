@@ -1,4 +1,4 @@
-"""What is in this file or folder, and can it draw here?
+"""What is in this file or folder, and can it generate here?
 
 `recognise(path)` looks at names, headers and shapes and loads nothing: our own model folder, a folder that diffusers
 wrote, or a single file in the key layout of the original Stable Diffusion 1.x code. Everything else is refused with
@@ -73,7 +73,7 @@ class ModelFiles:
 
 
 def recognise(path: str | Path) -> ModelFiles:
-    """What `path` holds. Raises PretrainedError when it is nothing that can draw here."""
+    """What `path` holds. Raises PretrainedError when it is nothing that can generate here."""
     path = Path(path)
     if not path.exists():
         raise PretrainedError(f"{path} does not exist: name a model folder, a .safetensors or a .ckpt file")
@@ -94,9 +94,11 @@ def _recognise_folder(folder: Path) -> ModelFiles:
     pipeline = config["_class_name"]
     if "XL" in pipeline:
         raise PretrainedError(f"{folder} is a Stable Diffusion XL model ({pipeline}), which has another architecture: "
-                              "only the 1.x family draws here")
+                              "only the 1.x family generates here")
     if pipeline not in PIPELINES:
-        raise PretrainedError(f"{folder} is a {pipeline}: only a StableDiffusionPipeline of the 1.x family draws here")
+        raise PretrainedError(
+            f"{folder} is a {pipeline}: only a StableDiffusionPipeline of the 1.x family generates here"
+        )
     weights = []
     for part, names in COMPONENTS.items():
         found = next((folder / part / name for name in names if (folder / part / name).is_file()), None)
@@ -121,7 +123,7 @@ def check_family(path: Path, channels: int, width: int) -> None:
     """Raises PretrainedError for a UNet that reads something else than latents and the text of the 1.x family."""
     if width >= WIDTH_OF_2:
         raise PretrainedError(f"{path} is a Stable Diffusion 2 or XL model (its text is {width} wide): only the 1.x "
-                              "family draws here")
+                              "family generates here")
     if channels != 4:
         what = {9: "an inpainting model", 8: "a model that follows instructions"}.get(channels, "another kind of model")
         raise PretrainedError(f"{path} is {what} (its UNet reads {channels} channels): name one for text to image; it "
@@ -156,10 +158,10 @@ def _recognise_file(path: Path) -> ModelFiles:
     shapes = shapes_of(path)
     if any(name.startswith("conditioner.embedders.") for name in shapes):
         raise PretrainedError(f"{path} is a Stable Diffusion XL model, which has another architecture: only the 1.x "
-                              "family draws here")
+                              "family generates here")
     if any(name.startswith("cond_stage_model.model.") for name in shapes):
         raise PretrainedError(f"{path} is a Stable Diffusion 2 model (it reads text by OpenCLIP): only the 1.x family "
-                              "draws here")
+                              "generates here")
     if CONV_IN not in shapes or CROSS not in shapes:
         raise PretrainedError(f"{path} is not a Stable Diffusion 1.x checkpoint: it has no {CONV_IN}")
     check_family(path, shapes[CONV_IN][1], shapes[CROSS][1])

@@ -122,7 +122,7 @@ def _part_clauses(parts: Parts, owner: str, rng: random.Random) -> list[str]:
 
 
 def _subject(parts: Parts, adjectives: list[str], noun: str, rng: random.Random) -> str:
-    """The picture and the person: "a blurry photo of a young woman"."""
+    """The image and the person: "a blurry photo of a young woman"."""
     draw = rng.random
     person = f"{_stack(adjectives, rng)} {noun}" if adjectives else noun
     if draw() < 0.85:

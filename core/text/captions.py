@@ -3,7 +3,7 @@
 `draw_caption` writes one of very many sentences about a face from its attributes and a seeded generator. It also says
 exactly which attributes the sentence claims (`Caption.facts`); a claim never contradicts the attributes.
 `analyze` reads a prompt back by the same table of words (`core/text/lexicon.py`); for every drawn caption it finds
-exactly `Caption.facts`. It does not know pictures, tokens or networks. The attributes: https://arxiv.org/abs/1411.7766
+exactly `Caption.facts`. It does not know images, tokens or networks. The attributes: https://arxiv.org/abs/1411.7766
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _NOUNS = {
 }
 _CONFLICTS = _conflicts()
 _ATTRIBUTE_SET = frozenset(ATTRIBUTES)
-# (attribute, the value that a look at the picture shows, how often its absence is said of a man, of a woman)
+# (attribute, the value that a look at the image shows, how often its absence is said of a man, of a woman)
 _LOOKS = tuple((name, name != "No_Beard", *ABSENCES[name]) for name in ATTRIBUTES if name not in ("Male", "Young"))
 _SALIENCE = {name: SALIENCE.get(name, 1.0) for name in ATTRIBUTES}
 _PEOPLE = repeated_by_weight(PEOPLE)
@@ -165,7 +165,7 @@ def vocabulary_of(texts: Iterable[str]) -> dict[str, str]:
 
 
 def likely_face(rng: random.Random) -> dict[str, bool]:
-    """All 40 attributes of a made-up person, each as frequent as among the training pictures of that sex."""
+    """All 40 attributes of a made-up person, each as frequent as among the training images of that sex."""
     male = rng.random() < SHARE_OF_MEN
     return {**{name: rng.random() < rates[not male] for name, rates in RATES.items()}, "Male": male}
 

@@ -376,7 +376,7 @@ PEOPLE = "person 14, face 5, celebrity 1, individual 1, human 1"
 FRAME_MODIFIERS = "professional 2, studio 1, close-up 2, profile 1, colour 1, color 1"
 FRAME_NOUNS = HEADS["photo"].names
 
-# Share of the training pictures with each attribute, as (men, women), measured on 50,903 of them.
+# Share of the training images with each attribute, as (men, women), measured on 50,903 of them.
 # Only `vocabulary` asks: how often a word is written depends on how often its attribute is there.
 RATES: dict[str, tuple[float, float]] = {
     "5_o_Clock_Shadow": (.27, .001), "Arched_Eyebrows": (.05, .44), "Attractive": (.28, .69),

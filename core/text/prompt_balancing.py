@@ -1,8 +1,8 @@
-"""What does a prompt leave open, and how can many pictures of it show more than the commonest face?
+"""What does a prompt leave open, and how can many images of it show more than the commonest face?
 
-The training pictures are skewed: "a person" is mostly a young woman with brown hair. `open_facets` says which of sex,
+The training images are skewed: "a person" is mostly a young woman with brown hair. `open_facets` says which of sex,
 age and hair colour a prompt does not decide; `balanced` says them for it, another combination with every number, so
-that consecutive pictures go round all of them. What the prompt says stays as it is: words are only put before it.
+that consecutive images go round all of them. What the prompt says stays as it is: words are only put before it.
 
 It does not know how anything is drawn. The bias of such data: https://arxiv.org/abs/2303.11408
 """
@@ -57,7 +57,7 @@ def open_facets(claimed: Mapping[str, bool], spoken: Collection[str] = ATTRIBUTE
     """What the claims (attribute -> value) do not decide: some of sex, age, hair colour.
 
     Only what the model has words for: `spoken`. A claim that hardly ever holds of one sex decides it: nobody who asks
-    for a beard wants women among the pictures.
+    for a beard wants women among the images.
     """
     found = []
     if "Male" not in claimed and not any(_tells_sex(*fact) for fact in claimed.items()):

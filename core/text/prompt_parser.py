@@ -71,7 +71,7 @@ def read(prompt: str, vocabulary: Mapping[str, str]) -> Analysis:
     if not labelled:
         warnings = unknown_word_warnings(words)
         if words and all(word.status == "unknown" for word in words):
-            warnings.append("The model read none of these words in training; the picture will be left to chance.")
+            warnings.append("The model read none of these words in training; the image will be left to chance.")
     elif tokens and not attributes:
         warnings.append("Nothing here describes an attribute that the model learned; the face will be left to chance.")
     said = tuple(Claim(*claim.fact, claim.start, claim.end) for claim in claims)

@@ -1,9 +1,9 @@
-"""In which words does the text encoder hear a description, so that the model follows it?
+"""How is a description rewritten before it is encoded, so that the model follows it?
 
-A model obeys some facts less than others: it overlooks glasses, and because it hears "bangs" in "no bangs", it may draw
-them there. What it follows better is measured on people it never saw (`python evaluate.py fit-prompt-rewriting`) and
+A model obeys some facts less than others: it overlooks glasses, and because "no bangs" contains "bangs", it may
+generate them. What it follows better is measured on people it never saw (`python evaluate.py fit-prompt-rewriting`) and
 kept as a table: denials that are best left out, and facts that are best said again at the end. It costs nothing
-where a picture is drawn, and the network stays as it is. A text encoder reads only so much of a text: words are
+where an image is drawn, and the network stays as it is. A text encoder reads only so much of a text: words are
 appended where there is room, and `unread_from` says which words are not read. It knows neither networks nor which facts
 those are.
 
@@ -23,55 +23,57 @@ from core.text.prompt_parser import read
 
 
 @dataclass(frozen=True)
-class Emphasis:
+class PromptRewriting:
     """What to do with a description before it is encoded.
 
-    ``left_out`` are attributes whose denials are not said; ``said_again`` has, for attributes, words that are added
-    where the description says that they are there. ``read_to`` tells how many characters of a text the text encoder
-    reads; it belongs to a tokenizer and not to the table.
+    ``dropped_negations`` are attributes whose denials are not said; ``appended_phrases`` has, for attributes, words
+    that are added where the description says that they are there. ``encoded_length`` tells how many characters of a
+    text the text encoder reads; it belongs to a tokenizer and not to the table.
     """
 
-    left_out: tuple[str, ...] = ()
-    said_again: Mapping[str, str] = field(default_factory=dict)
-    read_to: Callable[[str], int] = field(default=len, compare=False, repr=False)
+    dropped_negations: tuple[str, ...] = ()
+    appended_phrases: Mapping[str, str] = field(default_factory=dict)
+    encoded_length: Callable[[str], int] = field(default=len, compare=False, repr=False)
 
-    def within(self, read_to: Callable[[str], int]) -> Emphasis:
+    def within(self, encoded_length: Callable[[str], int]) -> PromptRewriting:
         """The same table for a text encoder that reads no further than this."""
-        return replace(self, read_to=read_to)
+        return replace(self, encoded_length=encoded_length)
 
     def __call__(self, prompt: str) -> str:
         """The text to encode. A description with nothing of the kind stays as it is, to the letter."""
         stated = read(prompt, {}).attributes
-        unsaid = [name for name in self.left_out if stated.get(name) is False]
-        heard = (without_denials(prompt, unsaid) if unsaid else prompt) or prompt  # "no glasses" is a description, too
-        again = [words for name, words in self.said_again.items() if stated.get(name)]
-        longer = heard
+        unsaid = [name for name in self.dropped_negations if stated.get(name) is False]
+        # "no glasses" is a description, too
+        encoded_prompt = (without_denials(prompt, unsaid) if unsaid else prompt) or prompt
+        again = [words for name, words in self.appended_phrases.items() if stated.get(name)]
+        longer = encoded_prompt
         while again:
-            longer = ", ".join([heard.rstrip(" .,;"), *again])
-            if self.read_to(longer) >= len(longer):
+            longer = ", ".join([encoded_prompt.rstrip(" .,;"), *again])
+            if self.encoded_length(longer) >= len(longer):
                 break
             again.pop()  # the encoder would not read it, or half of it
         if not again:
-            return heard
-        understood, wanted = read(longer, {}).attributes, read(heard, {}).attributes
-        return longer if all(understood.get(name) == value for name, value in wanted.items()) else heard
+            return encoded_prompt
+        understood, wanted = read(longer, {}).attributes, read(encoded_prompt, {}).attributes
+        return longer if all(understood.get(name) == value for name, value in wanted.items()) else encoded_prompt
 
     def to_json(self) -> str:
         """The same for equal tables, for hashes."""
-        return json.dumps({"left_out": list(self.left_out), "said_again": dict(self.said_again)}, sort_keys=True)
+        return json.dumps({"left_out": list(self.dropped_negations), "said_again": dict(self.appended_phrases)},
+                          sort_keys=True)
 
 
 WORD = re.compile(r"[\w'’-]+")
 SHOWN = 80  # characters of a description that a message repeats
 
 
-def unread_from(prompt: str, encoded: str, read_to: Callable[[str], int]) -> int:
+def unread_from(prompt: str, encoded: str, encoded_length: Callable[[str], int]) -> int:
     """The character of a description from which on nothing is read; its length where all of it is.
 
-    ``encoded`` are the words in which it is encoded (see `Emphasis`), and of those the encoder reads ``read_to``
-    characters. A word that is read in part counts as unread.
+    ``encoded`` are the words in which it is encoded (see `PromptRewriting`), and of those the encoder reads
+    ``encoded_length`` characters. A word that is read in part counts as unread.
     """
-    cut = read_to(encoded)
+    cut = encoded_length(encoded)
     while 0 < cut < len(encoded) and WORD.fullmatch(encoded[cut - 1 : cut + 1]):
         cut -= 1
     lost = [word[0].lower() for word in WORD.finditer(encoded, cut)]
@@ -90,14 +92,14 @@ class Reader(Protocol):
     """What a loaded model says of how it reads."""
 
     @property
-    def emphasis(self) -> Callable[[str], str]: ...
+    def prompt_rewriting(self) -> Callable[[str], str]: ...
     @property
-    def read_to(self) -> Callable[[str], int]: ...
+    def encoded_length(self) -> Callable[[str], int]: ...
 
 
 def unread_in(prompt: str, reader: Reader) -> int:
     """The character of a description from which on this model does not read it."""
-    return unread_from(prompt, reader.emphasis(prompt), reader.read_to)
+    return unread_from(prompt, reader.prompt_rewriting(prompt), reader.encoded_length)
 
 
 def unread_warning(what: str, text: str, cut: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""How do training pictures get onto the device, and how does the network see each of them in two ways?"""
+"""How do training images get onto the device, and how does the network see each of them in two ways?"""
 
 from __future__ import annotations
 

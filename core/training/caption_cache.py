@@ -1,7 +1,7 @@
 """How does no training step run Python over strings?
 
-Several captions of every picture are drawn and tokenized before the first step, kept in a file whose key says of which
-pictures, tokenizer and grammar they are, and, where an accelerator has room, read by the text encoder once for all. It
+Several captions of every image are drawn and tokenized before the first step, kept in a file whose key says of which
+images, tokenizer and grammar they are, and, where an accelerator has room, read by the text encoder once for all. It
 knows neither a network nor what captions are for.
 """
 

@@ -1,6 +1,6 @@
 """What does a training run look like? Every logged value of a ``metrics.jsonl`` as a curve over the steps.
 
-Values measured on held-out pictures (``val_...``) stand in the chart of what they are to be compared with. It does not
+Values measured on held-out images (``val_...``) stand in the chart of what they are to be compared with. It does not
 know what the values mean, nor who writes them.
 """
 
@@ -32,7 +32,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def charts(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Which values share a chart, by its title: each with its twin on held-out pictures."""
+    """Which values share a chart, by its title: each with its twin on held-out images."""
     keys = sorted({key for row in rows for key in row} - {"step", "wall_s"})
     found: dict[str, list[str]] = {}
     for key in sorted(keys, key=lambda key: (key.startswith(HELD_OUT), key)):

@@ -1,6 +1,6 @@
 """How does a source become a prepared store, in several processes, without losing work when it is killed?
 
-Workers decode the pictures of a plan and write them as rows of one array file; a progress file says which rows are on
+Workers decode the images of a plan and write them as rows of one array file; a progress file says which rows are on
 disk; only a finished and counted store gets its `manifest.json`, the very last file. Who finds no manifest finds no
 store. This file does not know what a store is used for, nor how training opens it.
 """
@@ -53,7 +53,7 @@ from core.training.data_sources import (
 from core.training.source_files import Entry, close_zips
 
 ROW_BYTES = SIZE * SIZE * 3
-CHUNK = 64  # pictures a worker takes at a time
+CHUNK = 64  # images a worker takes at a time
 SAVE_EVERY_S = 5.0
 BROKEN = -1  # in the progress file's px; 0 is "not yet decoded"
 UNREADABLE = (  # all that Pillow and zipfile are known to raise for bytes they cannot make sense of
@@ -257,7 +257,7 @@ class Report:
 
     folder: Path
     manifest: Mapping[str, Any]
-    resumed: int  # pictures that an earlier run had decoded
+    resumed: int  # images that an earlier run had decoded
     rebuilt: bool  # False: the store was complete already
 
     def text(self) -> str:
@@ -293,16 +293,16 @@ def prepare(
     """Build the store in `out` from `sources` (none: the first usable thing under `archive`).
 
     Progress is kept in `out`, so a killed run continues; a complete store of the same source is left as it is.
-    `on_progress` gets (pictures done, pictures in all). Raises DataError where there is nothing usable, too little room
-    on the disk, or every picture is broken.
+    `on_progress` gets (images done, images in all). Raises DataError where there is nothing usable, too little room
+    on the disk, or every image is broken.
     """
     out, paths = Path(out), [Path(source) for source in sources]
     own = None if text_labels is None else Path(text_labels)
     plan = make_plan(paths, out, own) if paths else default_plan(Path(archive), out, own)
     if plan is None or not plan.entries:
         raise DataError(
-            f"no pictures with labels in {', '.join(map(str, paths)) or archive}; --source needs a folder or zip with "
-            "img_align_celeba/ and list_attr_celeba.csv or .txt, or tar shards with metadata.csv, or pictures with "
+            f"no images with labels in {', '.join(map(str, paths)) or archive}; --source needs a folder or zip with "
+            "img_align_celeba/ and list_attr_celeba.csv or .txt, or tar shards with metadata.csv, or images with "
             f"text_labels.json; {HOW_TO_GET_DATA}"
         )
     manifest = read_manifest(out)
@@ -317,7 +317,7 @@ def decode_all(plan: Plan, out: Path, workers: int | None, on_progress: Callable
     progress = Progress(out, plan)
     resumed = progress.done
     todo = np.flatnonzero(progress.px == 0).tolist()
-    if workers is None:  # to start a process costs about as much as to decode 500 pictures
+    if workers is None:  # to start a process costs about as much as to decode 500 images
         workers = min(os.cpu_count() or 1, 16, 1 + len(todo) // 500)
     promised = plan.table["px"].tolist()
     shares = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
@@ -344,7 +344,7 @@ def finish(out: Path, plan: Plan, progress: Progress, resumed: int) -> Report:
         counts = f"{len(plan.entries)} pictures, {len(good)} good, {len(reasons)} bad"
         raise DataError(f"{out}: the counts do not agree ({counts}); delete the folder and run again")
     if not len(good):
-        raise DataError(f"none of the {len(plan.entries):,} pictures could be used; the first: {reasons[0]}")
+        raise DataError(f"none of the {len(plan.entries):,} images could be used; the first: {reasons[0]}")
     pixels = progress.array
     if reasons:
         pixels = out / "images.compact.npy"

@@ -1,9 +1,9 @@
-"""What kind of source is it, which picture has which labels, and how does a picture become 128x128 RGB?
+"""What kind of source is it, which image has which labels, and how does an image become 128x128 RGB?
 
 `make_plan` recognises the kind of source from the files in it (`core.training.source_files`) and gives each labelled
-row its picture. It does not know the prepared store, nor who trains on it.
+row its image. It does not know the prepared store, nor who trains on it.
 
-The window is cut from CelebA's aligned pictures: https://arxiv.org/abs/1411.7766
+The window is cut from CelebA's aligned images: https://arxiv.org/abs/1411.7766
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from PIL import Image, ImageOps
 from core.text.lexicon import ATTRIBUTES
 from core.training.source_files import LISTS, DataError, Entry, find, is_picture, scan
 
-SIZE = 128  # side of every prepared picture
-ALIGNED = (178, 218)  # width and height of CelebA's aligned pictures
+SIZE = 128  # side of every prepared image
+ALIGNED = (178, 218)  # width and height of CelebA's aligned images
 WINDOW = (9, 44, 169, 204)  # 160x160 centred on (89, 124): whole head, eyes at 42 % of the height
-SMALLEST = 16  # pixels on the shorter side of a person's own picture
+SMALLEST = 16  # pixels on the shorter side of a person's own image
 SPLITS = ("train", "val", "test")  # in the order of CelebA's partition numbers 0, 1, 2
 COLUMNS = ("image_id", "split", "identity", "px", *ATTRIBUTES)  # of a prepared index
 CELEBA_COUNT = 202_599  # images in the whole data set
@@ -128,17 +128,17 @@ def load_text_labels(path: str | Path) -> dict[str, list[str]]:
     return parse_text_labels(text, str(path))
 
 
-# Matching rows with pictures
+# Matching rows with images
 
 
 def drawn_split(key: str) -> str:
-    """Where no partition is given: 90 / 5 / 5 % by a stable hash of the person or picture."""
+    """Where no partition is given: 90 / 5 / 5 % by a stable hash of the person or image."""
     share = zlib.crc32(key.encode()) % 100
     return "train" if share < 90 else "val" if share < 95 else "test"
 
 
 def keep_people_together(split: np.ndarray, identity: np.ndarray) -> tuple[np.ndarray, int]:
-    """Send each person whole to the split that holds most of their pictures; count the people who were in several.
+    """Send each person whole to the split that holds most of their images; count the people who were in several.
 
     Shapes: split str [N], identity int [N] with -1 for unknown (left alone) -> split [N].
     """
@@ -172,7 +172,7 @@ class Plan:
 
 
 def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = None) -> Plan | None:
-    """Recognise what the sources are and match rows with pictures; None if they hold no labels or no pictures.
+    """Recognise what the sources are and match rows with images; None if they hold no labels or no images.
 
     `text_labels` names a person's own captions, which then stand instead of any attributes.
     """
@@ -225,7 +225,7 @@ def label_rows(
     problems: dict[str, list[str]],
     notes: list[str],
 ) -> pd.DataFrame:
-    """Sort by image id and fill in split, identity and px (0: whatever the picture turns out to have)."""
+    """Sort by image id and fill in split, identity and px (0: whatever the image turns out to have)."""
     twice = table["image_id"].duplicated()
     problems["row given twice"] = table.loc[twice, "image_id"].tolist()
     table = table[~twice].sort_values("image_id", ignore_index=True)
@@ -251,18 +251,18 @@ def label_rows(
             split = np.array(SPLITS)[[partition.get(image_id, 0) for image_id in ids]]
     split, crossing = keep_people_together(split, identity)
     if crossing:
-        notes.append(f"{crossing} people were in several splits; each went whole to where most of their pictures were")
+        notes.append(f"{crossing} people were in several splits; each went whole to where most of their images were")
     if (identity < 0).all():
         notes.append("identities are unknown (no identity_CelebA.txt): the same person may be in two splits")
     return table.assign(split=split, identity=identity, px=px)[list(COLUMNS)]
 
 
 def match(plan: Plan) -> Plan:
-    """Give each row its picture by path, by file name, or by the name without its ending; report what is left over.
+    """Give each row its image by path, by file name, or by the name without its ending; report what is left over.
 
-    Takes a plan whose `entries` are all pictures there are, gives one with an entry for each remaining row.
+    Takes a plan whose `entries` are all images there are, gives one with an entry for each remaining row.
     """
-    # Aligned before in-the-wild pictures of the same name, plain before archived ones: the first wins.
+    # Aligned before in-the-wild images of the same name, plain before archived ones: the first wins.
     pictures = sorted(plan.entries, key=lambda one: ("align" not in one.path.lower(), one.kind != "file", one.path))
     lookup: dict[str, Entry] = {}
     for key in (lambda one: one.path, lambda one: one.name, lambda one: one.stem):
@@ -273,7 +273,7 @@ def match(plan: Plan) -> Plan:
     found = [lookup.get(path) or lookup.get(os.path.splitext(path)[0]) for path in paths]
     here = np.array([entry is not None for entry in found], bool)
     entries = [entry for entry in found if entry is not None]
-    # In CelebA a second picture of the same name is a copy; among a person's own pictures only the path tells.
+    # In CelebA a second image of the same name is a copy; among a person's own images only the path tells.
     used = {one.path for one in entries} if plan.labels else {one.stem for one in entries}
     left = [one.path for one in pictures if (one.path if plan.labels else one.stem) not in used]
     problems = {**plan.problems, "row without image": ids[~here].tolist(), "image without row": left}
@@ -281,7 +281,7 @@ def match(plan: Plan) -> Plan:
 
 
 def default_plan(archive: Path, out: Path, text_labels: Path | None = None) -> Plan | None:
-    """The first folder or zip under archive/ that has both labels and pictures; else archive/ as a whole."""
+    """The first folder or zip under archive/ that has both labels and images; else archive/ as a whole."""
     children = sorted(archive.iterdir()) if archive.is_dir() else []
     for child in children:
         if child.is_dir() or child.suffix.lower() == ".zip":
@@ -294,7 +294,7 @@ def default_plan(archive: Path, out: Path, text_labels: Path | None = None) -> P
     return make_plan([archive], out, text_labels) if children else None
 
 
-# Cutting pictures
+# Cutting images
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -311,7 +311,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def cut(image: Image.Image, kind: str, px: int) -> tuple[np.ndarray, int]:
     """Cut the window and bring it to 128x128, antialiased; also returns the px of the source.
 
-    CelebA's aligned pictures get the window; shards are cut already and only enlarged to size; a person's own pictures
+    CelebA's aligned images get the window; shards are cut already and only enlarged to size; a person's own images
     of another size give their central square. The filter sees the few pixels around the window, as it did when the
     shards were cut. Raises ValueError where the size is not what the source promises.
     Shapes: RGB image of any size -> uint8 [128, 128, 3].

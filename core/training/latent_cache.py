@@ -1,8 +1,8 @@
-"""How does a training run see every picture thousands of times and encode it only twice?
+"""How does a training run see every image thousands of times and encode it only twice?
 
-The posteriors of all training pictures and of their mirror images are computed once, kept in two files with a key that
-says of which encoder and which pictures they are, and then live on the device, where `Lessons` makes of them, of the
-captions and of seeded noise what one step learns from. It does not know what encodes pictures or texts.
+The posteriors of all training images and of their mirror images are computed once, kept in two files with a key that
+says of which encoder and which images they are, and then live on the device, where `TrainingBatches` makes of them, of
+the captions and of seeded noise what one step learns from. It does not know what encodes images or texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from core.command import FolderLock
 from core.diffusion.conditioning import Condition
-from core.diffusion.distillation import draw_scales
+from core.diffusion.distillation import sample_guidance_scales
 from core.diffusion.schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 from core.nn.checkpoint import write_json
 from core.training.accelerator import attention_kernel, send
@@ -31,7 +31,7 @@ from core.training.randomness import EpochSampler, step_generator
 
 @dataclass
 class LatentCache:
-    """Posterior mean and standard deviation of every training image and of its mirror image, whitened, fp16.
+    """Posterior mean and standard deviation of every training image and of its mirror image, normalized, fp16.
 
     Shapes: mean, std [2, N, C, h, w]; index 0 = as it is, 1 = mirrored.
     """
@@ -40,7 +40,7 @@ class LatentCache:
     std: Tensor
 
     def draw(self, rows: Tensor, mirrored: Tensor, eps: Tensor) -> Tensor:
-        """Whitened posterior samples [B, C, h, w] for image rows [B], mirror choices [B] in {0, 1} and eps."""
+        """Normalized posterior samples [B, C, h, w] for image rows [B], mirror choices [B] in {0, 1} and eps."""
         return self.mean[mirrored, rows].float() + self.std[mirrored, rows].float() * eps
 
 
@@ -54,7 +54,7 @@ def cached_latents(
 ) -> LatentCache:
     """The cache in ``folder``, made by the main process when it is not there or has another ``key``.
 
-    ``encode`` gives mean and standard deviation of some of the N pictures, as they are and mirrored. ``shape`` is
+    ``encode`` gives mean and standard deviation of some of the N images, as they are and mirrored. ``shape`` is
     (N, C, h, w).
     """
     from tqdm import tqdm
@@ -109,10 +109,10 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingBatches:
     """Every step's batch, from the step's number and the seed alone.
 
-    ``captions`` draws (ids, mask, facts, empty) for rows of pictures, ``encode_text`` reads them, ``px`` [N] are the
+    ``captions`` draws (ids, mask, facts, empty) for rows of images, ``encode_text`` reads them, ``px`` [N] are the
     resolutions of the sources and ``seen`` the rows of one epoch. Where ``share_off`` is a number, guidance scales are
     drawn too, by random numbers of their own, and that share of them is 1.
     """
@@ -127,7 +127,7 @@ class Lessons:
     batch_size: int
     caption_dropout: float
     pieces: int
-    lowest: Tensor | None = None  # timestep [N] from which on each picture is learned from; None: from 0
+    lowest: Tensor | None = None  # timestep [N] from which on each image is learned from; None: from 0
     share_off: float | None = None
 
     @cached_property
@@ -142,7 +142,7 @@ class Lessons:
         rows = send(self.seen[self._order.batch(step)], device)
         mirrored = send(torch.randint(2, (size,), generator=generator), device)
         timestep = send(self.schedule.sample_timesteps(size, generator), device)
-        if self.lowest is not None:  # the same share of the levels that are left to a picture
+        if self.lowest is not None:  # the same share of the levels that are left to an image
             lowest = self.lowest[rows]
             timestep = (lowest + timestep * (1.0 - lowest / NUM_TRAIN_TIMESTEPS)).floor()
             timestep = timestep.clamp(max=NUM_TRAIN_TIMESTEPS - 1)
@@ -151,7 +151,8 @@ class Lessons:
         eps = torch.randn(2, size, *self.cache.mean.shape[2:], generator=noise_generator, device=device)
         scale = torch.ones(size, device=device)
         if self.share_off is not None:
-            scale = send(draw_scales(size, step_generator(self.seed, step, stream=3), self.share_off), device)
+            scale = send(sample_guidance_scales(size, step_generator(self.seed, step, stream=3), self.share_off),
+                         device)
         for part in torch.arange(size, device=device)[mine].chunk(self.pieces):
             with torch.no_grad(), accelerator.autocast(), attention_kernel(device):
                 text = self.encode_text(ids[part], mask[part])
@@ -163,9 +164,9 @@ class Lessons:
 @torch.inference_mode()
 def held_out(encode: Callable[[slice], Tensor], captions: Any, encode_text: Callable[[Tensor, Tensor], Any],
              schedule: NoiseSchedule, accelerator: Any, seed: int = 99) -> Iterator[Batch]:
-    """Pictures kept out of training, with fixed noise, levels and captions, at guidance 1.5, 2.5, 4.5, 1.5, ...
+    """Images kept out of training, with fixed noise, levels and captions, at guidance 1.5, 2.5, 4.5, 1.5, ...
 
-    ``encode`` gives the whitened latents [B, C, h, w] of some of them, ``captions`` has a row for each; all are asked
+    ``encode`` gives the normalized latents [B, C, h, w] of some of them, ``captions`` has a row for each; all are asked
     for at 128 px.
     """
     device, count = accelerator.device, len(captions.ids)

@@ -18,7 +18,7 @@ Presets = Mapping[str, Mapping[str, Any]]  # name of a preset -> what a run of i
 @dataclass(frozen=True)
 class RunDefaults:
     """How a component is trained unless it is told otherwise: the folder of the run, the learning rate, the share of
-    the steps in which that falls, and the steps between log lines, checkpoints and pictures (None: takes none)."""
+    the steps in which that falls, and the steps between log lines, checkpoints and images (None: takes none)."""
 
     folder: str
     learning_rate: float
@@ -68,14 +68,14 @@ def add_run(parser: argparse.ArgumentParser, presets: Presets, defaults: RunDefa
 
 
 def add_unet_data(parser: argparse.ArgumentParser, presets: Presets) -> None:
-    """What every run that trains a UNet, or distils one, takes: which pictures and captions, and how it learns."""
+    """What every run that trains a UNet, or distils one, takes: which images and captions, and how it learns."""
     parser.add_argument("--cache", help="where encoded images are kept; " + of_preset(presets, "cache"))
-    parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only pictures of this source resolution")
-    parser.add_argument("--soft-from", type=float, nargs=2, metavar=("T58", "T80"), help="learn from pictures of 58 "
+    parser.add_argument("--px", type=int, choices=(58, 80, 128), help="see only images of this source resolution")
+    parser.add_argument("--soft-from", type=float, nargs=2, metavar=("T58", "T80"), help="learn from images of 58 "
                         "and 80 px only at these timesteps and above, where they cannot be told from sharp ones")
-    parser.add_argument("--sharp-times", type=int, default=1, help="how often an epoch shows pictures of 128 px")
+    parser.add_argument("--sharp-times", type=int, default=1, help="how often an epoch shows images of 128 px")
     parser.add_argument("--favour", nargs="*", default=[], metavar="ATTRIBUTE", help="attributes to be seen more often")
-    parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured pictures")
+    parser.add_argument("--favour-times", type=int, default=3, help="how often an epoch shows the favoured images")
     parser.add_argument("--caption-dropout", type=float, default=0.12, help="share trained without its caption")
     parser.add_argument("--captions-per-image", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=1, help="pieces a batch is cut into, where memory is short")

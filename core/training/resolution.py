@@ -1,8 +1,8 @@
-"""From which noise level on can an enlarged, soft picture not be told from a sharp one?
+"""From which noise level on can an enlarged, soft image not be told from a sharp one?
 
-There a soft picture teaches a denoiser nothing wrong, and below it nothing else than blur. A small classifier learns to
-tell noised latents of the two apart; the timestep from which on it fails on pictures that it never saw is the first at
-which soft pictures are learned from. It does not know what is trained with the answer.
+There a soft image teaches a denoiser nothing wrong, and below it nothing else than blur. A small classifier learns to
+tell noised latents of the two apart; the timestep from which on it fails on images that it never saw is the first at
+which soft images are learned from. It does not know what is trained with the answer.
 
 Source: ambient diffusion with low-quality data at high noise, https://arxiv.org/abs/2506.10038 (section 3).
 """
@@ -24,8 +24,8 @@ SHARP = 128  # px of the source
 
 @dataclass(frozen=True)
 class ResolutionFit:
-    """How the classifier is trained and read: steps, pictures a step, width, learning rate; the area under the curve
-    below which soft and sharp count as alike; timesteps a bin; share of pictures that are kept out of training."""
+    """How the classifier is trained and read: steps, images a step, width, learning rate; the area under the curve
+    below which soft and sharp count as alike; timesteps a bin; share of images that are kept out of training."""
 
     steps: int = 1500
     batch_size: int = 256
@@ -37,7 +37,7 @@ class ResolutionFit:
 
 
 class ResolutionClassifier(nn.Module):
-    """Logit that a noised latent is of a sharp picture. x [B, C, h, w], timestep [B] -> [B]."""
+    """Logit that a noised latent is of a sharp image. x [B, C, h, w], timestep [B] -> [B]."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def fit_threshold(z: Tensor, sharp: Tensor, schedule: NoiseSchedule, how: Resolu
     z: latents [N, C, h, w], sharp: bool [N]. Both kinds are shown equally often. Raises ValueError when one is absent.
     """
     if not (bool(sharp.any()) and bool((~sharp).any())):
-        raise ValueError("a threshold needs sharp and soft pictures; the chosen ones are all of one kind")
+        raise ValueError("a threshold needs sharp and soft images; the chosen ones are all of one kind")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -104,7 +104,7 @@ def fit_threshold(z: Tensor, sharp: Tensor, schedule: NoiseSchedule, how: Resolu
 
 def fit_thresholds(z: Tensor, px: np.ndarray, schedule: NoiseSchedule, how: ResolutionFit = ResolutionFit(),
                    seed: int = 0) -> dict[int, tuple[int, dict[int, float]]]:
-    """What `fit_threshold` finds for pictures of 58 and of 80 px, each against the sharp ones. Shapes: z [N, C, h, w],
+    """What `fit_threshold` finds for images of 58 and of 80 px, each against the sharp ones. Shapes: z [N, C, h, w],
     px [N]."""
     found = {}
     for soft in (58, 80):

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.command import Interrupted, UserError, patience, stop_signal
+from core.command import Interrupted, UserError, defer_signals, stop_signal
 from core.nn.checkpoint import (
     git_commit,
     write_atomically,
@@ -74,7 +74,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
 
 @dataclass
 class RunFolder:
-    """One training run on disk: ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, pictures.
+    """One training run on disk: ``config.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, images.
 
     ``parts`` names what a checkpoint holds: modules, optimisers and EMAs. Checkpoints are safetensors and JSON, written
     to a temporary name and renamed, the newest ``keep`` stay, and the last one before the learning rate fell stays too,
@@ -326,7 +326,7 @@ class RunFolder:
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Images [B, 3, H, W] in [-1, 1] -> one PNG with ``columns`` pictures a row (clamped, then cast)."""
+    """Images [B, 3, H, W] in [-1, 1] -> one PNG with ``columns`` images a row (clamped, then cast)."""
     from PIL import Image
 
     count, _, height, width = images.shape
@@ -364,7 +364,7 @@ def run_steps(
     from tqdm import tqdm
 
     last = total if stop_at is None else min(total, stop_at)
-    with tqdm(total=total, initial=first, desc=label, disable=not enabled, mininterval=2.0) as bar, patience():
+    with tqdm(total=total, initial=first, desc=label, disable=not enabled, mininterval=2.0) as bar, defer_signals():
         progress, began = Progress(bar), time.monotonic()
         for step in range(first, last):
             late = stop_after is not None and time.monotonic() - began > stop_after

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.nn.checkpoint import file_hash
+from core.nn.weight_keys import upgrade_keys
 
 
 class DamagedCheckpoint(ValueError):
@@ -74,7 +75,7 @@ def read_snapshot(folder: Path, parts: Iterable[str]) -> dict[str, dict[str, Ten
         try:
             if path.name in hashes and file_hash(path) != hashes[path.name]:
                 raise DamagedCheckpoint(f"{path.name} is damaged")
-            found[part] = load_file(path)
+            found[part] = upgrade_keys(load_file(path))
         except (SafetensorError, ValueError) as error:
             raise DamagedCheckpoint(f"{path.name} is damaged") from error
     return found

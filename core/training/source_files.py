@@ -1,4 +1,4 @@
-"""Which pictures and lists lie in a folder, zip or tar, and what bytes are in them?
+"""Which images and lists lie in a folder, zip or tar, and what bytes are in them?
 
 Archives inside a folder count as part of it. Every file becomes an `Entry` that reads its own bytes, so nothing after
 this file cares how a person stores the data. It does not know what the lists say.
@@ -90,7 +90,7 @@ def is_picture(path: str) -> bool:
 
 
 def is_wanted(path: str) -> bool:
-    """Is this a picture or a list that we can use? macOS adds a `._name` twin of each file to its zips."""
+    """Is this an image or a list that we can use? macOS adds a `._name` twin of each file to its zips."""
     stem, suffix = os.path.splitext(path.rpartition("/")[2].lower())
     return not stem.startswith(".") and (suffix in IMAGE_SUFFIXES or (stem in LISTS and suffix in LIST_SUFFIXES))
 
@@ -113,7 +113,7 @@ def scan_archive(path: Path) -> Iterator[Entry]:
 def scan(source: Path, skip: Path) -> tuple[list[Entry], list[str]]:
     """List every usable file of a folder, zip or tar, archives in a folder included, and name unreadable archives."""
     if not source.exists():
-        raise DataError(f"--source {source} does not exist; give the folder or zip with the pictures and their lists")
+        raise DataError(f"--source {source} does not exist; give the folder or zip with the images and their lists")
     entries: list[Entry] = []
     unreadable: list[str] = []
     root = source if source.is_dir() else source.parent

@@ -60,7 +60,7 @@ def darker(colour: Colour, share: float) -> Colour:
 
 
 def draw_face(has: Mapping[str, bool], rng: random.Random, px: int = SIZE) -> np.ndarray:
-    """Draw one face; `rng` gives the small differences between two pictures of one person. Same input, same picture.
+    """Draw one face; `rng` gives the small differences between two images of one person. Same input, same image.
 
     Shapes: -> uint8 [128, 128, 3]; with px < 128 it is shrunk to px and enlarged again, as soft as a small source.
     """

@@ -1,4 +1,4 @@
-"""What does a UNet learn from? Cached latents, captions, and the resolution of each picture's source.
+"""What does a UNet learn from? Cached latents, captions, and the resolution of each image's source.
 
 `TrainingData` brings the prepared store, the VAE and the text encoder together and says what every step learns from. It
 does not know the UNet, nor how VAE and text encoder are made: they are passed in.
@@ -25,7 +25,7 @@ from core.nn.layers import to_images
 from core.nn.tokenizer import Tokenizer
 from core.training.caption_cache import build_caption_bank, cached_bank, encode_captions, fits_encoded
 from core.training.data_sources import DataError
-from core.training.latent_cache import LatentCache, Lessons, cached_latents, held_out
+from core.training.latent_cache import LatentCache, TrainingBatches, cached_latents, held_out
 
 if TYPE_CHECKING:
     from dataset import FaceStore
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which pictures and captions a run learns from, and how; the help of the options of the same names says more."""
+    """Which images and captions a run learns from, and how; the help of the options of the same names says more."""
 
     data: str
     cache: str
@@ -56,7 +56,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Encoders:
-    """What turns pictures and captions into what a UNet learns from. ``encoder`` is `encoder_hash` of the VAE."""
+    """What turns images and captions into what a UNet learns from. ``encoder`` is `encoder_hash` of the VAE."""
 
     vae: VAE
     encoder: str
@@ -65,8 +65,8 @@ class Encoders:
 
 
 class TrainingData:
-    """Everything around the UNet that a training run needs. ``lessons`` has the batch of every step; with
-    ``share_off`` its guidance scales are drawn too, that share of them 1, as distillation wants them."""
+    """Everything around the UNet that a training run needs. ``batches`` has the batch of every step; with
+    ``share_off`` its guidance scales are generated too, that share of them 1, as distillation wants them."""
 
     def __init__(self, options: DataOptions, store: FaceStore, encoders: Encoders, schedule: NoiseSchedule,
                  accelerator: Any, share_off: float | None = None) -> None:
@@ -85,7 +85,7 @@ class TrainingData:
         seen = favoured_rows(store.attributes[indices], options.favour, options.favour_times,
                              np.where(px == 128, options.sharp_times, 1))
         lowest = lowest_timesteps(px, options.soft_from).to(accelerator.device) if options.soft_from else None
-        self.lessons = Lessons(
+        self.batches = TrainingBatches(
             cache=cache, captions=read or bank, encode_text=(read or clip).encode_text,
             px=torch.from_numpy(px.astype(np.float32)).to(accelerator.device), seen=seen, schedule=schedule,
             seed=options.seed, batch_size=options.batch_size, caption_dropout=options.caption_dropout,
@@ -100,7 +100,7 @@ class TrainingData:
 
         def encode(some: slice) -> Tensor:
             images = to_images(torch.from_numpy(self.store.images[rows[some]]).to(accelerator.device))
-            return vae.whiten(vae.encode(images).mean)
+            return vae.normalize(vae.encode(images).mean)
 
         return list(held_out(encode, bank, clip.encode_text, self.schedule, accelerator))
 
@@ -117,7 +117,7 @@ def encoded(vae: VAE, encoder: str, store: FaceStore, indices: np.ndarray, folde
         for view in (images, images.flip(-1)):
             with accelerator.autocast():
                 posterior = vae.encode(view.contiguous(memory_format=torch.channels_last))
-            found.append((vae.whiten(posterior.mean), posterior.std / scale))
+            found.append((vae.normalize(posterior.mean), posterior.std / scale))
         return found[0], found[1]
 
     names = "\n".join(store.image_id[indices]).encode()
@@ -141,7 +141,7 @@ def favoured_rows(attributes: np.ndarray, names: Sequence[str], times: int, each
 
 
 def lowest_timesteps(px: np.ndarray, soft_from: Sequence[float]) -> Tensor:
-    """From which timestep on each picture is learned from: sharp ones everywhere, enlarged ones only where noise hides
+    """From which timestep on each image is learned from: sharp ones everywhere, enlarged ones only where noise hides
     that they are soft (https://arxiv.org/abs/2506.10038). Shapes: px [N] in {58, 80, 128} -> [N] float32."""
     for_58, for_80 = soft_from
     return torch.from_numpy(np.select([px == 58, px == 80], [for_58, for_80], 0.0).astype(np.float32))

@@ -1,7 +1,7 @@
 """Which of the server's models does a request mean, and what is told of them?
 
 A request that names none means the first. It is checked against what its model says of itself: its samplers, the size
-of its latents, what it lacks. This file does not know what is drawn.
+of its latents, what it lacks. This file does not know what is generated.
 """
 
 from __future__ import annotations

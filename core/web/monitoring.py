@@ -68,8 +68,8 @@ class Telemetry:
         """One denoising step is done."""
         self._step_seconds.observe(seconds)
 
-    def drew(self, num_images: int) -> None:
-        """So many pictures are finished."""
+    def generated(self, num_images: int) -> None:
+        """So many images are finished."""
         self._images.inc(num_images)
 
     def ended(self, succeeded: bool) -> None:

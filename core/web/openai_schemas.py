@@ -30,21 +30,21 @@ USUAL_COUNT = 1
 
 
 class ImageBody(Body):
-    """What both kinds of drawing share."""
+    """What both kinds of generating share."""
 
-    prompt: Prompt = Field(description="what to draw")
+    prompt: Prompt = Field(description="what to generate")
     model: str | None = Field(None, max_length=100, description="the id in /v1/models; the loaded one when left out")
     n: int | None = Field(USUAL_COUNT, ge=1, le=8, description="images")
     size: str | None = Field(
         None, max_length=11, json_schema_extra={"pattern": "^(auto|[0-9]{1,5}x[0-9]{1,5})$"},
-        description="the model draws its own size, which the answer tells")
+        description="the model generates its own size, which the answer tells")
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description="steps: low the fewest, medium when left out, high and above the most")
     response_format: Literal["b64_json", "url"] | None = Field(
         None, description="b64_json when left out; a url needs the key too, where there is one")
     output_format: Literal["png"] | None = Field(None, description="PNG, which says in its text what it is")
     background: Literal["auto", "opaque"] | None = Field(None, description="never transparent")
-    stream: bool | None = Field(False, description="answer with events, the images as they are drawn first")
+    stream: bool | None = Field(False, description="answer with events, the images as they are generated first")
     partial_images: int | None = Field(0, ge=0, le=3, description="with stream: how many times before the end")
     output_compression: int | None = Field(None, ge=0, le=100, description="changes nothing: PNG loses nothing")
     moderation: Literal["auto", "low"] | None = Field(None, description="changes nothing")
@@ -93,7 +93,7 @@ class ImageEdit(ImageBody):
         f"{MAX_PICTURE_PIXELS} pixels, the middle square of which is changed; also as image[]")
     mask: bytes | None = Field(
         None, description="a PNG as large as the image: where it is transparent, the "
-        "image is drawn anew")
+        "image is inpainted")
     input_fidelity: Literal["high", "low"] | None = Field(None, description="changes nothing: see strength")
     strength: float | None = Field(
         None, ge=0, le=1, description="of this server: how much of the image changes; "
@@ -126,7 +126,7 @@ class OpenAiImage(TypedDict):
 
     b64_json: NotRequired[Picture64]
     url: NotRequired[Annotated[str, Field(json_schema_extra={"format": "uri"})]]
-    seed: Annotated[Seed, Field(description="of this server: draws the image again")]
+    seed: Annotated[Seed, Field(description="of this server: generates the image again")]
 
 
 class OpenAiTokens(TypedDict):

@@ -95,7 +95,7 @@ def options(info: EngineInfo | None, words: Collection[str] = (), examples: Sequ
     }
     if info is not None:
         fields["guidance_scale"] |= {"default": info.default_guidance_scale,
-                                     "one_pass": list(info.one_pass) if info.one_pass else None}
+                                     "one_pass": list(info.guidance_range) if info.guidance_range else None}
         fields["sampler"] |= {"default": info.default_sampler, "choices": list(info.samplers),
                               "long_default": info.long_sampler, "long_above": MANY_STEPS}
         names = [str(model["name"]) for model in models] or [info.name]

@@ -2,7 +2,7 @@
 
 Its fields with every default filled in and what is random drawn. Their types are those of the schema
 (`core/web/requests.py`), so that a field is told because it is there: only what is told in another form than it was
-asked (pictures, latents, where an interpolation leads) is named here. It does not know jobs or routes.
+asked (images, latents, where an interpolation leads) is named here. It does not know jobs or routes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Target(TypedDict):
 
 
 class Refinement(TypedDict):
-    """How the pictures are refined."""
+    """How the images are refined."""
 
     model: str
     strength: Annotated[float, Field(ge=0.05, le=1)]
@@ -84,7 +84,7 @@ def filled_in(wanted: TextToImage, info: EngineInfo) -> dict[str, Any]:
     usual_steps = {} if "n_inf_steps" in wanted.model_fields_set else info.few_steps
     found = wanted.model_dump(include=set(ALWAYS)) | {
         "n_inf_steps": usual_steps.get(wanted.sampler or "", wanted.n_inf_steps),
-        "seed": secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,  # drawn here and reported
+        "seed": secrets.randbelow(2**32) if wanted.seed is None else wanted.seed,  # generated here and reported
         "guidance_scale": info.default_guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale,
         "sampler": wanted.sampler or usual_sampler(info, wanted.n_inf_steps),
         "model": info.name,

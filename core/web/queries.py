@@ -27,7 +27,7 @@ class Query(BaseModel):
 class DrawQuery(Query):
     """Query of POST /text_to_image."""
 
-    wait: int = Field(0, ge=0, le=600, description="seconds to wait for the pictures: 200 if they are there, or 202")
+    wait: int = Field(0, ge=0, le=600, description="seconds to wait for the images: 200 if they are there, or 202")
 
 
 class OptionsQuery(Query):
@@ -59,7 +59,7 @@ class AnimationQuery(Query):
     """Query of GET /jobs/{job_id}/animation.webp and .gif."""
 
     ms: int = Field(60, ge=20, le=2000, description="milliseconds that a frame stays")
-    between: int = Field(3, ge=0, le=8, description="frames faded between two pictures")
+    between: int = Field(3, ge=0, le=8, description="frames faded between two images")
 
 
 class EventsQuery(Query):
@@ -75,7 +75,7 @@ class DeleteQuery(Query):
     """Query of DELETE /jobs/{job_id}/."""
 
     favourites: Literal["refuse", "keep", "delete"] = Field(
-        "refuse", description="what becomes of a job with favourites: the request is refused, the other pictures are "
+        "refuse", description="what becomes of a job with favourites: the request is refused, the other images are "
         "deleted, or all of it is")
 
 
@@ -102,7 +102,7 @@ class JobsQuery(Query):
     q: str | None = Field(None, min_length=1, max_length=200, json_schema_extra={"pattern": PRINTABLE},
                           description="only jobs whose prompt contains this, or that drew from this seed")
 
-    favourites: Literal["any", "only"] = Field("any", description="only: jobs with a favourite picture")
+    favourites: Literal["any", "only"] = Field("any", description="only: jobs with a favourite image")
 
     _printable = field_validator("q")(no_control_characters)
 

@@ -3,8 +3,8 @@
 The bodies of the requests as pydantic schemas: names, types, defaults and ranges stand here and nowhere else. The
 messages of a refused request, `GET /options` and through it the web page, what clients are told of a job
 (`core/web/parameters.py`), and the OpenAPI document are read from them. A field of `TextToImage` reaches the model
-under the same name in `core.engine.DrawRequest`. This file does not know what happens to a valid request, and never
-imports torch.
+under the same name in `core.engine.GenerationRequest`. This file does not know what happens to a valid request, and
+never imports torch.
 
 Schemas: https://docs.pydantic.dev/latest/concepts/models/
 """
@@ -118,7 +118,7 @@ def describe_target(schema: dict[str, Any]) -> None:
 
 
 class InterpolateTo(Body):
-    """Where a row of pictures leads: from the noise and the prompt of the request to these."""
+    """Where a row of images leads: from the noise and the prompt of the request to these."""
 
     model_config = ConfigDict(json_schema_extra=describe_target)
 
@@ -126,7 +126,8 @@ class InterpolateTo(Body):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the seed of the noise at the end")
     latent: Base64Latent | None = Field(None, description="the noise at the end")
     weight: float | None = Field(
-        None, ge=0, le=1, description="draw one image only, at this share of the way; else image i of n is at i/(n-1)")
+        None, ge=0, le=1,
+        description="generate one image only, at this share of the way; else image i of n is at i/(n-1)")
 
     _printable = field_validator("prompt")(no_control_characters)
 
@@ -147,9 +148,9 @@ class InterpolateTo(Body):
 
 
 class Refine(Body):
-    """How finished pictures are refined: enlarged to what another model draws, and changed a little by it."""
+    """How finished images are refined: enlarged to what another model generates, and changed a little by it."""
 
-    model: str | None = Field(None, description="which model refines; the one that draws when left out")
+    model: str | None = Field(None, description="which model refines; the one that generates when left out")
     strength: float = Field(0.35, ge=0.05, le=1, description="how much it changes")
     prompt: Prompt | None = Field(None, description="what it is told; the prompt of the request when left out")
 
@@ -160,7 +161,7 @@ class TextToImage(Body):
     """Body of POST /text_to_image."""
 
     model_config = ConfigDict(json_schema_extra=describe_text_to_image)
-    prompt: Prompt = Field(description="what to draw; empty draws without a condition")
+    prompt: Prompt = Field(description="what to generate; empty generates without a condition")
     n_images: int = Field(4, ge=1, le=8, description="images in this job")
     n_inf_steps: int = Field(PROMISED_STEPS, ge=1, le=1000, description="denoising steps")
     stream_freq: int = Field(50, ge=1, le=1000, description="an update every this many steps")
@@ -175,12 +176,12 @@ class TextToImage(Body):
     negative_prompt: Prompt = Field("", description="steer away from this")
     sampler: str | None = Field(None, description="how the noise is removed")
     init_image: Base64Image | None = Field(
-        None, description="a picture to change: PNG, JPEG or WebP as base64; its middle square, at the model's size")
+        None, description="an image to change: PNG, JPEG or WebP as base64; its middle square, at the model's size")
     strength: float | None = Field(
         None, ge=0, le=1, description="how much of init_image changes: 0 nothing, 1 all; "
         f"{usual_strength(False):g} when left out, {usual_strength(True):g} with a mask")
     mask: Base64Mask | None = Field(
-        None, description="a picture over init_image, as base64: white is drawn anew, black stays as it is")
+        None, description="an image over init_image, as base64: white is inpainted, black stays as it is")
     variation_strength: float = Field(
         0.0, ge=0, le=1, description="share of other noise, of variation_seed + i, mixed into that of seed")
     variation_seed: int | None = Field(None, ge=0, le=MAX_SEED, description="which other noise; drawn when left out")
@@ -190,17 +191,17 @@ class TextToImage(Body):
         None, description=f"sliders: CelebA's name of an attribute, in any case, -> -{FURTHEST:g} (away from it) to "
         f"{FURTHEST:g} (towards it); at most {MOST}")
     candidates: int | None = Field(
-        None, ge=1, le=MAX_CANDIDATES, description="draw so many, from seed on, and keep the n_images that fit the "
+        None, ge=1, le=MAX_CANDIDATES, description="generate so many, from seed on, and keep the n_images that fit the "
         "prompt best, best first")
     balance: bool = Field(
         False, description="go round what the prompt leaves open (sex, age, hair colour), another combination each"
         " image")
     refine: Refine | None = Field(
-        None, description="finish the pictures by image to image of a model; those before are kept, too")
+        None, description="finish the images by image to image of a model; those before are kept, too")
     guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = Field(
         None, description="from and to which share of the steps there is guidance, of the scale, a negative prompt and "
         "sliders; before and after, guidance_scale is 1. All steps when left out")
-    model: str | None = Field(None, description="which model draws")
+    model: str | None = Field(None, description="which model generates")
 
     _printable = field_validator("prompt", "negative_prompt")(no_control_characters)
 
@@ -314,13 +315,13 @@ class AnalyzePrompt(Body):
     """Body of POST /prompt/analyze."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": EXAMPLES[0]}]})
-    prompt: Prompt = Field(description="what to draw")
+    prompt: Prompt = Field(description="what to generate")
 
     _printable = field_validator("prompt")(no_control_characters)
 
 
 class GiveImage(Body):
-    """A picture inside JSON: body of POST /inspect."""
+    """An image inside JSON: body of POST /inspect."""
 
     image: Base64Image = Field(description="a PNG, JPEG or WebP file of at most "
                                f"{MAX_PICTURE_BYTES} bytes and {MAX_PICTURE_PIXELS} pixels, as base64")
@@ -337,14 +338,14 @@ class GiveImage(Body):
 
 
 class EncodeImage(GiveImage):
-    """A picture inside JSON: body of POST /encode."""
+    """An image inside JSON: body of POST /encode."""
 
     model_config = ConfigDict(json_schema_extra={
         "if": {"required": ["prompt"], "properties": {"prompt": {"minLength": 1}}},
         "then": {"required": ["invert"], "properties": {"invert": {"const": True}}},
     })
-    invert: bool = Field(False, description="answer the starting noise that draws the picture, instead of its latent")
-    prompt: Prompt = Field("", description="with invert: the prompt that is to draw it, at guidance_scale 1")
+    invert: bool = Field(False, description="answer the starting noise that generates the image, instead of its latent")
+    prompt: Prompt = Field("", description="with invert: the prompt that is to generate it, at guidance_scale 1")
 
     _printable = field_validator("prompt")(no_control_characters)
 

@@ -1,4 +1,4 @@
-"""What does a client get, of jobs and their pictures?
+"""What does a client get, of jobs and their images?
 
 The answers in JSON: their types, from which the OpenAPI document is written, and by which mypy checks what
 `core/web/serializers.py` and the routes build. `finished`, `response` and what is in it are a promise to existing
@@ -75,18 +75,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Nearest(TypedDict):
-    """How near an image is to the nearest training picture, in coarse composition and colour."""
+    """How near an image is to the nearest training image, in coarse composition and colour."""
 
     percentile: Annotated[
         float, Field(ge=0, le=100, description="share of photographs of unseen people that are nearer to one")]
     too_close: bool
 
 
-class Findings(TypedDict):
-    """What is known of a finished image alone. What the judge would say is null where the model has none."""
+class Assessment(TypedDict):
+    """What is known of a finished image alone. What the attribute classifier would say is null where the model has
+    none."""
 
     attributes: NotRequired[Annotated[
-        dict[str, Share] | None, Field(description="CelebA's name -> how probable, by the bundled judge")]]
+        dict[str, Share] | None,
+        Field(description="CelebA's name -> how probable, by the bundled attribute classifier")]]
     agreement: NotRequired[Annotated[
         dict[str, Share] | None,
         Field(description="how far the image agrees with each attribute that its prompt states, rare ones weighed as "
@@ -97,19 +99,20 @@ class Findings(TypedDict):
     evaluations: NotRequired[Annotated[
         int, Field(ge=0, description="how often the network was asked: steps x passes; sliders add two passes each")]]
     nearest: NotRequired[Annotated[
-        Nearest | None, Field(description="against the pictures that the model learned from; null without an index")]]
+        Nearest | None, Field(description="against the images that the model learned from; null without an index")]]
     prompt: NotRequired[Annotated[
-        str, Field(description="what was drawn, where `attribute_balancing` put words before the prompt of the job")]]
+        str,
+        Field(description="what was generated, where `attribute_balancing` put words before the prompt of the job")]]
     before: NotRequired[Annotated[str, Field(
-        json_schema_extra={"format": "uri-reference"}, description="the picture as it was before it was refined")]]
+        json_schema_extra={"format": "uri-reference"}, description="the image as it was before it was refined")]]
     unsafe: NotRequired[Annotated[bool, Field(
-        description="what the safety checker of the model's folder says; the picture is not changed")]]
+        description="what the safety checker of the model's folder says; the image is not changed")]]
 
 
-FINDINGS = tuple(Findings.__annotations__)
+ASSESSMENT_FIELDS = tuple(Assessment.__annotations__)
 
 
-class Update(Findings):
+class Update(Assessment):
     """The latest update of one image; before the last step the clean image as it is predicted now."""
 
     t: Annotated[int, Field(ge=0, description="steps done")]
@@ -148,7 +151,7 @@ class JobAnswer(JobFacts):
 
 
 class JobImage(TypedDict):
-    """A finished picture of a job."""
+    """A finished image of a job."""
 
     index: Annotated[int, Field(ge=0, le=7)]
     seed: Seed
@@ -193,11 +196,11 @@ class StepsAnswer(TypedDict):
     steps: list[StepImage]
 
 
-# ---- latents and pictures --------------------------------------------------------------------------------------------
+# ---- latents and images --------------------------------------------------------------------------------------------
 
 
 class Encoded(TypedDict):
-    """A picture as a latent."""
+    """An image as a latent."""
 
     latent: Latent64
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
@@ -205,11 +208,11 @@ class Encoded(TypedDict):
 
 
 class WatermarkFinding(TypedDict):
-    """Whether the pixels carry the mark of pictures drawn here, by this server or another."""
+    """Whether the pixels carry the mark of images generated here, by this server or another."""
 
     found: bool
-    score: Annotated[float, Field(ge=0, description="standard deviations above what pictures without it give")]
-    p_value: Annotated[float, Field(ge=0, le=1, description="how probable the score is for a picture without it")]
+    score: Annotated[float, Field(ge=0, description="standard deviations above what images without it give")]
+    p_value: Annotated[float, Field(ge=0, le=1, description="how probable the score is for an image without it")]
 
 
 class StepLatent(TypedDict):
@@ -223,17 +226,17 @@ class StepLatent(TypedDict):
 
 
 class Inspection(TypedDict):
-    """What a picture says about how it came about: in its file, and where that is lost, in its pixels."""
+    """What an image says about how it came about: in its file, and where that is lost, in its pixels."""
 
-    made_here: Annotated[bool, Field(description="it carries the request that this project writes into its pictures")]
-    request: Annotated[dict[str, Any] | None, Field(description="body of POST /text_to_image that draws it again")]
+    made_here: Annotated[bool, Field(description="it carries the request that this project writes into its images")]
+    request: Annotated[dict[str, Any] | None, Field(description="body of POST /text_to_image that generates it again")]
     model_hash: str | None
-    model_matches: Annotated[bool, Field(description="the loaded model is the one that drew it")]
+    model_matches: Annotated[bool, Field(description="the loaded model is the one that generated it")]
     watermark: WatermarkFinding
 
 
 class Verdict(TypedDict):
-    """A picture beside what its receipt draws. Differences are in grey levels of 255."""
+    """An image beside the one that its generation parameters give. Differences are in grey levels of 255."""
 
     job_id: JobId
     verdict: Annotated[
@@ -243,4 +246,4 @@ class Verdict(TypedDict):
     max_difference: Annotated[int, Field(ge=0, le=255)]
     mean_bound: float
     max_bound: int
-    size_changed: Annotated[bool, Field(description="the picture had another size and was resized to be compared")]
+    size_changed: Annotated[bool, Field(description="the image had another size and was resized to be compared")]

@@ -34,26 +34,26 @@ SCHEDULES = re.compile(r" (karras|exponential|polyexponential|sgm uniform|kl opt
 
 
 class SdRequest(Body):
-    """What both kinds of drawing share. Other fields are accepted, and named in `info` where they are ignored."""
+    """What both kinds of generating share. Other fields are accepted, and named in `info` where they are ignored."""
 
     model_config = ConfigDict(extra="allow")
 
-    prompt: Prompt | None = Field("", description="what to draw")
+    prompt: Prompt | None = Field("", description="what to generate")
     negative_prompt: Prompt | None = Field("", description="steer away from this")
-    seed: int | None = Field(-1, ge=-1, le=MAX_SEED, description="picture i uses seed + i; -1 draws one")
-    subseed: int | None = Field(-1, ge=-1, le=MAX_SEED, description="which other noise is mixed in; -1 draws one")
+    seed: int | None = Field(-1, ge=-1, le=MAX_SEED, description="image i uses seed + i; -1 generates one")
+    subseed: int | None = Field(-1, ge=-1, le=MAX_SEED, description="which other noise is mixed in; -1 generates one")
     subseed_strength: float | None = Field(0.0, ge=0, le=1, description="share of the other noise")
     sampler_name: str | None = Field(None, max_length=100, description="one of /sdapi/v1/samplers, or an alias")
     sampler_index: str | None = Field(None, max_length=100, description="the older name of sampler_name")
-    batch_size: int | None = Field(1, ge=1, le=8, description="pictures in one job")
+    batch_size: int | None = Field(1, ge=1, le=8, description="images in one job")
     n_iter: int | None = Field(1, ge=1, le=8, description="jobs")
     steps: int | None = Field(None, ge=1, le=1000, description="denoising steps; 50 when left out")
     cfg_scale: float | None = Field(None, ge=0, le=20, description="guidance; the model's own when left out")
-    width: int | None = Field(None, ge=8, le=2048, description="the model draws its own size, which `info` tells")
+    width: int | None = Field(None, ge=8, le=2048, description="the model generates its own size, which `info` tells")
     height: int | None = Field(None, ge=8, le=2048, description="as width")
-    denoising_strength: float | None = Field(None, ge=0, le=1, description="how much of a picture changes")
+    denoising_strength: float | None = Field(None, ge=0, le=1, description="how much of an image changes")
     override_settings: dict[str, Any] | None = Field(None, description="settings for this request alone")
-    send_images: bool | None = Field(True, description="false: the answer has no pictures, the gallery has")
+    send_images: bool | None = Field(True, description="false: the answer has no images, the gallery has")
     script_name: Annotated[str, Field(json_schema_extra={"maxLength": 0})] | None = Field(
         None, description="there are no scripts here")
 
@@ -78,9 +78,9 @@ class SdImageToImage(SdRequest):
     """Body of POST /sdapi/v1/img2img."""
 
     init_images: list[Base64Image] | None = Field(
-        None, max_length=1, description="one picture to change, as base64 or a data: address")
-    mask: Base64Mask | None = Field(None, description="white is drawn anew, black stays")
-    inpainting_mask_invert: int | None = Field(0, ge=0, le=1, description="1: black is drawn anew, white stays")
+        None, max_length=1, description="one image to change, as base64 or a data: address")
+    mask: Base64Mask | None = Field(None, description="white is inpainted, black stays")
+    inpainting_mask_invert: int | None = Field(0, ge=0, le=1, description="1: black is inpainted, white stays")
 
     @field_validator("init_images", "mask", mode="before")
     @classmethod
@@ -114,7 +114,7 @@ class SdOptions(Body):
 
     sd_model_checkpoint: str | None = Field(None, max_length=200, description="a title of /sdapi/v1/sd-models")
     sd_vae: Literal["Automatic", "None"] | None = Field(None, description="the model brings its own")
-    samples_format: Literal["png", "PNG"] | None = Field(None, description="pictures are PNG files")
+    samples_format: Literal["png", "PNG"] | None = Field(None, description="images are PNG files")
 
 
 class SdProgressQuery(Body):
@@ -147,7 +147,7 @@ USED = frozenset(SdImageToImage.model_fields) - {"width", "height", "override_se
 def ignored_fields(body: Mapping[str, Any], *, size: int, model: Sequence[str]) -> list[str]:
     """The fields of a body that ask for something which is not done, by name.
 
-    `size` is that of the pictures; `model` are the names of the one there is.
+    `size` is that of the images; `model` are the names of the one there is.
     """
     found = []
     for name, value in body.items():
@@ -198,7 +198,7 @@ class SdError(TypedDict):
 
 
 class SdPictures(TypedDict):
-    """Pictures as base64, and what was asked; `info` is JSON in a text, with `ignored` and `warnings` among it."""
+    """Images as base64, and what was asked; `info` is JSON in a text, with `ignored` and `warnings` among it."""
 
     images: list[Picture64]
     parameters: dict[str, Any]
@@ -259,7 +259,7 @@ class SdProgress(TypedDict):
 
 
 class SdPngInfo(TypedDict):
-    """What a PNG says about how it was drawn; empty when it says nothing."""
+    """What a PNG says about how it was generated; empty when it says nothing."""
 
     info: str
     items: dict[str, str]

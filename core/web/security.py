@@ -89,7 +89,7 @@ def key_given(api_key: str) -> bool:
     return any(hmac.compare_digest(one.encode(), api_key.encode()) for one in given)
 
 
-def add_door(
+def add_request_checks(
     app: Flask, *, api_key: str | None, public: Collection[str], hosts: Collection[str] | None, origins: Sequence[str],
     files: Collection[str] = (),
 ) -> None:

@@ -15,13 +15,13 @@ from core.imaging.image_io import base64_text
 from core.jobs.clock import seconds_each
 from core.jobs.job import Job, Snapshot, State, Summary
 from core.jobs.records import Event, Record
-from core.jobs.result_files import image_url, latent_name, picture_name
+from core.jobs.result_files import image_name, image_url, latent_name
 from core.web.aliases import both_names
 from core.web.proxies import outside
 from core.web.responses import (
-    FINDINGS,
+    ASSESSMENT_FIELDS,
+    Assessment,
     Failure,
-    Findings,
     JobAccepted,
     JobAnswer,
     JobFacts,
@@ -45,15 +45,15 @@ def progress_of(job: Summary) -> float:
 
 
 def latest_updates(job: Snapshot) -> dict[int, Event]:
-    """The newest event with a picture of each image, by index."""
+    """The newest event with an image of each image, by index."""
     events = job.events_of_this_run
     return {event.data["index"]: event for event in events if event.kind in ("preview", "image")}
 
 
 def files_of(update: Event) -> tuple[str, str]:
-    """The names of the picture and of the latent that an event tells of."""
+    """The names of the image and of the latent that an event tells of."""
     step = update.data["t"] if update.kind == "preview" else None
-    return picture_name(update.data["index"], step), latent_name(update.data["index"], step)
+    return image_name(update.data["index"], step), latent_name(update.data["index"], step)
 
 
 def seconds_left(job: Snapshot) -> float | None:
@@ -79,7 +79,7 @@ def job_accepted(job: Job) -> JobAccepted:
 
 
 def job_facts(job: Summary, updates: Iterable[Mapping[str, Any]]) -> JobFacts:
-    """What the answer about a job and its line in a list have in common; `updates` tell of its pictures."""
+    """What the answer about a job and its line in a list have in common; `updates` tell of its images."""
     return {
         "finished": job.finished,
         "job_id": job.id,
@@ -98,14 +98,15 @@ def job_facts(job: Summary, updates: Iterable[Mapping[str, Any]]) -> JobFacts:
 def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
     """The answer of GET /jobs/{id}/. `include` none, preview or full says which heavy fields are in it."""
     response: list[Update] = []
-    for index, event in sorted(latest_updates(snapshot).items()):  # those of deleted pictures are none
+    for index, event in sorted(latest_updates(snapshot).items()):  # those of deleted images are none
         update: Update = {
             "t": event.data["t"], "total_t": event.data["total_t"], "index": index, "seed": event.data["seed"],
             "url": outside(image_url(job.id, index)),
         }
         if index in snapshot.marks.favourites:
             update["favourite"] = True
-        update |= cast(Findings, both_names({name: event.data[name] for name in FINDINGS if name in event.data}))
+        update |= cast(Assessment,
+                       both_names({name: event.data[name] for name in ASSESSMENT_FIELDS if name in event.data}))
         if "before" in update:
             update["before"] = outside(update["before"])
         wanted = {"none": 0, "preview": 1, "full": 2}[include]
@@ -126,9 +127,9 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
 
 
 def job_summary(job: Summary) -> JobSummary:
-    """One job of GET /jobs/, with the addresses of its final pictures."""
+    """One job of GET /jobs/, with the addresses of its final images."""
     finals = {event["index"]: event for event in job.finals
-              if picture_name(event["index"]) in job.files and event["index"] not in job.marks.deleted}
+              if image_name(event["index"]) in job.files and event["index"] not in job.marks.deleted}
     images: list[JobImage] = [
         {"index": index, "seed": event["seed"], "url": outside(image_url(job.id, index)),
          "thumbnail": outside(image_url(job.id, index, "webp"))}
@@ -145,7 +146,7 @@ def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[s
     found, finals = list(warnings), list(finals)
     if close := [str(event["index"]) for event in finals if (event.get("nearest") or {}).get("too_close")]:
         which = f"Image {close[0]} is" if len(close) == 1 else f"Images {', '.join(close)} are"
-        found.append(f"{which} unusually close to a training picture: do not pass it off as a new face.")
+        found.append(f"{which} unusually close to a training image: do not pass it off as a new face.")
     if unsafe := [str(event["index"]) for event in finals if event.get("unsafe")]:
         which = f"Image {unsafe[0]}" if len(unsafe) == 1 else f"Images {', '.join(unsafe)}"
         found.append(f"{which} may not be safe to show, says the safety checker of the model.")
@@ -153,7 +154,7 @@ def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[s
 
 
 def event_text(job: Job, event: Event, *, with_previews: bool = True, prefix: str = "") -> str:
-    """One event in the stream's format, addresses below `prefix`; empty when its picture was dropped or deleted."""
+    """One event in the stream's format, addresses below `prefix`; empty when its image was dropped or deleted."""
     data = both_names(event.data)
     for name in ("url", "before"):
         if data.get(name):

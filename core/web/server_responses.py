@@ -114,7 +114,7 @@ class ModelOptions(TypedDict):
     kind: Annotated[str, Field(description="faces: one of ours; stable-diffusion: other people's weights")]
     lacks: Annotated[list[str], Field(description="fields of a request that it cannot follow; vocabulary: it was "
                                                   "not trained on our captions")]
-    loaded: Annotated[bool, Field(description="it draws at once; others are loaded when a job names them")]
+    loaded: Annotated[bool, Field(description="it generates at once; others are loaded when a job names them")]
     failure: Annotated[str | None, Field(description="why it could not be loaded when that was last tried")]
 
 
@@ -137,16 +137,18 @@ class QualityOptions(TypedDict):
 
 
 class StepQuality(TypedDict):
-    """How near to real faces the pictures drawn with a number of steps were measured to be."""
+    """How near to real faces the images generated with a number of steps were measured to be."""
 
     steps: Annotated[int, Field(ge=1, le=1000)]
-    frechet_over_floor: Annotated[float, Field(description="by the judge; 1 is as near as other real faces are")]
+    frechet_over_floor: Annotated[
+        float, Field(description="by the attribute classifier; 1 is as near as other real faces are")
+    ]
 
 
 class SliderResponse(TypedDict):
     """What a slider was measured to do at -2, -1, 0, 1 and 2, on the mean over several people."""
 
-    curve: Annotated[list[Share], Field(description="how probable its attribute is, by the judge")]
+    curve: Annotated[list[Share], Field(description="how probable its attribute is, by the attribute classifier")]
     evidence: Annotated[list[float], Field(description="the same as log-odds above those of the training set")]
     identity: Annotated[list[float], Field(description="distance from the person at 0; 1 is somebody else")]
     monotone: bool
@@ -168,7 +170,7 @@ class LimitOptions(TypedDict):
     """What the server accepts at most."""
 
     body_bytes: int
-    generation_body_bytes: Annotated[int, Field(description="of POST /text_to_image, with pictures")]
+    generation_body_bytes: Annotated[int, Field(description="of POST /text_to_image, with images")]
     draw_body_bytes: Annotated[int, older_name_of("generation_body_bytes")]
     mask_bytes: int
     image_bytes: int
@@ -180,13 +182,13 @@ class OptionsAnswer(TypedDict):
 
     state: ServerState
     failure: Annotated[str | None, Field(description="why the model could not be loaded")]
-    watermark: Annotated[bool, Field(description="finished pictures carry an invisible mark, see /inspect")]
+    watermark: Annotated[bool, Field(description="finished images carry an invisible mark, see /inspect")]
     fields: dict[str, FieldOptions]
     aliases: Annotated[dict[str, str], Field(description="other name -> field")]
     samplers: list[str]
     few_steps: Annotated[dict[str, int], Field(description="samplers made for few steps -> how many, if not asked for")]
     models: list[ModelOptions]
-    failed_models: Annotated[list[FailedModel], Field(description="given to the server, but nothing that draws")]
+    failed_models: Annotated[list[FailedModel], Field(description="given to the server, but nothing that generates")]
     loading: NotRequired[Annotated[str, Field(description="a model that is being loaded now")]]
     quality: list[QualityOptions]
     step_curve: Annotated[list[StepQuality], Field(description="what more steps buy; empty where it was not measured")]

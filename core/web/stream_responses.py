@@ -12,10 +12,10 @@ from pydantic import Field, Json
 from typing_extensions import NotRequired, TypedDict
 
 from core.jobs.job import State
-from core.web.responses import Count, EventId, Failure, Findings, Picture64, Seed
+from core.web.responses import Assessment, Count, EventId, Failure, Picture64, Seed
 
 
-class StatusNews(TypedDict):
+class StatusUpdate(TypedDict):
     """The job is in this state now."""
 
     status: State
@@ -25,14 +25,14 @@ class StatusNews(TypedDict):
     loading: NotRequired[Annotated[str, Field(description="a model is being loaded for it first")]]
 
 
-class ProgressNews(TypedDict):
+class ProgressUpdate(TypedDict):
     """So many steps are done."""
 
     t: Count
     total_t: Count
 
 
-class PreviewNews(TypedDict):
+class PreviewUpdate(TypedDict):
     """One image as it is predicted now."""
 
     index: Annotated[int, Field(ge=0, le=7)]
@@ -42,7 +42,7 @@ class PreviewNews(TypedDict):
     img: NotRequired[Annotated[Picture64, Field(description="missing with `previews=none`")]]
 
 
-class ImageNews(Findings):
+class ImageUpdate(Assessment):
     """One image is finished."""
 
     index: Annotated[int, Field(ge=0, le=7)]
@@ -52,7 +52,7 @@ class ImageNews(Findings):
     url: Annotated[str, Field(json_schema_extra={"format": "uri-reference"})]
 
 
-class DoneNews(TypedDict):
+class DoneUpdate(TypedDict):
     """The job has ended; nothing comes after this."""
 
     status: State
@@ -66,7 +66,7 @@ class StatusEvent(TypedDict):
 
     event: Literal["status"]
     id: EventId
-    data: Json[StatusNews]
+    data: Json[StatusUpdate]
     retry: NotRequired[int]
 
 
@@ -75,7 +75,7 @@ class ProgressEvent(TypedDict):
 
     event: Literal["progress"]
     id: EventId
-    data: Json[ProgressNews]
+    data: Json[ProgressUpdate]
 
 
 class PreviewEvent(TypedDict):
@@ -83,7 +83,7 @@ class PreviewEvent(TypedDict):
 
     event: Literal["preview"]
     id: EventId
-    data: Json[PreviewNews]
+    data: Json[PreviewUpdate]
 
 
 class ImageEvent(TypedDict):
@@ -91,7 +91,7 @@ class ImageEvent(TypedDict):
 
     event: Literal["image"]
     id: EventId
-    data: Json[ImageNews]
+    data: Json[ImageUpdate]
 
 
 class DoneEvent(TypedDict):
@@ -99,7 +99,7 @@ class DoneEvent(TypedDict):
 
     event: Literal["done"]
     id: EventId
-    data: Json[DoneNews]
+    data: Json[DoneUpdate]
 
 
 StreamEvent = StatusEvent | ProgressEvent | PreviewEvent | ImageEvent | DoneEvent

@@ -57,7 +57,7 @@ def warnings_of(wanted: TextToImage, words: Mapping[str, str], info: EngineInfo,
         lost = {text[unread_in(text, info):] for text in longer}
         found += unread_warning("With the words that balance puts before it, the prompt", max(lost, key=len), 0)
     negative = wanted.negative_prompt  # encoded as it is
-    found += unread_warning("The negative prompt", negative, unread_from(negative, negative, info.read_to))
+    found += unread_warning("The negative prompt", negative, unread_from(negative, negative, info.encoded_length))
     stated = read_prompt(wanted.prompt[:unread_in(wanted.prompt, info)], words).attributes
     spoken = spoken_attributes(words)
     left_open = open_facets(stated, spoken)

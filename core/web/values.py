@@ -1,4 +1,4 @@
-"""Which values can travel in a request: text, base64, latents, pictures?
+"""Which values can travel in a request: text, base64, latents, images?
 
 How each is read, and what is said of one that cannot be. This file does not know which fields there are
 (`core/web/requests.py`), and never imports torch.
@@ -22,7 +22,7 @@ from core.text.attribute_sliders import BY_ANY_CASE, FURTHEST, MOST
 from core.web.errors import shown
 from core.web.validation import bad_field
 
-MAX_IMAGE_TEXT = 4 * -(-MAX_PICTURE_BYTES // 3)  # characters of the largest picture in base64
+MAX_IMAGE_TEXT = 4 * -(-MAX_PICTURE_BYTES // 3)  # characters of the largest image in base64
 MAX_MASK_BYTES = 2**20  # two colours need little
 MAX_MASK_TEXT = 4 * -(-MAX_MASK_BYTES // 3)
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript holds exactly

@@ -1,6 +1,6 @@
-"""How does a request wait until its jobs are drawn?
+"""How does a request wait until its jobs are generated?
 
-Clients of other servers' APIs, and `POST /text_to_image?wait=30`, want pictures in the answer. A request that waits
+Clients of other servers' APIs, and `POST /text_to_image?wait=30`, want images in the answer. A request that waits
 holds one thread of the web server, so their number is bounded, as that of event streams is (`core/web/sse.py`). The
 jobs are jobs like all others: they go on when the client goes away, and after a restart.
 
@@ -37,7 +37,7 @@ class WaitingRequests:
     def place(self) -> Iterator[None]:
         """One of the places. Raises a 429 problem when all are taken."""
         if not self._free.acquire(blocking=False):
-            raise Problem(429, f"{self._limit} requests wait for their pictures already; ask POST /text_to_image "
+            raise Problem(429, f"{self._limit} requests wait for their images already; ask POST /text_to_image "
                                "for a job instead, and watch it.", {"Retry-After": "5"})
         try:
             yield

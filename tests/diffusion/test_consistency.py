@@ -1,4 +1,4 @@
-"""Does a network of few steps learn where paths end, and does a folder that has one draw with it?
+"""Does a network of few steps learn where paths end, and does a folder that has one generate with it?
 
 For data of standard deviation s the path through x at a level ends at s x / sqrt(alpha^2 s^2 + sigma^2).
 """
@@ -21,17 +21,17 @@ from core.diffusion.distillation import consistency_error, consistency_goal, end
 from core.diffusion.sampling import sample
 from core.diffusion.schedule import NoiseSchedule, per_image
 from core.diffusion.schedulers import TURBO, ConsistencySteps, make_scheduler, scheduler_config
-from core.diffusion.unet import load_turbo, load_unet
-from core.engine import DrawRequest
+from core.diffusion.unet import load_few_step_unet, load_unet
+from core.engine import GenerationRequest
 from core.nn.checkpoint import (
     ModelFolderError,
     component_hash,
     drop_component,
     load_component,
-    load_difference,
+    load_delta,
     read_index,
     save_component,
-    save_difference,
+    save_delta,
 )
 from generator import FaceGenerator
 from tests.diffusion.test_sampling import condition, gaussian, seeded
@@ -144,7 +144,7 @@ def test_turbo_draws_numbers_of_the_right_spread(steps: int) -> None:
     z = draw(slice(None))
     assert float(z.std()) == pytest.approx(S, rel=0.03)
     assert calls == [round(1000 * (steps - i) / steps) - 1 for i in range(steps)] and calls[0] == 999
-    assert torch.equal(draw(slice(7, 9)), z[7:9])  # a picture does not depend on its neighbours
+    assert torch.equal(draw(slice(7, 9)), z[7:9])  # an image does not depend on its neighbours
     if steps == 1:
         assert torch.allclose(z, S * noise, atol=1e-3)
 
@@ -166,9 +166,9 @@ def test_a_difference_takes_a_byte_a_weight_and_comes_back(tmp_path: Path) -> No
     state = {"w": base["w"] + 0.01 * seeded(8, 3, 3, seed=1), "b": base["b"] * 1.1, "same": base["same"],
              "new": seeded(5, 2), "one": torch.tensor(0.25)}
     save_component(tmp_path, "base", base, {}, half=False)
-    save_difference(tmp_path, "more", state, base, {"network": 1})
+    save_delta(tmp_path, "more", state, base, {"network": 1})
     config, added = load_component(tmp_path, "more")
-    found = load_difference(added, base)
+    found = load_delta(added, base)
     assert config == {"network": 1} and found.keys() == state.keys()
     assert torch.equal(found["same"], state["same"])
     for name, value in state.items():
@@ -194,75 +194,76 @@ def distill(place: Workplace, run: str, *more: object) -> Callable[..., int]:
 
 
 @pytest.fixture(scope="module")
-def turbo(place: Workplace) -> Path:
+def few_step(place: Workplace) -> Path:
     """A folder whose `turbo/` was trained for four steps, stopped and resumed."""
     again = distill(place, "turbo", "--steps", 4)
     assert again("--stop-at", "2") == 0
     folder = place.root / "turbo-model"
-    assert load_turbo(folder) is None
+    assert load_few_step_unet(folder) is None
     assert again() == 0
     return folder
 
 
-def test_a_stopped_and_resumed_run_is_the_undisturbed_run(place: Workplace, turbo: Path) -> None:
+def test_a_stopped_and_resumed_run_is_the_undisturbed_run(place: Workplace, few_step: Path) -> None:
     assert distill(place, "whole", "--steps", 4)() == 0
     runs = [checkpoint(place.root / run, 4) for run in ("turbo", "whole")]
     assert differences(*runs) == []
     assert {"model", "optimizer", "ema_long", "ema_short", "target"} == {name.split("/")[0] for name in runs[0]}
-    released = [load_component(folder, "turbo")[1] for folder in (turbo, place.root / "whole-model")]
+    released = [load_component(folder, "turbo")[1] for folder in (few_step, place.root / "whole-model")]
     assert differences(*released) == []
 
 
-def test_what_is_released_is_what_was_learned(place: Workplace, turbo: Path) -> None:
-    config = json.loads((turbo / "turbo" / "config.json").read_text())
+def test_what_is_released_is_what_was_learned(place: Workplace, few_step: Path) -> None:
+    config = json.loads((few_step / "turbo" / "config.json").read_text())
     facts = config["distilled"]
     assert facts["distill"] == "consistency" and facts["steps"] == 4 and facts["ema"] in facts["validation_loss"]
     assert config["parents"] == {"unet": component_hash(place.model, "unet")} == {"unet": facts["teacher"]}
-    network, averaged = load_turbo(turbo), checkpoint(place.root / "turbo", 4)
+    network, averaged = load_few_step_unet(few_step), checkpoint(place.root / "turbo", 4)
     assert network is not None
-    start = load_unet(turbo).state_dict()
+    start = load_unet(few_step).state_dict()
     for name, value in network.state_dict().items():
         wanted, base = averaged[f"{facts['ema']}/{name}"], start.get(name, torch.tensor(0.0))
         assert float((value - wanted).abs().max()) <= float((wanted - base).abs().max()) / 200 + 1e-7, name
-    weights = load_component(turbo, "unet")[1]
+    weights = load_component(few_step, "unet")[1]
     assert differences(weights, load_component(place.model, "unet")[1]) == []
     assert not any(value.dtype == torch.int8 for value in network.state_dict().values())
 
 
-def test_turbo_beside_another_unet_is_refused_or_removed(turbo: Path, place: Workplace, tmp_path: Path) -> None:
+def test_turbo_beside_another_unet_is_refused_or_removed(few_step: Path, place: Workplace, tmp_path: Path) -> None:
     other = build_tiny_model(tmp_path / "other", seed=5)
     index = json.loads((other / "model_index.json").read_text())
     mixed = place.copy_model("mixed")
-    config, added = load_component(turbo, "turbo")
+    config, added = load_component(few_step, "turbo")
     save_component(mixed, "turbo", added, config | {"parents": {"unet": index["components"]["unet"]["sha256"]}},
                    half=False)
     with pytest.raises(ModelFolderError, match="turbo/ .* another UNet; run .*--distill consistency"):
         FaceGenerator.load(mixed, "cpu", engine="torch")
     parents = json.loads((mixed / "unet" / "config.json").read_text())["parents"]
     conditional_ldm.release(load_unet(mixed), mixed, COSINE, parents, {}, 2.0)  # the UNet that it does not belong to
-    assert load_turbo(mixed) is None and not (mixed / "turbo").exists()
-    again = Path(shutil.copytree(turbo, tmp_path / "again"))
+    assert load_few_step_unet(mixed) is None and not (mixed / "turbo").exists()
+    again = Path(shutil.copytree(few_step, tmp_path / "again"))
     conditional_ldm.release(load_unet(again), again, COSINE, parents, {}, 3.0)  # the same UNet once more
-    assert load_turbo(again) is not None
+    assert load_few_step_unet(again) is not None
     with pytest.raises(SettingError, match="--sampler 'Turbo' is not one of UniPC, .*which .*mixed has"):
         conditional_ldm.main(["--eval", "--prompt", "a man", "--model", str(mixed), "--sampler", TURBO, "--device",
                               "cpu"])
 
 
-# ---- what draws ------------------------------------------------------------------------------------------------------
+# ---- what generates
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def faces(turbo: Path) -> FaceGenerator:
-    return FaceGenerator.load(turbo, "cpu", engine="torch")
+def faces(few_step: Path) -> FaceGenerator:
+    return FaceGenerator.load(few_step, "cpu", engine="torch")
 
 
 def latents(faces: FaceGenerator, run: object) -> Tensor:
     return torch.stack([torch.frombuffer(bytearray(one.latent), dtype=torch.float32) for one in faces.pictures(run)])
 
 
-def finish(faces: FaceGenerator, *requests: DrawRequest) -> list[Tensor]:
-    runs = [faces.begin(request) for request in requests]
+def finish(faces: FaceGenerator, *requests: GenerationRequest) -> list[Tensor]:
+    runs = [faces.start(request) for request in requests]
     while any(not run.finished for run in runs):
         faces.step(runs)
     return [latents(faces, run) for run in runs]
@@ -275,14 +276,15 @@ def test_turbo_is_a_sampler_where_the_folder_has_it(place: Workplace, faces: Fac
     with pytest.raises(ValueError, match="the model has no turbo/"):
         plain.generate("a man", sampler=TURBO)
     (picture,) = faces.generate("a man", num_inference_steps=4, sampler=TURBO)
-    assert picture.about["evaluations"] == 4  # it knows the model's own guidance scale
+    assert picture.assessment["evaluations"] == 4  # it knows the model's own guidance scale
     (both,) = faces.generate("a man", num_inference_steps=4, sampler=TURBO, negative_prompt="a woman")
-    assert both.about["evaluations"] == 8
+    assert both.assessment["evaluations"] == 8
 
 
 def test_turbo_and_the_rest_share_a_step_and_stay_what_they_are_alone(faces: FaceGenerator) -> None:
-    requests = [DrawRequest("a man", 2, 3, 5, sampler=TURBO), DrawRequest("a woman", 1, 5, 9),
-                DrawRequest("an old man", 1, 2, 7, sampler=TURBO, guidance_scale=1.0), DrawRequest("a man", 1, 3, 5)]
+    requests = [GenerationRequest("a man", 2, 3, 5, sampler=TURBO), GenerationRequest("a woman", 1, 5, 9),
+                GenerationRequest("an old man", 1, 2, 7, sampler=TURBO, guidance_scale=1.0), GenerationRequest("a man",
+                                                                                                               1, 3, 5)]
     together = finish(faces, *requests)
     for request, found in zip(requests, together, strict=True):
         (alone,) = finish(faces, request)
@@ -290,8 +292,8 @@ def test_turbo_and_the_rest_share_a_step_and_stay_what_they_are_alone(faces: Fac
     assert not torch.allclose(together[0][:1], together[3], atol=1e-2)
 
 
-def test_openvino_draws_turbo_too(turbo: Path, faces: FaceGenerator, tmp_path: Path) -> None:
+def test_openvino_draws_turbo_too(few_step: Path, faces: FaceGenerator, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    fast = FaceGenerator.load(turbo, "cpu", engine="openvino", cache=tmp_path)
-    request = DrawRequest("a man", 2, 4, 5, sampler=TURBO)
+    fast = FaceGenerator.load(few_step, "cpu", engine="openvino", cache=tmp_path)
+    request = GenerationRequest("a man", 2, 4, 5, sampler=TURBO)
     assert torch.allclose(finish(fast, request)[0], finish(faces, request)[0], atol=1e-3)

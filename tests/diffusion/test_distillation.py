@@ -16,16 +16,16 @@ from conditional_ldm import PRESETS
 from core.diffusion.conditioning import Condition
 from core.diffusion.distillation import (
     GUIDANCE_RANGE,
-    Away,
-    by_two_passes,
-    draw_scales,
+    WeakModelGuidance,
+    cfg_prediction,
     guidance_error,
     relative_errors,
+    sample_guidance_scales,
 )
 from core.diffusion.guidance import Guidance, GuidedBatch, guided
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.unet import Attention, ConditionalUNet, UNetConfig, load_unet, perturbed
-from core.engine import DrawRequest
+from core.engine import GenerationRequest
 from core.nn.checkpoint import ModelFolderError, component_hash, read_index
 from core.training.latent_cache import Batch
 from core.training.run_folder import CheckpointMismatch
@@ -79,23 +79,23 @@ def test_a_condition_knows_no_guidance_until_it_is_told() -> None:
     assert asked.repeat(2).guidance.tolist() == [2.5, 2.5, 1, 1, 2.5, 2.5]
 
 
-@pytest.mark.parametrize(("scale", "known", "negative", "passes"), [
+@pytest.mark.parametrize(("scale", "guidance_range", "negative", "passes"), [
     (2.5, GUIDANCE_RANGE, False, 1), (6.0, GUIDANCE_RANGE, False, 1), (1.0, GUIDANCE_RANGE, False, 1),
     (0.0, GUIDANCE_RANGE, False, 1), (6.1, GUIDANCE_RANGE, False, 2), (0.5, GUIDANCE_RANGE, False, 2),
     (2.5, GUIDANCE_RANGE, True, 2), (2.5, None, False, 2),
 ])
 def test_one_pass_is_enough_where_the_network_knows_the_scale(
-    scale: float, known: tuple[float, float] | None, negative: bool, passes: int
+    scale: float, guidance_range: tuple[float, float] | None, negative: bool, passes: int
 ) -> None:
     """And it gives what two give, if the network learned that; everything else is asked as before."""
     x, t, condition = seeded(2, 1, 2, 2), torch.tensor([3.0, 5.0]), told(2)
     unwanted = told(2, seed=5) if negative else None
-    job = Guidance(condition, scale, unwanted, known=known)
+    job = Guidance(condition, scale, unwanted, guidance_range=guidance_range)
     assert job.num_passes == [passes] * 2
     batch = GuidedBatch([job])
     rows, _, asked = batch.inputs(x, t)
     assert len(rows) == 2 * passes == len(asked)
-    assert asked.guidance.tolist() == [scale if job.at_once else 1.0] * len(rows)
+    assert asked.guidance.tolist() == [scale if job.is_guidance_distilled else 1.0] * len(rows)
     found = batch.combine(network(*batch.inputs(x, t)))
     assert torch.allclose(found, guided(network, x, t, condition, scale, unwanted), atol=1e-4)
 
@@ -103,10 +103,10 @@ def test_one_pass_is_enough_where_the_network_knows_the_scale(
 def test_pushes_and_ways_between_two_texts_need_no_second_pass_either() -> None:
     """They are added to the guided prediction, however it came about; neighbours do not notice."""
     x, t = seeded(7, 1, 2, 2), torch.arange(1.0, 8.0)
-    jobs = [Guidance(told(2), 3.0, pushes=((1.5, told(2, seed=8)), (-1.5, told(2, seed=9)))),
+    jobs = [Guidance(told(2), 3.0, edit_directions=((1.5, told(2, seed=8)), (-1.5, told(2, seed=9)))),
             Guidance(told(3, seed=2), 4.0, None, told(3, seed=3), (0.0, 0.5, 1.0)),
             Guidance(told(2, seed=4), 9.0)]
-    knowing = [dataclasses.replace(job, known=GUIDANCE_RANGE) for job in jobs]
+    knowing = [dataclasses.replace(job, guidance_range=GUIDANCE_RANGE) for job in jobs]
     before, after = GuidedBatch(jobs), GuidedBatch(knowing)
     assert [job.num_passes for job in jobs] == [[4, 4], [2, 3, 2], [2, 2]]
     assert [job.num_passes for job in knowing] == [[3, 3], [1, 2, 1], [2, 2]]
@@ -164,30 +164,30 @@ def test_a_worse_network_is_led_away_from_where_a_face_is_composed() -> None:
     def worse(x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         return 0.5 * network(x, timestep, condition)
 
-    away = Away(worse, 0.6)
+    weak_model = WeakModelGuidance(worse, 0.6)
     t, scale = torch.tensor([300.0, 500.0, 700.0, 900.0, 900.0, 900.0]), torch.tensor([2.5, 2.5, 2.5, 1.75, 6.0, 1.0])
-    shares = away.shares(t, scale)
+    shares = weak_model.shares(t, scale)
     assert torch.allclose(shares, torch.tensor([0.0, 0.3, 0.6, 0.3, 0.6, 0.0]))
     x, condition = seeded(6, 1, 2, 2), told(6)
-    found = by_two_passes(network, x, t, condition, scale, away)
-    plain, wanted = by_two_passes(network, x, t, condition, scale), network(x, t, condition)
+    found = cfg_prediction(network, x, t, condition, scale, weak_model)
+    plain, wanted = cfg_prediction(network, x, t, condition, scale), network(x, t, condition)
     assert torch.allclose(found, plain + shares.view(-1, 1, 1, 1) * 0.5 * wanted, atol=1e-4)
     assert torch.equal(found[[0, 5]], plain[[0, 5]])
 
 
 def test_scales_cover_the_range_and_some_are_off() -> None:
-    scales = draw_scales(1000, torch.Generator().manual_seed(0), 0.1)
+    scales = sample_guidance_scales(1000, torch.Generator().manual_seed(0), 0.1)
     off = scales == 1.0
     assert abs(float(off.float().mean()) - 0.1) < 0.002 and scales.max() <= 6
     counts = torch.histc(scales[~off], 5, 1.0, 6.0) / 1000
     assert float((counts - 0.9 / 5).abs().max()) < 0.003
-    assert torch.equal(scales, draw_scales(1000, torch.Generator().manual_seed(0), 0.1))
-    assert not bool((draw_scales(1000, torch.Generator().manual_seed(0), 0.0) == 1.0).any())
+    assert torch.equal(scales, sample_guidance_scales(1000, torch.Generator().manual_seed(0), 0.1))
+    assert not bool((sample_guidance_scales(1000, torch.Generator().manual_seed(0), 0.0) == 1.0).any())
 
 
 def test_the_error_is_measured_against_two_passes() -> None:
     x, t, condition, scale = seeded(4, 1, 2, 2), torch.full((4,), 2.0), told(4), torch.tensor([1.0, 2.0, 3.5, 6.0])
-    two = by_two_passes(network, x, t, condition, scale)
+    two = cfg_prediction(network, x, t, condition, scale)
     for i in range(4):
         one = slice(i, i + 1)
         assert torch.allclose(two[one], guided(network, x[one], t[one], condition[one], float(scale[i])), atol=1e-4)
@@ -224,14 +224,14 @@ def distill(place: Workplace, run: str, *more: object, model: Path | None = None
 
 @pytest.fixture(scope="module")
 def distilled(place: Workplace) -> Path:
-    """A model folder whose UNet learned its own guidance: a few pictures, a few steps."""
+    """A model folder whose UNet learned its own guidance: a few images, a few steps."""
     model = place.copy_model("distilled-model")
     assert conditional_ldm.main(distill(place, "distilled", *LEARNED, model=model)) == 0
     return model
 
 
 def test_one_pass_comes_near_two(place: Workplace, distilled: Path) -> None:
-    """On pictures and captions that were not learned from; without guidance it says bit for bit what it said."""
+    """On images and captions that were not learned from; without guidance it says bit for bit what it said."""
     config = json.loads((distilled / "unet" / "config.json").read_text())
     assert config["network"]["guidance_range"] == list(GUIDANCE_RANGE) and config["training"] == {}
     facts, before = config["distilled"], component_hash(place.model, "unet")
@@ -327,12 +327,13 @@ def test_the_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[s
     assert "give one of --distill guidance, --distill consistency" in said
 
 
-# ---- what draws ------------------------------------------------------------------------------------------------------
+# ---- what generates
+# ------------------------------------------------------------------------------------------------------
 
 
 def draw(faces: FaceGenerator, **options: object) -> tuple[Tensor, int]:
     (picture,) = faces.generate(PROMPT, num_inference_steps=8, seed=3, **options)  # type: ignore[arg-type]
-    return torch.frombuffer(bytearray(picture.latent), dtype=torch.float32), picture.about["evaluations"]
+    return torch.frombuffer(bytearray(picture.latent), dtype=torch.float32), picture.assessment["evaluations"]
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -343,7 +344,7 @@ def test_a_distilled_folder_draws_in_half_the_evaluations(
         pytest.importorskip("openvino")
     faces, plain = (FaceGenerator.load(folder, "cpu", engine=engine, cache=tmp_path)
                     for folder in (distilled, place.model))
-    assert faces.known() == GUIDANCE_RANGE and plain.known() is None
+    assert faces.guidance_range() == GUIDANCE_RANGE and plain.guidance_range() is None
     (one, asked), (two, asked_before) = draw(faces, guidance_scale=2.5), draw(plain, guidance_scale=2.5)
     assert (asked, asked_before) == (8, 16)
     unguided, _ = draw(plain, guidance_scale=1.0)
@@ -352,7 +353,8 @@ def test_a_distilled_folder_draws_in_half_the_evaluations(
         {"guidance_scale": 2.5, "negative_prompt": "a man"}, {"guidance_scale": 8.0}, {"guidance_scale": 1.0},
         {"guidance_scale": 0.0}, {"guidance_scale": 2.5, "attributes": {"Smiling": 1}},
     )] == [16, 16, 8, 8, 8 + 2 * 7]
-    runs = [faces.begin(DrawRequest(PROMPT, 1, 8, 3, guidance_scale=2.5)), faces.begin(DrawRequest("a man", 2, 5, 9))]
+    runs = [faces.start(GenerationRequest(PROMPT, 1, 8, 3, guidance_scale=2.5)),
+            faces.start(GenerationRequest("a man", 2, 5, 9))]
     while any(not run.finished for run in runs):
         faces.step(runs)
     assert torch.allclose(torch.frombuffer(bytearray(faces.pictures(runs[0])[0].latent), dtype=torch.float32), one,

@@ -1,4 +1,5 @@
-"""Do sliders push the right way, at a known cost, without touching anybody else; is the best kept; is a crowd varied?
+"""Do sliders edit direction the right way, at a known cost, without touching anybody else; is the best kept; is a crowd
+varied?
 
 On the tiny model with untrained weights the mechanism is exact. That faces really smile is asked of the bundled model.
 """
@@ -17,34 +18,34 @@ import torch
 from PIL import Image
 
 from core.diffusion.conditioning import Condition
-from core.diffusion.guidance import START, STRENGTH, Guidance, GuidedBatch, captions_of, pushes
-from core.engine import DrawRequest
+from core.diffusion.guidance import EDIT_START, EDIT_STRENGTH, Guidance, GuidedBatch, edit_directions, edit_prompts
+from core.engine import GenerationRequest
 from core.evaluation.attribute_classifier import (
-    Judge,
-    JudgeConfig,
-    Opinion,
-    Seen,
+    AttributeClassifier,
+    AttributeClassifierConfig,
+    Features,
+    Prediction,
     best,
-    find_judge,
-    load_judge,
-    look,
-    opinions,
+    extract_features,
+    find_attribute_classifier,
+    load_attribute_classifier,
+    predict,
 )
 from core.imaging.png_metadata import read_request
 from core.text.attribute_sliders import GROUPS, moved, sliders
 from core.text.captions import analyze
 from core.text.lexicon import ATTRIBUTES
-from generator import FaceGenerator, Picture
-from tests.support.tiny_model import build_judge
+from generator import FaceGenerator, GeneratedImage
+from tests.support.tiny_model import build_attribute_classifier
 
 PROMPT = "a smiling woman with blond hair"
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a judge beside it."""
+    """The tiny model with an attribute classifier beside it."""
     models = tmp_path_factory.mktemp("models")
-    build_judge(models / "judge")
+    build_attribute_classifier(models / "judge")
     return Path(shutil.copytree(tiny_folder, models / "tiny"))
 
 
@@ -53,16 +54,16 @@ def faces(folder: Path) -> FaceGenerator:
     return FaceGenerator.load(folder, "cpu", engine="torch")
 
 
-def draw(faces: FaceGenerator, **options: Any) -> list[Picture]:
+def draw(faces: FaceGenerator, **options: Any) -> list[GeneratedImage]:
     return faces.generate(PROMPT, **{"num_inference_steps": 5, "seed": 3, **options})
 
 
-def pngs(pictures: list[Picture]) -> list[bytes]:
+def pngs(pictures: list[GeneratedImage]) -> list[bytes]:
     return [picture.png for picture in pictures]
 
 
-def assert_same(pictures: list[Picture], others: list[Picture]) -> None:
-    """The same seeds in the same order, and pictures within one grey level: calls of other sizes round otherwise."""
+def assert_same(pictures: list[GeneratedImage], others: list[GeneratedImage]) -> None:
+    """The same seeds in the same order, and images within one grey level: calls of other sizes round otherwise."""
     assert [picture.seed for picture in pictures] == [other.seed for other in others]
     pairs = zip(pictures, others, strict=True)
     assert max(int(np.abs(a.pixels.astype(int) - b.pixels.astype(int)).max()) for a, b in pairs) <= 1
@@ -77,7 +78,7 @@ def test_every_attribute_has_a_slider_in_one_group() -> None:
     for name, slider in sliders().items():
         assert analyze(f"a person, {slider.more}").attributes[name] is True
         assert analyze(f"a person, {slider.less}").attributes[name] is False
-        less, more = captions_of("a serious person in front of a wall.", name)
+        less, more = edit_prompts("a serious person in front of a wall.", name)
         assert analyze(more).attributes[name] and not analyze(less).attributes[name], "the later claim counts"
 
 
@@ -98,7 +99,8 @@ def test_sliders_have_one_order_and_zero_is_none() -> None:
     assert moved(None) == moved({}) == {}
 
 
-# ---- pushes ----------------------------------------------------------------------------------------------------------
+# ---- edit directions
+# ----------------------------------------------------------------------------------------------------------
 
 
 def some_condition(seed: int, rows: int = 1, length: int = 3) -> Condition:
@@ -119,7 +121,7 @@ def test_a_push_adds_the_weighed_answers() -> None:
     wanted, more, less = (some_condition(seed, 2) for seed in range(3))
     for scale in (0.0, 1.0, 3.0):
         plain = GuidedBatch([Guidance(wanted, scale)])
-        pushed = GuidedBatch([Guidance(wanted, scale, pushes=((1.5, more), (-1.5, less)))])
+        pushed = GuidedBatch([Guidance(wanted, scale, edit_directions=((1.5, more), (-1.5, less)))])
         before, after = (batch.combine(network(*batch.inputs(x, t))) for batch in (plain, pushed))
         difference = 1.5 * (network(x, t, more) - network(x, t, less))
         assert torch.allclose(after, before + difference, atol=1e-6)
@@ -129,10 +131,11 @@ def test_a_push_adds_the_weighed_answers() -> None:
 def test_jobs_with_and_without_pushes_share_a_call_and_stay_what_they_are_alone() -> None:
     jobs = [
         Guidance(some_condition(1, 2), 3.0),
-        Guidance(some_condition(2, 1, 5), 1.0, pushes=((2.0, some_condition(3)), (-2.0, some_condition(4)))),
+        Guidance(some_condition(2, 1, 5), 1.0, edit_directions=((2.0, some_condition(3)), (-2.0, some_condition(4)))),
         Guidance(some_condition(5), 0.0),
         Guidance(some_condition(6, 2), 4.0, some_condition(7, 2),
-                 pushes=tuple((w, some_condition(8 + i, 2, 1 + i)) for i, w in enumerate((1.0, -1.0, 0.5, -0.5)))),
+                 edit_directions=tuple((w, some_condition(8 + i, 2, 1 + i)) for i,
+                                       w in enumerate((1.0, -1.0, 0.5, -0.5)))),
     ]
     x, t = torch.randn(6, 1, 2, 2), torch.arange(1.0, 7.0)
     together = GuidedBatch(jobs)
@@ -152,10 +155,11 @@ def test_the_weights_of_all_pushes_cancel() -> None:
         assert len(texts) == 2
         return some_condition(len(texts[0]), 2)
 
-    found = pushes(["", "a man."], {"Smiling": -0.5, "Bald": 2}, encode)
-    assert [weight for weight, _ in found] == [2 * STRENGTH, -2 * STRENGTH, -STRENGTH / 2, STRENGTH / 2]
-    assert captions_of("", "Bald") == ("not bald", "bald")
-    assert captions_of("a man. ", "Bald") == ("a man, not bald", "a man, bald")
+    found = edit_directions(["", "a man."], {"Smiling": -0.5, "Bald": 2}, encode)
+    assert [weight for weight, _ in found] == [2 * EDIT_STRENGTH, -2 * EDIT_STRENGTH, -EDIT_STRENGTH / 2,
+                                               EDIT_STRENGTH / 2]
+    assert edit_prompts("", "Bald") == ("not bald", "bald")
+    assert edit_prompts("a man. ", "Bald") == ("a man, not bald", "a man, bald")
 
 
 # ---- sliders in the generator ----------------------------------------------------------------------------------------
@@ -188,29 +192,29 @@ def test_the_extra_passes_are_counted(faces: FaceGenerator) -> None:
 
     counting = FaceGenerator(faces.clip, faces.tokenizer, faces.vae, Counting(), faces.scheduler_config, faces.info)
     options = {"num_inference_steps": 10, "num_images": 2}
-    first = int(START * 10)
+    first = int(EDIT_START * 10)
     for attributes, guidance, passes in (({}, 2.0, 2), ({"Bald": 1}, 2.0, 4), ({"Bald": 1, "Young": -2}, 1.0, 5)):
         rows.clear()
         pictures = draw(counting, attributes=attributes, guidance_scale=guidance, **options)
         plain = 1 if guidance == 1.0 else 2
         assert rows == [2 * plain] * first + [2 * passes] * (10 - first)
-        assert [picture.about["evaluations"] for picture in pictures] == [sum(rows) // 2] * 2
+        assert [picture.assessment["evaluations"] for picture in pictures] == [sum(rows) // 2] * 2
 
 
 def test_a_steered_job_and_its_neighbours_are_what_they_are_alone(faces: FaceGenerator) -> None:
     requests = [
-        DrawRequest(PROMPT, 2, 6, 3, attributes={"Smiling": 1.5, "Male": -1}),
-        DrawRequest("a man", 1, 9, 8),
-        DrawRequest("", 1, 4, 9, guidance_scale=1.0, attributes={"Eyeglasses": 2}),
-        DrawRequest("a person", 2, 5, 0, balance=True, candidates=4),
+        GenerationRequest(PROMPT, 2, 6, 3, attributes={"Smiling": 1.5, "Male": -1}),
+        GenerationRequest("a man", 1, 9, 8),
+        GenerationRequest("", 1, 4, 9, guidance_scale=1.0, attributes={"Eyeglasses": 2}),
+        GenerationRequest("a person", 2, 5, 0, balance=True, candidates=4),
     ]
     alone = []
     for request in requests:
-        run = faces.begin(request)
+        run = faces.start(request)
         while not run.finished:
             faces.step([run])
         alone.append(faces.pictures(run))
-    runs = [faces.begin(request) for request in requests]
+    runs = [faces.start(request) for request in requests]
     while any(not run.finished for run in runs):
         faces.step(runs)
     for run, pictures in zip(runs, alone, strict=True):
@@ -228,47 +232,49 @@ def test_a_receipt_draws_the_same_again(faces: FaceGenerator) -> None:
         assert read_request(again[0].png) == read_request(picture.png)
 
 
-# ---- the judge, and the best of many ---------------------------------------------------------------------------------
+# ---- the attribute classifier, and the best of many
+# ---------------------------------------------------------------------------------
 
 
 def test_the_judge_beside_the_model_says_what_it_sees(faces: FaceGenerator, folder: Path) -> None:
     (picture,) = draw(faces, watermark=False)
-    assert draw(faces)[0].about == picture.about, "it looks before the mark is put in"
-    judge, _ = load_judge(folder.parent / "judge")
-    logits = look(judge, picture.pixels[None]).logits[0]
+    assert draw(faces)[0].assessment == picture.assessment, "it looks before the mark is put in"
+    classifier, _ = load_attribute_classifier(folder.parent / "judge")
+    logits = extract_features(classifier, picture.pixels[None]).logits[0]
     shares = 1 / (1 + np.exp(-logits.astype(float)))
-    assert list(picture.about["attributes"]) == list(ATTRIBUTES)
-    assert np.allclose(list(picture.about["attributes"].values()), shares, atol=1e-4)
-    assert set(picture.about["agreement"]) == {"Smiling", "Male", "Blond_Hair"} == set(analyze(PROMPT).attributes)
-    assert picture.about["adherence"] == pytest.approx(np.mean(list(picture.about["agreement"].values())), abs=1e-4)
-    assert faces.generate("", num_inference_steps=2)[0].about["adherence"] is None
+    assert list(picture.assessment["attributes"]) == list(ATTRIBUTES)
+    assert np.allclose(list(picture.assessment["attributes"].values()), shares, atol=1e-4)
+    assert set(picture.assessment["agreement"]) == {"Smiling", "Male", "Blond_Hair"} == set(analyze(PROMPT).attributes)
+    assert picture.assessment["adherence"] == pytest.approx(np.mean(list(picture.assessment["agreement"].values())),
+                                                            abs=1e-4)
+    assert faces.generate("", num_inference_steps=2)[0].assessment["adherence"] is None
 
 
 def test_agreement_weighs_rare_attributes_fairly() -> None:
-    judge = Judge(JudgeConfig())
-    judge.log_odds.fill_(-3.0)  # everything is rare
+    classifier = AttributeClassifier(AttributeClassifierConfig())
+    classifier.log_odds.fill_(-3.0)  # everything is rare
     logits = np.full((2, 40), -3.0, np.float32)
     logits[1] = 3.0
     nothing = np.zeros((2, 0), np.float32)
-    one, two = opinions(judge, Seen(nothing, logits, logits > -3, logits), [{"Bald": True, "Male": False}, {}])
-    assert one.agreement == {"Bald": 0.5, "Male": 0.5} and one.adherence == 0.5 and one.attributes["Bald"] < 0.05
-    assert two.adherence is None and two.attributes["Bald"] > 0.95
+    one, two = predict(classifier, Features(nothing, logits, logits > -3, logits), [{"Bald": True, "Male": False}, {}])
+    assert one.agreement == {"Bald": 0.5, "Male": 0.5} and one.prompt_alignment == 0.5 and one.attributes["Bald"] < 0.05
+    assert two.prompt_alignment is None and two.attributes["Bald"] > 0.95
     with pytest.raises(ValueError, match="knows 3 attributes; 40 are needed"):
-        opinions(judge, Seen(nothing, logits[:, :3], logits, logits), [{}, {}])
+        predict(classifier, Features(nothing, logits[:, :3], logits, logits), [{}, {}])
 
 
 def test_of_candidates_the_best_are_kept_best_first(faces: FaceGenerator) -> None:
     everybody = [draw(faces, seed=3 + i)[0] for i in range(7)]
     kept = draw(faces, num_images=3, candidates=7)
-    ranked = sorted(everybody, key=lambda picture: -picture.about["adherence"])[:3]
+    ranked = sorted(everybody, key=lambda picture: -picture.assessment["adherence"])[:3]
     assert_same(kept, ranked)
     assert [picture.index for picture in kept] == [0, 1, 2]
-    scores = [[picture.about["adherence"] for picture in pictures] for pictures in (kept, ranked)]
+    scores = [[picture.assessment["adherence"] for picture in pictures] for pictures in (kept, ranked)]
     assert scores[0] == sorted(scores[0], reverse=True) and np.allclose(*scores, atol=1e-3)
 
 
 def test_previews_show_the_first_candidates(faces: FaceGenerator) -> None:
-    run = faces.begin(DrawRequest(PROMPT, 2, 3, seed=5, candidates=6))
+    run = faces.start(GenerationRequest(PROMPT, 2, 3, seed=5, candidates=6))
     faces.step([run])
     assert run.num_images == 6 and [preview.seed for preview in faces.previews(run)] == [5, 6]
 
@@ -280,12 +286,12 @@ def test_candidates_must_be_as_many_as_images(faces: FaceGenerator) -> None:
 
 
 def test_the_ranking() -> None:
-    def scored(*scores: float | None) -> list[Opinion | None]:
-        return [None if score is None else Opinion({}, {"Smiling": score}) for score in scores]
+    def scored(*scores: float | None) -> list[Prediction | None]:
+        return [None if score is None else Prediction({}, {"Smiling": score}) for score in scores]
 
     assert best(scored(0.1, 0.9, 0.5, 0.9), 2) == [1, 3]
     assert best(scored(0.1, 0.9, 0.5), 3) == [0, 1, 2], "all are kept: in the order of their seeds"
-    assert best(scored(None, None, None), 2) == best([Opinion({}, {})] * 3, 2) == [0, 1]
+    assert best(scored(None, None, None), 2) == best([Prediction({}, {})] * 3, 2) == [0, 1]
     assert best(scored(None, 0.0, None), 1) == [1]
     assert best(scored(0.9, 0.1, 0.8, 0.3), 2, places=2) == [0, 3], "one of each place"
 
@@ -293,20 +299,20 @@ def test_the_ranking() -> None:
 def test_no_judge_and_a_failing_judge_stop_no_picture(
     faces: FaceGenerator, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert find_judge(tmp_path) is None and caplog.text == ""
+    assert find_attribute_classifier(tmp_path) is None and caplog.text == ""
     damaged = tmp_path / "judge"
     damaged.mkdir()
     (damaged / "config.json").write_text("{}")
     (damaged / "model.safetensors").write_bytes(b"junk")
     with caplog.at_level(logging.WARNING):
-        assert find_judge(tmp_path) is None
-    assert "no picture is judged" in caplog.text
+        assert find_attribute_classifier(tmp_path) is None
+    assert "no image is judged" in caplog.text
     wanted = pngs(draw(faces, num_images=2))
     for broken in (None, torch.nn.Linear(1, 1)):
-        monkeypatch.setattr(faces, "judge", broken)
+        monkeypatch.setattr(faces, "classifier", broken)
         found = draw(faces, num_images=2, candidates=4)
         assert pngs(found) == wanted, "the first ones: nobody knows which are better"
-        assert [picture.about[name] for picture in found for name in ("attributes", "agreement", "adherence")] == [
+        assert [picture.assessment[name] for picture in found for name in ("attributes", "agreement", "adherence")] == [
             None] * 6
 
 
@@ -315,22 +321,24 @@ def test_no_judge_and_a_failing_judge_stop_no_picture(
 
 def test_a_balanced_crowd_is_told_apart_by_its_prompts(faces: FaceGenerator) -> None:
     found = faces.generate("a smiling person", num_images=4, num_inference_steps=2, seed=8, balance=True)
-    stated = [analyze(picture.about["prompt"]).attributes for picture in found]
+    stated = [analyze(picture.assessment["prompt"]).attributes for picture in found]
     assert len({(one["Male"], one["Young"]) for one in stated}) == 4
     assert [read_request(picture.png)["request"]["prompt"] for picture in found] == [
-        picture.about["prompt"] for picture in found]
-    assert set(found[0].about["agreement"]) == set(stated[0])
+        picture.assessment["prompt"] for picture in found]
+    assert set(found[0].assessment["agreement"]) == set(stated[0])
     same = faces.generate("a smiling person", num_inference_steps=2, seed=10, balance=True)
-    assert same[0].about["prompt"] == found[2].about["prompt"], "the combination depends on the image's own seed"
+    assert same[0].assessment["prompt"] == found[2].assessment["prompt"], (
+        "the combination depends on the image's own seed"
+    )
     assert_same(same, [found[2]])
-    assert "prompt" not in draw(faces)[0].about
+    assert "prompt" not in draw(faces)[0].assessment
 
 
 def test_the_best_of_each_combination_is_kept(faces: FaceGenerator) -> None:
     found = faces.generate("a smiling person", num_images=4, candidates=8, num_inference_steps=2, balance=True)
-    stated = [analyze(picture.about["prompt"]).attributes for picture in found]
+    stated = [analyze(picture.assessment["prompt"]).attributes for picture in found]
     assert len({(one["Male"], one["Young"]) for one in stated}) == 4
-    scores = [picture.about["adherence"] for picture in found]
+    scores = [picture.assessment["adherence"] for picture in found]
     assert scores == sorted(scores, reverse=True)
 
 
@@ -338,14 +346,15 @@ def test_the_best_of_each_combination_is_kept(faces: FaceGenerator) -> None:
 
 
 def test_the_bundled_faces_follow_the_sliders(bundled: FaceGenerator) -> None:
-    """In the eyes of the judge, on the mean of a few seeds; a robust fact of weak and strong weights alike."""
-    judge = bundled.judge
-    assert judge is not None, "models/judge is part of the repository: restore it with git checkout"
-    cut = judge.log_odds.numpy()
+    """In the eyes of the attribute classifier, on the mean of a few seeds; a robust fact of weak and strong weights
+    alike."""
+    classifier = bundled.classifier
+    assert classifier is not None, "models/judge is part of the repository: restore it with git checkout"
+    cut = classifier.log_odds.numpy()
     for name in ("Smiling", "Male", "Blond_Hair"):
         column, curve = ATTRIBUTES.index(name), []
         for value in (-2, 0, 2):
             found = bundled.generate("a person", num_images=6, num_inference_steps=10, seed=1, attributes={name: value})
             pixels = np.stack([np.asarray(Image.open(io.BytesIO(picture.png))) for picture in found])
-            curve.append(float((look(judge, pixels).logits[:, column] - cut[column]).mean()))
+            curve.append(float((extract_features(classifier, pixels).logits[:, column] - cut[column]).mean()))
         assert curve[0] < curve[1] < curve[2] and curve[2] - curve[0] > 0.3, (name, curve)

@@ -1,6 +1,6 @@
-"""Does a picture change as much as it was asked to, and no more: image to image, inpainting, variations, interpolation?
+"""Does an image change as much as it was asked to, and no more: image to image, inpainting, variations, interpolation?
 
-Mechanisms run on a tiny model of untrained networks; what is true of pictures is asked of the bundled model.
+Mechanisms run on a tiny model of untrained networks; what is true of images is asked of the bundled model.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import pytest
 import torch
 
 from core.diffusion.initial_noise import slerp, starting_noise
-from core.diffusion.inpainting import FEATHER, Redraw, feather, latent_mask, membrane
+from core.diffusion.inpainting import FEATHER, Inpainting, feather, latent_mask, membrane
 from core.diffusion.inversion import Inversion
 from core.diffusion.sampling import Denoising
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.schedulers import SAMPLERS, make_scheduler, scheduler_config, set_timesteps
-from core.engine import DrawRequest, Interpolation
+from core.engine import GenerationRequest, Interpolation
 from core.imaging.png_metadata import read_request
 from core.imaging.watermark import mark
-from core.jobs.batching import draw_request
+from core.jobs.batching import to_generation_request
 from core.text.prompt_parser import read
 from core.training.synthetic_faces import draw_face, random_attributes
 from core.web.parameters import filled_in
 from core.web.requests import TextToImage
-from generator import FaceGenerator, Picture, Run
+from generator import FaceGenerator, GeneratedImage, Run
 
 PROMPT, OTHER = "a smiling woman with blond hair", "an old man with glasses"
 
@@ -45,7 +45,7 @@ def mask() -> np.ndarray:
     return found
 
 
-def draw(faces: FaceGenerator, prompt: str = PROMPT, **options: Any) -> list[Picture]:
+def draw(faces: FaceGenerator, prompt: str = PROMPT, **options: Any) -> list[GeneratedImage]:
     given = {"num_inference_steps": 6, "seed": 3, "guidance_scale": 3.0, **options}
     return faces.generate(prompt, **given)
 
@@ -55,8 +55,8 @@ def far(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one.astype(float) - other).mean())
 
 
-def restored(faces: FaceGenerator, png: bytes) -> DrawRequest:
-    """The request in a PNG, through the schemas of the API, as the server would draw it."""
+def restored(faces: FaceGenerator, png: bytes) -> GenerationRequest:
+    """The request in a PNG, through the schemas of the API, as the server would generate it."""
     found = read_request(png)
     body = found["request"]
     wanted = TextToImage.model_validate(body, context=faces.info)
@@ -64,10 +64,10 @@ def restored(faces: FaceGenerator, png: bytes) -> DrawRequest:
     pictures = {name: body[name] for name in ("init_image", "mask") if name in body}
     given = {"latent": wanted.latent, "interpolate_to": target, "model_hash": faces.info.model_hash,
              "watermark": found["watermark"] is not None, **pictures}
-    return draw_request({**filled_in(wanted, faces.info), **given}, faces.info)
+    return to_generation_request({**filled_in(wanted, faces.info), **given}, faces.info)
 
 
-def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[Picture]]:
+def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[GeneratedImage]]:
     while any(not run.finished for run in runs):
         faces.step(runs)
     return [faces.pictures(run) for run in runs]
@@ -87,16 +87,16 @@ def test_slerp_keeps_the_length_and_the_ends() -> None:
 
 
 def test_every_image_of_a_plain_request_has_its_own_seed() -> None:
-    start = starting_noise(DrawRequest("", 3, seed=2**53 - 2), (4, 2, 2))
+    start = starting_noise(GenerationRequest("", 3, seed=2**53 - 2), (4, 2, 2))
     assert start.seeds == [2**53 - 2, 2**53 - 1, 0] and start.weights == [0.0] * 3
-    again = starting_noise(DrawRequest("", 1, seed=2**53 - 1), (4, 2, 2))
+    again = starting_noise(GenerationRequest("", 1, seed=2**53 - 1), (4, 2, 2))
     assert torch.equal(start.noise[1], again.noise[0])
 
 
 def test_an_interpolation_needs_two_images_or_a_weight() -> None:
     for count, target in ((1, Interpolation(seed=1)), (2, Interpolation(seed=1, weight=0.5))):
         with pytest.raises(ValueError, match="several images, or for one at a weight"):
-            starting_noise(DrawRequest("", count, interpolate_to=target), (4, 2, 2))
+            starting_noise(GenerationRequest("", count, interpolate_to=target), (4, 2, 2))
 
 
 # ---- image to image --------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_strength_0_is_the_copy_and_1_ignores_the_picture(
 ) -> None:
     copy = mark(faces.decode(faces.encode(photo))).astype(int)
     for count, apart in ((1, 0), (2, 1)):  # two at once may round otherwise than one
-        run = faces.begin(DrawRequest(prompt, count, 6, seed=3, init_image=photo, strength=0.0))
+        run = faces.start(GenerationRequest(prompt, count, 6, seed=3, init_image=photo, strength=0.0))
         assert run.finished and (run.done, run.total) == (6, 6)
         pictures = faces.pictures(run)
         assert len(pictures) == count and all(np.abs(one.pixels - copy).max() <= apart for one in pictures)
@@ -122,7 +122,7 @@ def test_strength_is_the_share_of_the_steps_that_are_taken(
     faces: FaceGenerator, photo: np.ndarray, strength: float, steps: int, left: int
 ) -> None:
     """Skipped steps count as done, so every job ends at t == total_t; at least one step is taken above 0."""
-    run = faces.begin(DrawRequest(PROMPT, 1, steps, init_image=photo, strength=strength))
+    run = faces.start(GenerationRequest(PROMPT, 1, steps, init_image=photo, strength=strength))
     assert (run.total - run.done, run.total) == (left, steps)
 
 
@@ -137,14 +137,14 @@ def test_the_distance_to_the_picture_grows_with_the_strength(bundled: FaceGenera
 
 def test_a_picture_of_the_wrong_size_is_refused(faces: FaceGenerator, photo: np.ndarray) -> None:
     with pytest.raises(ValueError, match="pixels must be uint8"):
-        faces.begin(DrawRequest(PROMPT, init_image=photo[:64]))
+        faces.start(GenerationRequest(PROMPT, init_image=photo[:64]))
     for wrong in ({"strength": 1.5}, {"latents": np.zeros((1, 4, 16, 16), np.float32)}):
         with pytest.raises(ValueError, match="and that a strength from 0 to 1"):
-            faces.begin(DrawRequest(PROMPT, init_image=photo, **wrong))
+            faces.start(GenerationRequest(PROMPT, init_image=photo, **wrong))
     with pytest.raises(ValueError, match="a mask needs an init_image"):
-        faces.begin(DrawRequest(PROMPT, mask=np.ones((128, 128), bool)))
+        faces.start(GenerationRequest(PROMPT, mask=np.ones((128, 128), bool)))
     with pytest.raises(ValueError, match="mask must be bool"):
-        faces.begin(DrawRequest(PROMPT, init_image=photo, mask=np.zeros((128, 128), bool)))
+        faces.start(GenerationRequest(PROMPT, init_image=photo, mask=np.zeros((128, 128), bool)))
 
 
 # ---- inpainting ------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_protected_pixels_come_back_byte_for_byte(
 
 
 def test_previews_show_the_composite_too(faces: FaceGenerator, photo: np.ndarray, mask: np.ndarray) -> None:
-    run = faces.begin(DrawRequest(PROMPT, 1, 4, init_image=photo, mask=mask))
+    run = faces.start(GenerationRequest(PROMPT, 1, 4, init_image=photo, mask=mask))
     for _ in range(3):
         faces.step([run])
         (preview,) = faces.previews(run)
@@ -173,8 +173,8 @@ def test_previews_show_the_composite_too(faces: FaceGenerator, photo: np.ndarray
 def test_the_protected_part_is_noised_picture_at_every_level(
     faces: FaceGenerator, photo: np.ndarray, mask: np.ndarray, sampler: str
 ) -> None:
-    """Also under samplers with noise of their own and with a memory: the prediction there is the picture."""
-    run = faces.begin(DrawRequest(PROMPT, 1, 5, init_image=photo, mask=mask, sampler=sampler))
+    """Also under samplers with noise of their own and with a memory: the prediction there is the image."""
+    run = faces.start(GenerationRequest(PROMPT, 1, 5, init_image=photo, mask=mask, sampler=sampler))
     z, kept = torch.from_numpy(faces.encode(photo)), latent_mask(mask, 16) == 0
     assert 0.3 < float(kept.float().mean()) < 0.9
     while not run.finished:
@@ -198,9 +198,10 @@ def test_one_pixel_is_a_mask(faces: FaceGenerator, photo: np.ndarray) -> None:
 
 
 def test_the_drawn_part_meets_the_picture_at_the_seam(photo: np.ndarray, mask: np.ndarray) -> None:
-    """A drawing that is the picture, only brighter by 40, must vanish into it: that is what the membrane is for."""
+    """A generated image that is the image, only brighter by 40, must vanish into it: that is what the membrane is
+    for."""
     dark = photo // 2
-    (found,) = Redraw(dark, mask, torch.zeros(4, 16, 16)).composite((dark + 40)[None])
+    (found,) = Inpainting(dark, mask, torch.zeros(4, 16, 16)).composite((dark + 40)[None])
     assert np.abs(found.astype(int) - dark).max() <= 1  # without it: 40
 
 
@@ -219,7 +220,7 @@ def test_the_feather_stays_inside(mask: np.ndarray) -> None:
     assert (weight[75 + FEATHER : 101 - FEATHER, 37 + FEATHER : 90 - FEATHER] == 1).all()
     thin = np.zeros((128, 128), bool)
     thin[50] = True
-    assert feather(thin, FEATHER)[50].min() == 1  # a stroke too thin to fade in is drawn all the same
+    assert feather(thin, FEATHER)[50].min() == 1  # a stroke too thin to fade in is generated all the same
 
 
 def test_the_latent_mask_covers_what_it_touches_and_loosens_what_is_near() -> None:
@@ -230,18 +231,18 @@ def test_the_latent_mask_covers_what_it_touches_and_loosens_what_is_near() -> No
 
 
 def test_edits_share_steps_with_other_jobs(faces: FaceGenerator, photo: np.ndarray, mask: np.ndarray) -> None:
-    """Continuous batching: whatever is drawn together is what it is alone."""
+    """Continuous batching: whatever is generated together is what it is alone."""
     asked = [
-        DrawRequest(PROMPT, 2, 5, seed=1, init_image=photo, strength=0.6, sampler="DDPM"),
-        DrawRequest("", 2, 4, seed=2, init_image=photo, mask=mask, sampler="Euler a"),
-        DrawRequest(OTHER, 1, 6, seed=3),
-        DrawRequest(PROMPT, 3, 6, seed=4, variation_strength=0.4, variation_seed=9, sampler="DPM++ 2M SDE"),
-        DrawRequest(PROMPT, 4, 5, seed=5, interpolate_to=Interpolation(OTHER, 8), guidance_scale=3.0),
-        DrawRequest(PROMPT, 3, 5, seed=5, interpolate_to=Interpolation(OTHER), guidance_scale=1.0),
-        DrawRequest(PROMPT, 2, 3, seed=6, init_image=photo, strength=0.0),
+        GenerationRequest(PROMPT, 2, 5, seed=1, init_image=photo, strength=0.6, sampler="DDPM"),
+        GenerationRequest("", 2, 4, seed=2, init_image=photo, mask=mask, sampler="Euler a"),
+        GenerationRequest(OTHER, 1, 6, seed=3),
+        GenerationRequest(PROMPT, 3, 6, seed=4, variation_strength=0.4, variation_seed=9, sampler="DPM++ 2M SDE"),
+        GenerationRequest(PROMPT, 4, 5, seed=5, interpolate_to=Interpolation(OTHER, 8), guidance_scale=3.0),
+        GenerationRequest(PROMPT, 3, 5, seed=5, interpolate_to=Interpolation(OTHER), guidance_scale=1.0),
+        GenerationRequest(PROMPT, 2, 3, seed=6, init_image=photo, strength=0.0),
     ]
-    alone = [finish(faces, [faces.begin(request)])[0] for request in asked]
-    together = finish(faces, [faces.begin(request) for request in asked])
+    alone = [finish(faces, [faces.start(request)])[0] for request in asked]
+    together = finish(faces, [faces.start(request) for request in asked])
     for one, other in zip(alone, together, strict=True):
         assert [picture.seed for picture in one] == [picture.seed for picture in other]
         assert all(np.abs(a.pixels.astype(int) - b.pixels).max() <= 1 for a, b in zip(one, other, strict=True))
@@ -285,14 +286,14 @@ def test_an_interpolation_ends_where_it_should(faces: FaceGenerator, scale: floa
 
 def test_between_two_prompts_a_picture_is_judged_by_the_nearer_one(bundled: FaceGenerator) -> None:
     row = draw(bundled, num_images=4, num_inference_steps=3, interpolate_to=Interpolation(OTHER))
-    stated = [set(one.about["agreement"]) for one in row]
+    stated = [set(one.assessment["agreement"]) for one in row]
     assert stated == [set(dict(read(prompt, {}).attributes)) for prompt in (PROMPT, PROMPT, OTHER, OTHER)]
     (same,) = draw(bundled, num_inference_steps=3, interpolate_to=Interpolation(seed=8, weight=1.0))
-    assert set(same.about["agreement"]) == stated[0]
+    assert set(same.assessment["agreement"]) == stated[0]
 
 
 def test_only_what_stands_between_two_prompts_needs_a_pass_more(faces: FaceGenerator) -> None:
-    run = faces.begin(DrawRequest(PROMPT, 4, 2, guidance_scale=3.0, interpolate_to=Interpolation(OTHER)))
+    run = faces.start(GenerationRequest(PROMPT, 4, 2, guidance_scale=3.0, interpolate_to=Interpolation(OTHER)))
     rows: list[int] = []
     with faces.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0]))):
         finish(faces, [run])
@@ -300,7 +301,7 @@ def test_only_what_stands_between_two_prompts_needs_a_pass_more(faces: FaceGener
 
 
 def test_an_interpolation_is_smooth(bundled: FaceGenerator) -> None:
-    """No step along the way is a leap: each is far below the distance of two pictures that have nothing in common."""
+    """No step along the way is a leap: each is far below the distance of two images that have nothing in common."""
     for target in (Interpolation(seed=8), Interpolation(OTHER)):
         row = draw(bundled, num_images=8, num_inference_steps=8, interpolate_to=target)
         steps = [far(one.pixels, other.pixels) for one, other in zip(row, row[1:], strict=False)]
@@ -308,7 +309,7 @@ def test_an_interpolation_is_smooth(bundled: FaceGenerator) -> None:
         assert max(steps) < 0.6 * apart and max(steps) < 4 * np.mean(steps), (target, steps, apart)
 
 
-# ---- a picture's noise -----------------------------------------------------------------------------------------------
+# ---- an image's noise -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["cosine", "flow"])
@@ -384,7 +385,7 @@ def test_every_picture_restores_its_own_request(
     for picture in draw(faces, num_images=3, **options):
         request = restored(faces, picture.png)
         assert request.num_images == 1
-        ((again,),) = finish(faces, [faces.begin(request)])
+        ((again,),) = finish(faces, [faces.start(request)])
         assert again.seed == picture.seed
         assert np.abs(again.pixels.astype(int) - picture.pixels).max() <= 1
         assert read_request(again.png) == read_request(picture.png)

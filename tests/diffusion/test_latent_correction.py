@@ -1,4 +1,4 @@
-"""Does what a sampler gets wrong in all pictures alike get measured, mended, and left alone where it is not known?"""
+"""Does what a sampler gets wrong in all images alike get measured, corrected, and left alone where it is not known?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import evaluate
 from core.diffusion.conditioning import Condition
 from core.diffusion.guidance import Guidance
 from core.diffusion.latent_correction import (
-    Correction,
+    LatentCorrection,
     cross_spectrum,
     fit_correction,
     load_correction,
@@ -28,7 +28,7 @@ from core.diffusion.latent_correction import (
 from core.diffusion.sampling import Denoising
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.schedulers import SAMPLERS, make_scheduler, scheduler_config
-from core.engine import DrawRequest
+from core.engine import GenerationRequest
 from core.evaluation.generation import Sampling, generate_latents
 from core.nn.checkpoint import load_component, read_index, save_component
 from generator import FaceGenerator
@@ -46,14 +46,14 @@ def gains(*values: float, channels: int = 4) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def correction() -> Correction:
+def correction() -> LatentCorrection:
     """Of 2 and 8 steps, the same at every scale."""
     shift = torch.stack([seeded(4, 16, 16, seed=1), seeded(4, 16, 16, seed=2)])
-    return Correction((1.0,), (2, 8), gains(1.5, 1.25), shift[None])
+    return LatentCorrection((1.0,), (2, 8), gains(1.5, 1.25), shift[None])
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder: Path, correction: Correction, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_folder: Path, correction: LatentCorrection, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a correction."""
     copy = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("corrected") / "tiny"))
     save_correction(correction, copy)
@@ -61,12 +61,12 @@ def folder(tiny_folder: Path, correction: Correction, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module")
-def mended(folder: Path) -> FaceGenerator:
+def corrected(folder: Path) -> FaceGenerator:
     return FaceGenerator.load(folder, device="cpu", engine="torch")
 
 
 def test_what_was_taken_away_comes_back() -> None:
-    """Latents shrunk, moved, blurred and mixed: their mean and their cross-spectrum become those of photographs."""
+    """Latents shrunk, moved, blurred and mixed: their mean and their cross-spectrum become those of real images."""
     mixing = torch.eye(3) + 0.3 * seeded(3, 3, seed=5)
     photographs = torch.einsum("cd,nduv->ncuv", mixing, seeded(4000, 3, 8, 8)) + seeded(3, 8, 8, seed=1)
     other = torch.einsum("cd,nduv->ncuv", mixing, seeded(4000, 3, 8, 8, seed=2)) + seeded(3, 8, 8, seed=1)
@@ -96,7 +96,7 @@ def test_what_needs_no_mending_stays_as_it_is() -> None:
     assert torch.allclose(same(x, 2, [1.0] * 3), 2 * x, rtol=0.01, atol=0.01)
 
 
-def test_between_the_measured_numbers_it_is_in_between_and_beyond_them_it_stays(correction: Correction) -> None:
+def test_between_the_measured_numbers_it_is_in_between_and_beyond_them_it_stays(correction: LatentCorrection) -> None:
     x, scales = seeded(2, 4, 16, 16), [1.0, 7.0]
 
     def corrected(gain: float, shift: Tensor) -> Tensor:
@@ -115,12 +115,12 @@ def test_between_the_measured_numbers_it_is_in_between_and_beyond_them_it_stays(
 
 def test_each_picture_is_mended_by_its_own_guidance() -> None:
     shift = seeded(2, 2, 4, 16, 16, seed=1)
-    both = Correction((1.0, 3.0), (2, 8), torch.cat([gains(1.5, 1.25), gains(1.1, 0.9)]), shift)
+    both = LatentCorrection((1.0, 3.0), (2, 8), torch.cat([gains(1.5, 1.25), gains(1.1, 0.9)]), shift)
     x, scales = seeded(5, 4, 16, 16), [0.0, 1.0, 2.0, 3.0, 7.0]
-    mended = both(x, 2, scales)
+    corrected = both(x, 2, scales)
     for row, (gain, own) in enumerate([(1.5, shift[0, 0]), (1.5, shift[0, 0]), (1.3, shift[:, 0].mean(0)),
                                        (1.1, shift[1, 0]), (1.1, shift[1, 0])]):
-        assert torch.allclose(mended[row], gain * x[row] + own, atol=1e-5)
+        assert torch.allclose(corrected[row], gain * x[row] + own, atol=1e-5)
     middle = both(x[:1], 4, [2.0])  # half the way along both
     assert torch.allclose(middle, 1.1875 * x[:1] + shift.mean((0, 1)), atol=1e-5)
     condition = Condition(torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 4),
@@ -132,7 +132,7 @@ def test_each_picture_is_mended_by_its_own_guidance() -> None:
     assert Guidance(condition, 2.0, target=text, weights=(1.0, 1.0)).scales == Guidance(text, 2.0).scales == [2.0, 2.0]
 
 
-def test_it_survives_being_written(folder: Path, tiny_folder: Path, correction: Correction) -> None:
+def test_it_survives_being_written(folder: Path, tiny_folder: Path, correction: LatentCorrection) -> None:
     found = load_correction(folder)
     assert found is not None and found.scales == (1.0,) and found.steps == (2, 8) and found.shift.dtype == torch.float32
     assert torch.allclose(found.shift, correction.shift, atol=2e-3)  # kept in half precision
@@ -158,10 +158,10 @@ def test_one_of_an_earlier_version_is_not_used(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_whole_ways_of_the_default_sampler_are_mended_and_no_others(name: str, correction: Correction) -> None:
+def test_whole_ways_of_the_default_sampler_are_mended_and_no_others(name: str, correction: LatentCorrection) -> None:
     schedule = NoiseSchedule()
 
-    def end(start: float, mend: Correction | None) -> tuple[Tensor, Tensor]:
+    def end(start: float, mend: LatentCorrection | None) -> tuple[Tensor, Tensor]:
         generators = [torch.Generator().manual_seed(3)]
         job = Denoising(make_scheduler(name, scheduler_config(schedule)), seeded(1, 4, 16, 16), 4, schedule=schedule,
                         generators=generators, start=start, z=seeded(1, 4, 16, 16, seed=9),
@@ -175,20 +175,20 @@ def test_whole_ways_of_the_default_sampler_are_mended_and_no_others(name: str, c
         plain, (x, shown) = end(start, None)[0], end(start, correction)
         if name == SAMPLERS[0] and start == 0:
             assert torch.allclose(x, correction(plain, 4, [2.0])) and not torch.allclose(x, plain)
-            assert torch.equal(shown, x)  # what is shown at last is the picture
+            assert torch.equal(shown, x)  # what is shown at last is the image
         else:
             assert torch.equal(x, plain)
 
 
-def test_pictures_change_and_what_stays_of_photographs_does_not(mended: FaceGenerator, faces: FaceGenerator) -> None:
-    assert mended.info.model_hash != faces.info.model_hash
+def test_pictures_change_and_what_stays_of_photographs_does_not(corrected: FaceGenerator, faces: FaceGenerator) -> None:
+    assert corrected.info.model_hash != faces.info.model_hash
 
     def alike(**request: Any) -> bool:
         return np.array_equal(*(drawer.generate("a smiling woman", seed=3, **request)[0].pixels
-                                for drawer in (mended, faces)))
+                                for drawer in (corrected, faces)))
 
     assert not alike(num_inference_steps=3) and not alike(num_inference_steps=20)
-    assert alike(num_inference_steps=3, sampler="DDIM")  # as inversions are drawn
+    assert alike(num_inference_steps=3, sampler="DDIM")  # as inversions are generated
     photograph = {"init_image": np.full((128, 128, 3), 90, np.uint8), "num_inference_steps": 4}
     assert alike(**photograph, strength=0.5)
     assert alike(**photograph, strength=1.0, mask=np.tri(128, dtype=bool))
@@ -204,13 +204,14 @@ def test_a_grid_is_drawn_as_the_server_draws(folder: Path, tiny_folder: Path, tm
     assert grid(folder, "3") != grid(tiny_folder, "3")
 
 
-def test_a_seed_is_its_picture_in_any_company(mended: FaceGenerator) -> None:
-    alone = mended.generate("a smiling woman", num_inference_steps=4, seed=5)[0]
-    runs = [mended.begin(DrawRequest("a smiling woman", 1, 4, seed=5)), mended.begin(DrawRequest("", 2, 7)),
-            mended.begin(DrawRequest("", 1, 4, sampler="DDIM"))]
+def test_a_seed_is_its_picture_in_any_company(corrected: FaceGenerator) -> None:
+    alone = corrected.generate("a smiling woman", num_inference_steps=4, seed=5)[0]
+    runs = [corrected.start(GenerationRequest("a smiling woman", 1, 4, seed=5)),
+            corrected.start(GenerationRequest("", 2, 7)),
+            corrected.start(GenerationRequest("", 1, 4, sampler="DDIM"))]
     while any(not run.finished for run in runs):
-        mended.step(runs)
-    assert np.abs(mended.pictures(runs[0])[0].pixels.astype(int) - alone.pixels).max() <= 1
+        corrected.step(runs)
+    assert np.abs(corrected.pictures(runs[0])[0].pixels.astype(int) - alone.pixels).max() <= 1
 
 
 def test_the_command_measures_and_releases_it(
@@ -229,7 +230,7 @@ def test_the_command_measures_and_releases_it(
     first = load_correction(folder)
     assert first is not None and first.scales == (1.0, own, 2 * own) and first.steps == (2, 3)
     assert bool(torch.isfinite(first.shift).all())
-    assert evaluate.main(words) == 0  # measured without what it mends, so the same again
+    assert evaluate.main(words) == 0  # measured without what it corrects, so the same again
     again = load_correction(folder)
     assert again is not None and torch.equal(first.shift, again.shift) and torch.equal(first.transport, again.transport)
     faces = FaceGenerator.load(folder, device="cpu", engine="torch")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from core.diffusion.run import Phase, Run, check, mean_scales
-from core.engine import DrawRequest
+from core.engine import GenerationRequest
 from core.imaging.png_metadata import read_request
 from generator import FaceGenerator
 
@@ -22,7 +22,7 @@ GUIDED = {"guidance_scale": 4.0, "negative_prompt": "a man", "attributes": {"You
 
 def trajectory(faces: FaceGenerator, **options: Any) -> tuple[Run, list[np.ndarray]]:
     """A finished run of ten steps, and its latents before the first and after every step."""
-    run = faces.begin(DrawRequest(**{"prompt": PROMPT, "num_inference_steps": 10, "seed": 3, **options}))
+    run = faces.start(GenerationRequest(**{"prompt": PROMPT, "num_inference_steps": 10, "seed": 3, **options}))
     found = [run.denoising.x.numpy().copy()]
     while not run.finished:
         faces.step([run])
@@ -31,13 +31,13 @@ def trajectory(faces: FaceGenerator, **options: Any) -> tuple[Run, list[np.ndarr
 
 
 def test_defaults_are_filled_in(faces: FaceGenerator) -> None:
-    found = check(DrawRequest(PROMPT, attributes={"Young": 0.0, "Smiling": 1}), faces.info)
+    found = check(GenerationRequest(PROMPT, attributes={"Young": 0.0, "Smiling": 1}), faces.info)
     info = faces.info
     assert (found.sampler, found.guidance_scale) == (info.default_sampler, info.default_guidance_scale)
     assert found.attributes == {"Smiling": 1} and found.guidance_interval is None
     picture, mask = np.zeros((128, 128, 3), np.uint8), np.ones((128, 128), bool)
-    assert check(DrawRequest(PROMPT, init_image=picture), info).strength == 0.6
-    assert check(DrawRequest(PROMPT, init_image=picture, mask=mask), info).strength == 1.0
+    assert check(GenerationRequest(PROMPT, init_image=picture), info).strength == 0.6
+    assert check(GenerationRequest(PROMPT, init_image=picture, mask=mask), info).strength == 1.0
 
 
 def test_outside_of_its_interval_nothing_is_guided(faces: FaceGenerator) -> None:
@@ -68,7 +68,7 @@ def test_an_interval_of_all_steps_is_none(faces: FaceGenerator) -> None:
 def test_steps_are_in_it_when_they_begin_in_it(
     faces: FaceGenerator, interval: tuple[float, float], rows: list[int]
 ) -> None:
-    run = faces.begin(DrawRequest(PROMPT, num_inference_steps=10, guidance_scale=4.0, guidance_interval=interval))
+    run = faces.start(GenerationRequest(PROMPT, num_inference_steps=10, guidance_scale=4.0, guidance_interval=interval))
     found = []
     while not run.finished:
         found.append(run.guidance.num_passes[0])
@@ -77,8 +77,8 @@ def test_steps_are_in_it_when_they_begin_in_it(
 
 
 def test_beside_others_and_from_its_png_it_is_the_same_picture(faces: FaceGenerator) -> None:
-    request = DrawRequest(PROMPT, 2, 6, seed=4, guidance_scale=5.0, guidance_interval=(0.2, 0.7))
-    runs = [faces.begin(one) for one in (DrawRequest("an old man", 1, 9, seed=2), request)]
+    request = GenerationRequest(PROMPT, 2, 6, seed=4, guidance_scale=5.0, guidance_interval=(0.2, 0.7))
+    runs = [faces.start(one) for one in (GenerationRequest("an old man", 1, 9, seed=2), request)]
     while not all(run.finished for run in runs):
         faces.step(runs)
     together = faces.pictures(runs[1])
@@ -94,13 +94,13 @@ def test_beside_others_and_from_its_png_it_is_the_same_picture(faces: FaceGenera
 @pytest.mark.parametrize("interval", [(0.6, 0.3), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
 def test_what_is_no_interval_is_refused(faces: FaceGenerator, interval: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="guidance_interval must be two shares of the steps from 0 to 1, in order"):
-        faces.begin(DrawRequest(PROMPT, guidance_interval=interval))
+        faces.start(GenerationRequest(PROMPT, guidance_interval=interval))
 
 
 def test_latents_are_corrected_for_the_mean_scale(faces: FaceGenerator) -> None:
-    run = faces.begin(DrawRequest(PROMPT, 2, 10, guidance_scale=5.0, guidance_interval=(0.2, 0.5), balance=False))
+    run = faces.start(GenerationRequest(PROMPT, 2, 10, guidance_scale=5.0, guidance_interval=(0.2, 0.5), balance=False))
     assert [phase.first for phase in run.phases] == [0, 2, 5]
     assert mean_scales(run.phases, 10) == pytest.approx([1 + 4 * 0.3] * 2)
-    (steady,) = faces.begin(DrawRequest(PROMPT, 1, 7, guidance_scale=0.1 + 0.2)).phases
+    (steady,) = faces.start(GenerationRequest(PROMPT, 1, 7, guidance_scale=0.1 + 0.2)).phases
     assert mean_scales([steady, Phase(3, steady.guidance)], 7) == steady.guidance.scales  # to the last digit
     assert steady.guidance.scales == torch.tensor([0.1 + 0.2]).tolist()

@@ -1,4 +1,4 @@
-"""Does noise become the right picture? The equations of core/diffusion/sampling.py against known answers.
+"""Does noise become the right image? The equations of core/diffusion/sampling.py against known answers.
 
 The data are Gaussian numbers of standard deviation s, so the best possible network is a formula (E[z|x] =
 alpha s^2 x / (alpha^2 s^2 + sigma^2)) and so is what every sampler must reach: from pure noise, the probability flow
@@ -262,16 +262,16 @@ def test_scheduler_config_round_trip_and_refusals() -> None:
         schedule_from_config({"schedule": "linear", "num_train_timesteps": 1000})
     with pytest.raises(ValueError, match="unknown noise schedule.*500"):
         schedule_from_config({"schedule": "cosine", "num_train_timesteps": 500})
-    later = replace(COSINE, begin=(990.0, 300.0))
+    later = replace(COSINE, initial_timestep=(990.0, 300.0))
     assert schedule_from_config(json.loads(json.dumps(scheduler_config(later)))) == later
     older = {key: value for key, value in scheduler_config(COSINE).items() if key != "begin"}
     assert schedule_from_config(older) == COSINE
     for wrong in ([1001, 0], [0, 0], [990, 990], [990, -1]):
-        with pytest.raises(ValueError, match="begin must be a, b"):
+        with pytest.raises(ValueError, match="initial_timestep must be a, b"):
             schedule_from_config({**scheduler_config(COSINE), "begin": wrong})
 
 
-LATER = replace(COSINE, begin=(990.0, 300.0))
+LATER = replace(COSINE, initial_timestep=(990.0, 300.0))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -293,7 +293,7 @@ def test_few_steps_of_the_default_sampler_end_nearer_when_they_begin_later() -> 
         for steps in (2, 4, 8):
             scheduler = make_scheduler("UniPC", scheduler_config(schedule))
             z = sample(gaussian(schedule, 0.6), condition(8), scheduler, noise, steps, schedule=schedule)
-            errors[schedule.begin[0], steps] = float((z - 0.6 * noise).abs().mean())
+            errors[schedule.initial_timestep[0], steps] = float((z - 0.6 * noise).abs().mean())
     assert all(errors[990.0, steps] < errors[1000.0, steps] for steps in (2, 4, 8)), errors
 
 
@@ -385,7 +385,7 @@ def test_the_same_seed_is_the_same_picture_alone_or_in_company(name: str) -> Non
 
 
 def test_jobs_of_every_kind_share_one_loop() -> None:
-    """All samplers with different numbers of steps, pictures and starts, joining late and leaving early."""
+    """All samplers with different numbers of steps, images and starts, joining late and leaving early."""
     model, config = gaussian(COSINE, 0.6), scheduler_config(COSINE)
 
     def begin(i: int) -> Denoising:
@@ -453,9 +453,9 @@ def test_on_step_sees_clean_estimates_and_can_stop() -> None:
     full: list[Tensor] = []
     final = draw(COSINE, "DPM++ 2M", noise, 20, on_step=lambda done, total, denoised: full.append(denoised))
     assert torch.equal(full[4], seen[4][2])
-    assert torch.allclose(full[-1], final, atol=1e-5)  # the last estimate is the picture
+    assert torch.allclose(full[-1], final, atol=1e-5)  # the last estimate is the image
     spreads = [float(denoised.std()) for denoised in full]
-    assert spreads == sorted(spreads) and spreads[0] < 0.02  # from the mean of all pictures to one picture
+    assert spreads == sorted(spreads) and spreads[0] < 0.02  # from the mean of all images to one image
 
 
 @pytest.mark.parametrize(("schedule", "name"), EVERY, **IDS)

@@ -77,7 +77,7 @@ def test_every_step_is_diffusers_own(name: str, steps: int) -> None:
 
 @pytest.mark.parametrize("name", [*THEIRS, "UniPC"])
 def test_a_start_on_the_way_is_diffusers_own(name: str) -> None:
-    """Edits begin in the middle: noise is added to a picture's latent, and no step before it is remembered."""
+    """Edits begin in the middle: noise is added to an image's latent, and no step before it is remembered."""
     for steps, start in ((7, 0.5), (50, 0.4), (50, 0.98), (12, 0.0)):
         found, expected = (way(one, steps, start)[0] for one in (make_scheduler(name, CONFIG), reference(name)))
         assert len(found) == len(expected) == steps - int(start * steps + 1e-6) + 1

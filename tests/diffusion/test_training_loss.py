@@ -1,4 +1,4 @@
-"""Is the loss of a denoiser what its formula says, and does its mean count every picture once?"""
+"""Is the loss of a denoiser what its formula says, and does its mean count every image once?"""
 
 from __future__ import annotations
 

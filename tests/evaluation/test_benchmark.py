@@ -59,7 +59,7 @@ def test_the_baseline_makes_as_many_evaluations_as_it_says(faces: FaceGenerator)
 
 
 def test_engines_are_compared_row_by_row(faces: FaceGenerator) -> None:
-    """Each engine that is there, here torch alone twice: the same numbers, and no difference in the pictures."""
+    """Each engine that is there, here torch alone twice: the same numbers, and no difference in the images."""
     (section,) = benchmark.run(lambda engine, precision: faces, [], steps=2, repeats=1, only="engines")
     assert section.name == "engines"
     told = {row.what: row.values for row in section.rows}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.engine import DrawRequest, JobError
+from core.engine import GenerationRequest, JobError
 from core.evaluation.generation import Sampling, finished_runs, generate_images, generate_latents, reconstruct
 from core.evaluation.sample_grids import image_grid, save_pairs
 from generator import FaceGenerator
@@ -40,7 +40,8 @@ def test_measured_faces_are_those_that_users_get(faces: FaceGenerator, at_once: 
 
 
 def test_requests_of_several_images_and_lengths_keep_their_order(faces: FaceGenerator) -> None:
-    asked = [DrawRequest("a man", 2, 4, seed=1), DrawRequest("a woman", 1, 2, seed=8, attributes={"Smiling": 1.0})]
+    asked = [GenerationRequest("a man", 2, 4, seed=1), GenerationRequest("a woman", 1, 2, seed=8,
+                                                                         attributes={"Smiling": 1.0})]
     images = generate_images(faces, asked)
     apart = [faces.generate("a man", num_images=2, num_inference_steps=4, seed=1),
              faces.generate("a woman", num_inference_steps=2, seed=8, attributes={"Smiling": 1.0})]
@@ -50,7 +51,7 @@ def test_requests_of_several_images_and_lengths_keep_their_order(faces: FaceGene
 
 def test_a_run_that_fails_ends_the_measurement(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faces, "denoise", lambda x, timestep, condition: torch.full_like(x, float("nan")))
-    with pytest.raises(JobError, match="No picture came out"):
+    with pytest.raises(JobError, match="No image came out"):
         list(finished_runs(faces, Sampling(2).requests(PROMPTS)))
 
 

@@ -1,6 +1,6 @@
-"""Is a copied training picture found, an unseen face left alone, and is the index small and sound?
+"""Is a copied training image found, an unseen face left alone, and is the index small and sound?
 
-The arithmetic on invented numbers; the whole way, from a store to a warning in a job, on drawn faces.
+The arithmetic on invented numbers; the whole way, from a store to a warning in a job, on generated faces.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_a_damaged_one_is_refused(folder: Path, index: Index, damage: str) -> No
         memorization_index.load(folder)
 
 
-# ---- with pictures ---------------------------------------------------------------------------------------------------
+# ---- with images ---------------------------------------------------------------------------------------------------
 
 
 def faces_of(store: Any, split: str) -> np.ndarray:
@@ -141,7 +141,7 @@ def small(store: Any) -> Index:
 
 
 def test_a_training_picture_is_too_close_whichever_way_it_looks(store: Any, small: Index) -> None:
-    """And brighter, with less contrast, marked, or compressed: the model draws no copy to the last digit."""
+    """And brighter, with less contrast, marked, or compressed: the model generates no copy to the last digit."""
     train = faces_of(store, "train")[:12]
     toned = np.clip(train * 0.8 + 30, 0, 255).astype(np.uint8)
     marked = np.stack([saved(mark(one), "JPEG", 80) for one in train])
@@ -166,7 +166,7 @@ def test_no_index_and_a_failing_one_stop_no_picture(
     assert image_assessment.compare(None, pixels) == [None, None]
     with caplog.at_level(logging.ERROR):
         assert image_assessment.compare(index, pixels) == [None, None]  # 24 features instead of 768
-    assert "the pictures go out without it" in caplog.text
+    assert "the images go out without it" in caplog.text
     weights = folder / "nearest" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with caplog.at_level(logging.WARNING):
@@ -175,7 +175,7 @@ def test_no_index_and_a_failing_one_stop_no_picture(
 
 
 def test_an_index_of_a_store_finds_copies(store: Any) -> None:
-    """Copies by a VAE are what a model could reproduce at best; here the copies are the pictures themselves."""
+    """Copies by a VAE are what a model could reproduce at best; here the copies are the images themselves."""
     built, report = memorization_index.build_of_store(store, np.asarray, samples=20, seed=0)
     assert report["copies"]["called_too_close"] == report["copies"]["mirrored_called_too_close"] == 1.0
     assert report["copies"]["mirrored_and_the_right_one"] == 1.0
@@ -212,7 +212,7 @@ def test_a_job_warns_of_images_that_are_too_close() -> None:
     assert [entry["nearest"]["too_close"] for entry in two["response"]] == [False, True, True, False]
     assert two["warnings"][-1].startswith("Images 1, 2 are unusually close to a training picture")
     assert one["warnings"][-1].startswith("Image 0 is unusually close to a training picture")
-    assert not any("training picture" in warning for warning in none["warnings"])
+    assert not any("training image" in warning for warning in none["warnings"])
     listed = {job["job_id"]: job["warnings"] for job in client.get("/jobs/").get_json()["jobs"]}
     assert listed == {job["job_id"]: job["warnings"] for job in (two, one, none)}
 

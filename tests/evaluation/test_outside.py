@@ -111,7 +111,7 @@ def test_pictures_are_read_from_arrays_and_folders(tmp_path: Path) -> None:
     folder.mkdir()
     for i, picture in enumerate(given):
         Image.fromarray(picture).save(folder / f"{i}.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     assert np.array_equal(outside_judge.read_pictures(folder), given)
     Image.fromarray(pictures(1)[0]).resize((300, 256)).save(folder / "wide.png")
     assert outside_judge.read_pictures(folder).shape == (4, 128, 128, 3)
@@ -119,7 +119,7 @@ def test_pictures_are_read_from_arrays_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="uint8"):
         outside_judge.read_pictures(tmp_path / "floats.npy")
     np.save(tmp_path / "one.npy", given[:1])
-    with pytest.raises(ValueError, match="two pictures"):
+    with pytest.raises(ValueError, match="two images"):
         outside_judge.read_pictures(tmp_path / "one.npy")
 
 

@@ -17,23 +17,23 @@ import evaluate
 from core.evaluation.generation import Sampling, generate_latents
 from core.evaluation.prompt_rewrite_search import Outcome, Trial, chosen, outcome, trials
 from core.nn.checkpoint import load_component, save_component
-from core.nn.rewriting_rules import load_emphasis, save_emphasis
+from core.nn.rewriting_rules import load_prompt_rewriting, save_prompt_rewriting
 from core.text.captions import surprise
 from core.text.denial_removal import without_denials
 from core.text.lexicon import ATTRIBUTES
 from core.text.prompt_parser import read
-from core.text.prompt_rewriting import Emphasis
+from core.text.prompt_rewriting import PromptRewriting
 from generator import FaceGenerator
 from tests.support.training import Workplace, make_workplace
 
-TABLE = Emphasis(("Bangs", "Eyeglasses"), {"Eyeglasses": "glasses", "Bangs": "bangs"})
+TABLE = PromptRewriting(("Bangs", "Eyeglasses"), {"Eyeglasses": "glasses", "Bangs": "bangs"})
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a table."""
     copy = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("emphasis") / "tiny"))
-    save_emphasis(TABLE, copy)
+    save_prompt_rewriting(TABLE, copy)
     return copy
 
 
@@ -100,9 +100,9 @@ SENTENCES = st.lists(st.sampled_from(WORDS.split()), max_size=14).map(" ".join)
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80) | SENTENCES, st.sets(st.sampled_from(ATTRIBUTES), max_size=6))
 def test_any_text_can_be_heard(prompt: str, names: set[str]) -> None:
-    heard = Emphasis(tuple(names), {name: "a hat" for name in names if name == "Wearing_Hat"})(prompt)
-    stated, now = facts(prompt), facts(heard)
-    assert bool(heard.strip()) == bool(prompt.strip())  # never the empty prompt, which draws anybody
+    encoded_prompt = PromptRewriting(tuple(names), {name: "a hat" for name in names if name == "Wearing_Hat"})(prompt)
+    stated, now = facts(prompt), facts(encoded_prompt)
+    assert bool(encoded_prompt.strip()) == bool(prompt.strip())  # never the empty prompt, which generates anybody
     assert all(now[name] == value for name, value in stated.items() if name in now)
     assert all(name in now for name, value in stated.items() if value or name not in names)
 
@@ -114,13 +114,15 @@ def test_a_description_is_heard_in_other_words() -> None:
     assert TABLE("a woman with glasses, no bangs.") == "a woman with glasses, glasses"
     assert TABLE("A man with a fringe") == "A man with a fringe, bangs"
     for same in ("", "a man", "  two  spaces, no beard ", "no bangs", "gafas, por favor"):
-        assert TABLE(same) == same and Emphasis()(same) == same
-    assert Emphasis(said_again={"Smiling": "not smiling"})("smiling") == "smiling"  # never against what was said
+        assert TABLE(same) == same and PromptRewriting()(same) == same
+    # never against what was said
+    assert PromptRewriting(appended_phrases={"Smiling": "not smiling"})("smiling") == "smiling"
 
 
 def test_it_survives_being_written(folder: Path, tiny_folder: Path) -> None:
-    assert load_emphasis(folder) == TABLE and load_emphasis(tiny_folder) == Emphasis()
-    assert TABLE.to_json() == Emphasis(TABLE.left_out, dict(reversed(TABLE.said_again.items()))).to_json()
+    assert load_prompt_rewriting(folder) == TABLE and load_prompt_rewriting(tiny_folder) == PromptRewriting()
+    assert TABLE.to_json() == PromptRewriting(TABLE.dropped_negations,
+                                              dict(reversed(TABLE.appended_phrases.items()))).to_json()
 
 
 @pytest.mark.parametrize("component", ["unet", "clip"])
@@ -129,10 +131,11 @@ def test_it_belongs_to_one_model(folder: Path, tmp_path: Path, component: str) -
     config, state = load_component(copy, component)
     name = next(name for name, value in state.items() if value.is_floating_point())
     save_component(copy, component, state | {name: state[name] * 1.5}, config)
-    assert load_emphasis(copy) == Emphasis()
+    assert load_prompt_rewriting(copy) == PromptRewriting()
 
 
-# ---- where pictures are drawn ----------------------------------------------------------------------------------------
+# ---- where images are generated
+# ----------------------------------------------------------------------------------------
 
 
 def test_the_heard_words_are_drawn(hearing: FaceGenerator, faces: FaceGenerator) -> None:
@@ -141,15 +144,16 @@ def test_the_heard_words_are_drawn(hearing: FaceGenerator, faces: FaceGenerator)
     def pixels(drawer: FaceGenerator, prompt: str, **request: object) -> np.ndarray:
         return drawer.generate(prompt, num_inference_steps=3, seed=4, **request)[0].pixels  # type: ignore[arg-type]
 
-    said, heard = "a woman with glasses and without bangs", "a woman with glasses, glasses"
-    assert hearing.info.emphasis(said) == heard
-    assert np.array_equal(pixels(hearing, said), pixels(faces, heard))
+    said, encoded_prompt = "a woman with glasses and without bangs", "a woman with glasses, glasses"
+    assert hearing.info.prompt_rewriting(said) == encoded_prompt
+    assert np.array_equal(pixels(hearing, said), pixels(faces, encoded_prompt))
     assert not np.array_equal(pixels(hearing, said), pixels(faces, said))
     assert np.array_equal(pixels(hearing, "a man"), pixels(faces, "a man"))
     away = {"negative_prompt": "glasses", "guidance_scale": 2.0}  # what is steered away from is heard as it is said
     assert np.array_equal(pixels(hearing, "a man", **away), pixels(faces, "a man", **away))
     photograph = pixels(faces, "a man")
-    ways = [drawer.inversion(photograph, prompt, steps=2) for drawer, prompt in ((hearing, said), (faces, heard))]
+    ways = [drawer.inversion(photograph, prompt, steps=2) for drawer, prompt in ((hearing, said),
+                                                                                 (faces, encoded_prompt))]
     for way in ways:
         while not way.finished:
             way.advance()
@@ -157,7 +161,7 @@ def test_the_heard_words_are_drawn(hearing: FaceGenerator, faces: FaceGenerator)
 
 
 def test_a_grid_and_the_report_hear_the_same(folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    said, heard = "a woman with glasses and without bangs", "a woman with glasses, glasses"
+    said, encoded_prompt = "a woman with glasses and without bangs", "a woman with glasses, glasses"
 
     def grid(model: Path, prompt: str) -> bytes:
         out = tmp_path / "grid.png"
@@ -165,10 +169,10 @@ def test_a_grid_and_the_report_hear_the_same(folder: Path, tiny_folder: Path, tm
                                      "--n-inf-steps", "2", "--device", "cpu", "--out", str(out)]) == 0
         return out.read_bytes()
 
-    assert grid(folder, said) == grid(tiny_folder, heard) != grid(tiny_folder, said)
+    assert grid(folder, said) == grid(tiny_folder, encoded_prompt) != grid(tiny_folder, said)
     sampling = Sampling(2, 2.0, seed=1)
     drawn = [generate_latents(FaceGenerator.load(model, "cpu"), sampling.requests([prompt]))
-             for model, prompt in ((folder, said), (tiny_folder, heard), (tiny_folder, said))]
+             for model, prompt in ((folder, said), (tiny_folder, encoded_prompt), (tiny_folder, said))]
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
@@ -189,7 +193,7 @@ def test_what_may_be_tried() -> None:
 
 def test_what_is_worth_it() -> None:
     def of(words: str | None, wanted: float, plain: int, changed: int, name: str = "Bangs") -> Outcome:
-        """Of 100 pictures."""
+        """Of 100 images."""
         trial = Trial((name, words is not None), words, tuple(range(100)))
         return outcome(trial, wanted, [i < plain for i in range(100)], [i < changed for i in range(100)])
 
@@ -200,7 +204,7 @@ def test_what_is_worth_it() -> None:
     assert not of("bangs", 0.9, 75, 90).worth and of(None, 0.9, 75, 90).worth  # near enough to make no caption longer
     table = chosen([of("a little", 0.9, 50, 52), of("bangs", 0.9, 50, 70), of("a fringe", 0.9, 50, 80),
                     of(None, 0.9, 50, 70), of("smiling", 0.9, 60, 50, "Smiling"), of(None, 0.9, 20, 50, "Bald")])
-    assert table == Emphasis(("Bald", "Bangs"), {"Bangs": "bangs"})
+    assert table == PromptRewriting(("Bald", "Bangs"), {"Bangs": "bangs"})
 
 
 def test_the_command_measures_and_releases_it(
@@ -217,5 +221,5 @@ def test_the_command_measures_and_releases_it(
     assert report["steps"] == 1 and len(report["tried"]) > 3
     assert all(one["n"] == 4 and 0 <= one["plain"] < one["wanted"] for one in report["tried"])
     kept = [one for one in report["tried"] if one["kept"]]
-    assert load_emphasis(folder) == Emphasis(tuple(report["left_out"]), report["said_again"])
+    assert load_prompt_rewriting(folder) == PromptRewriting(tuple(report["left_out"]), report["said_again"])
     assert {one["fact"] for one in kept} == {*(f"not {name}" for name in report["left_out"]), *report["said_again"]}

@@ -13,52 +13,60 @@ from PIL import Image
 
 import evaluate
 from core.evaluation import slider_response
-from core.evaluation.attribute_classifier import Seen
-from core.evaluation.slider_response import POSITIONS, PROMPTS, Response, measure, respond, strangers, table
+from core.evaluation.attribute_classifier import Features
+from core.evaluation.slider_response import (
+    POSITIONS,
+    PROMPTS,
+    Response,
+    distance_between_people,
+    measure,
+    measure_response,
+    table,
+)
 from core.nn.checkpoint import read_index
 from core.text.lexicon import ATTRIBUTES
 from generator import FaceGenerator
-from tests.support.tiny_model import build_judge
+from tests.support.tiny_model import build_attribute_classifier
 
 SMILE, YOUNG, MALE = (ATTRIBUTES.index(name) for name in ("Smiling", "Young", "Male"))
 
 
-def seen_at(position: float, people: int = 4) -> Seen:
+def seen_at(position: float, people: int = 4) -> Features:
     """People of whom a slider for smiles makes smilers, a little younger, and moves by the position in one feature."""
     logits = np.zeros((people, 40), np.float32)
     logits[:, SMILE], logits[:, YOUNG], logits[:, MALE] = position, 0.4 * position, 0.1 * position
     features = np.zeros((people, 3), np.float32)
     features[:, 0] = np.arange(people) * 10  # people stand in a row, 10 apart
     features[:, 1] = position
-    return Seen(features, logits, logits > 0, np.zeros(people, int))
+    return Features(features, logits, logits > 0, np.zeros(people, int))
 
 
 def test_the_response_of_one_slider() -> None:
     log_odds = np.full(40, -1.0)
-    found = respond("Smiling", [seen_at(x) for x in POSITIONS], log_odds, far=5.0)
+    found = measure_response("Smiling", [seen_at(x) for x in POSITIONS], log_odds, far=5.0)
     assert found.curve == pytest.approx([1 / (1 + np.exp(-x)) for x in POSITIONS])
     assert found.evidence == pytest.approx([x + 1 for x in POSITIONS]) and found.is_monotone
     assert found.identity == pytest.approx([0.4, 0.2, 0.0, 0.2, 0.4])
     assert list(found.moved) == ["Young"], "the change of Male is too small for a word, its own is no side effect"
     assert found.moved["Young"] == pytest.approx(2 / (1 + np.exp(-0.8)) - 1)
-    assert not respond("Bald", [seen_at(x) for x in POSITIONS], log_odds, far=5.0).is_monotone
+    assert not measure_response("Bald", [seen_at(x) for x in POSITIONS], log_odds, far=5.0).is_monotone
     json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_strangers_are_compared_within_a_prompt() -> None:
-    assert strangers(np.array([[0.0], [2.0], [100.0], [106.0]]), 2) == 4.0
+    assert distance_between_people(np.array([[0.0], [2.0], [100.0], [106.0]]), 2) == 4.0
     with pytest.raises(ValueError, match="at least 2 people of each prompt"):
-        strangers(np.zeros((3, 1)), 1)
+        distance_between_people(np.zeros((3, 1)), 1)
 
 
 def test_every_slider_is_measured_at_every_position_once() -> None:
     asked: list[Mapping[str, float]] = []
 
-    def look_at(attributes: Mapping[str, float]) -> Seen:
+    def features_at(attributes: Mapping[str, float]) -> Features:
         asked.append(attributes)
         return seen_at(attributes.get("Smiling", 0.0), 6)
 
-    found = measure(look_at, list(slider_response.sliders()), 2, np.zeros(40))
+    found = measure(features_at, list(slider_response.sliders()), 2, np.zeros(40))
     assert sorted(found) == sorted(ATTRIBUTES) and len(asked) == 1 + 4 * 40 and {} in asked
     assert found["Smiling"].is_monotone and slider_response.summary(found)["monotone"] == 1
     text = table(found)
@@ -68,7 +76,7 @@ def test_every_slider_is_measured_at_every_position_once() -> None:
 def test_one_command_measures_them_all(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that it writes; the model then says what it knows of them, unless its weights were replaced."""
     models = tmp_path / "models"
-    build_judge(models / "judge")
+    build_attribute_classifier(models / "judge")
     folder = Path(shutil.copytree(tiny_folder, models / "tiny"))
     monkeypatch.setattr(slider_response, "STRIP", {"Smiling": "a woman"})
     assert evaluate.main(["sliders", "Smiling,Bald", "--model", str(folder), "--judge", str(models / "judge"),

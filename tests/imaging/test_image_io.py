@@ -1,4 +1,4 @@
-"""Can no stranger's picture hurt: rotated, bombed, cut off, damaged; and do pictures go out as they should?
+"""Can no stranger's image hurt: rotated, bombed, cut off, damaged; and do images go out as they should?
 
 What is expected is computed from the definitions of the formats, not by the code under test.
 """
@@ -55,7 +55,7 @@ from tests.support.files import (
     with_segments,
 )
 
-# ---- strangers' pictures ---------------------------------------------------------------------------------------------
+# ---- strangers' images ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -76,7 +76,7 @@ def test_all_shapes_are_read_whole(size: tuple[int, int]) -> None:
     assert np.array_equal(read_image(save(pixels, compress_level=1)), pixels)
 
 
-# which side of the picture the first stored row and the first stored column are: EXIF 2.3, tag 0x0112
+# which side of the image the first stored row and the first stored column are: EXIF 2.3, tag 0x0112
 SIDES = {1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
          5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom")}
 
@@ -190,7 +190,7 @@ def frame_control(number: int, width: int) -> bytes:
 
 JPEG = save(face(), "JPEG")
 WEBP = save(face(), "WEBP", lossless=True)
-ODD = {  # name: (file, the same picture without its oddity)
+ODD = {  # name: (file, the same image without its oddity)
     "animated PNG": (animation("PNG"), save(face())),
     "animated WebP": (animation("WEBP"), WEBP),
     "APNG that says its length twice": (

@@ -1,4 +1,4 @@
-"""Do pictures carry their request without loss, and is no forged or damaged one believed?"""
+"""Do images carry their request without loss, and is no forged or damaged one believed?"""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Model:
     image_size: int = 128
 
 
-# ---- the request in the picture --------------------------------------------------------------------------------------
+# ---- the request in the image --------------------------------------------------------------------------------------
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=80) | st.sampled_from(
     ["", '{"request": 1}', "a\r\n\tb", "\\\"'{}[]\\n\\u0000", "Steps: 9, Seed: 1", "\N{GRINNING FACE} \u202e", "\0\x7f"]
@@ -94,7 +94,7 @@ def test_a_tool_may_keep_the_text_in_another_kind_of_chunk(request: dict[str, An
 
 
 def test_the_text_says_which_mark_the_pixels_carry() -> None:
-    """None, and so do pictures from before there was one; anything but a version is refused."""
+    """None, and so do images from before there was one; anything but a version is refused."""
     for version in (None, 1, 1000):
         assert read_request(encode_png(TINY, REQUEST, Model(), version))["watermark"] == version
     assert read_request(with_request(as_json()))["watermark"] is None

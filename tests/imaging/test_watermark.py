@@ -1,4 +1,4 @@
-"""Does the invisible mark survive what happens to pictures, is it invisible, and is it never seen where it is not?
+"""Does the invisible mark survive what happens to images, is it invisible, and is it never seen where it is not?
 
 On cartoon faces with the grain of a camera. The same on real photographs, with rates: `evaluate.py watermark`.
 """
@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.evaluation.watermark_robustness import ORDEALS, cropped, endure, psnr, resized, saved, stumble, table
+from core.evaluation.watermark_robustness import (
+    ATTACKS,
+    cropped,
+    measure_false_positives,
+    measure_robustness,
+    psnr,
+    resized,
+    saved,
+    table,
+)
 from core.imaging import watermark
 from core.imaging.watermark import FOUND_BELOW, SIDE, find, mark, p_value, pattern
 from core.training.synthetic_faces import draw_face, random_attributes
@@ -28,21 +37,21 @@ PINNED = [-0.006649, -0.267611, -0.680475]  # of version 1
 PHOTOGRAPHS = [photograph(seed) for seed in range(6)]
 
 
-@pytest.mark.parametrize("name", ORDEALS)
+@pytest.mark.parametrize("name", ATTACKS)
 def test_the_mark_survives(name: str) -> None:
     rng = np.random.default_rng(1)
     for one in PHOTOGRAPHS:
-        seen = find(ORDEALS[name](mark(one), rng))
+        seen = find(ATTACKS[name](mark(one), rng))
         assert seen.found and seen.p_value < FOUND_BELOW, (name, seen)
         assert seen.mirrored is (name == "mirrored")
         assert abs(seen.width - (115 if "10 %" in name else 122 if "5 %" in name else 128)) <= 2
 
 
-@pytest.mark.parametrize("name", ORDEALS)
+@pytest.mark.parametrize("name", ATTACKS)
 def test_nothing_is_found_where_nothing_is(name: str) -> None:
     rng = np.random.default_rng(1)
     for one in PHOTOGRAPHS:
-        seen = find(ORDEALS[name](one, rng))
+        seen = find(ATTACKS[name](one, rng))
         assert not seen.found and seen.p_value > 1e-4, (name, seen)
 
 
@@ -51,7 +60,7 @@ def test_it_cannot_be_seen() -> None:
         marked = mark(one)
         assert 43 < psnr(one, marked) < 50
         change = marked.astype(int) - one
-        assert np.abs(change).max() <= 8 and abs(change.mean()) < 0.05  # the picture is as bright as before
+        assert np.abs(change).max() <= 8 and abs(change.mean()) < 0.05  # the image is as bright as before
         grey = change[(one > 8).all(2) & (one < 247).all(2)]
         assert (grey.max(1) == grey.min(1)).all()  # and has the colours it had
 
@@ -75,7 +84,7 @@ def test_even_skin_is_marked_less_than_hair() -> None:
 
 
 def test_only_the_region_is_touched_and_it_is_enough() -> None:
-    """A part that is drawn anew into a photograph carries the mark, the rest stays byte for byte."""
+    """A part that is inpainted into a photograph carries the mark, the rest stays byte for byte."""
     region = np.zeros((SIDE, SIDE), bool)
     region[:, SIDE // 3 :] = True
     for one in PHOTOGRAPHS:
@@ -101,7 +110,7 @@ def test_marking_twice_does_no_harm() -> None:
 
 
 def test_the_pattern_is_pinned() -> None:
-    """Pictures that were marked before must be found for ever: another pattern needs another VERSION."""
+    """Images that were marked before must be found for ever: another pattern needs another VERSION."""
     assert watermark.VERSION == 1
     found = pattern()
     assert found.shape == (SIDE, SIDE) and abs(found.mean()) < 1e-3 and abs(found.std() - 1) < 1e-9
@@ -162,10 +171,10 @@ def test_p_values_fall_with_the_score() -> None:
 
 
 def test_the_measurement_counts_right() -> None:
-    measured = endure(PHOTOGRAPHS[:2])
-    assert measured["n"] == 2 and set(measured["ordeals"]) == set(ORDEALS)
+    measured = measure_robustness(PHOTOGRAPHS[:2])
+    assert measured["n"] == 2 and set(measured["ordeals"]) == set(ATTACKS)
     assert all(row["found"] == 1.0 for row in measured["ordeals"].values())
-    stranger = stumble([PHOTOGRAPHS[0], mark(PHOTOGRAPHS[1]), PHOTOGRAPHS[2]])
+    stranger = measure_false_positives([PHOTOGRAPHS[0], mark(PHOTOGRAPHS[1]), PHOTOGRAPHS[2]])
     assert (stranger["n"], stranger["found"]) == (3, 1) and stranger["calibration"]["0.0001"] == pytest.approx(1 / 3)
     text = table({"cartoons": measured})
-    assert "| JPEG 80 | 100.0 % (score " in text and text.count("\n") == len(ORDEALS) + 2
+    assert "| JPEG 80 | 100.0 % (score " in text and text.count("\n") == len(ATTACKS) + 2

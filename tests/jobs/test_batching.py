@@ -1,6 +1,6 @@
 """Do many jobs share one engine fairly, and does each get exactly what it asked for?
 
-A real queue and a real store, the drawing stand-in as engine, no HTTP.
+A real queue and a real store, the generated image stand-in as engine, no HTTP.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Notes:
         assert seconds >= 0
         self.steps += 1
 
-    def drew(self, num_images: int) -> None:
+    def generated(self, num_images: int) -> None:
         self.images += num_images
 
     def ended(self, succeeded: bool) -> None:
@@ -151,7 +151,7 @@ def test_previews_are_made_when_they_are_due_and_only_then(bench: Bench) -> None
         *(f"{i}.{kind}" for i in (0, 1) for kind in ("png", "f32"))}
     early = bench.submit("b", n_inf_steps=4, stream_freq=4)
     bench.work()
-    assert "preview" not in kinds(early)  # the last step brings the picture itself
+    assert "preview" not in kinds(early)  # the last step brings the image itself
 
 
 def test_a_cancelled_job_stops_within_one_step_and_is_not_decoded(bench: Bench) -> None:
@@ -172,13 +172,13 @@ def test_a_job_cancelled_at_its_last_step_is_not_decoded_either(bench: Bench) ->
 
 
 @pytest.mark.parametrize("kind", [JobError, RuntimeError])
-@pytest.mark.parametrize("where", ["begin", "previews", "pictures"])
+@pytest.mark.parametrize("where", ["start", "previews", "pictures"])
 def test_what_fails_one_job_leaves_its_neighbours_alone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str, kind: type[Exception]
 ) -> None:
     sound = getattr(bench.engine, where)
     # made here: one that outlives the test would keep its traceback, and with it the jobs, alive
-    fault = JobError("not_finite", "No picture came out.") if kind is JobError else RuntimeError("a bug")
+    fault = JobError("not_finite", "No image came out.") if kind is JobError else RuntimeError("a bug")
 
     def act(subject: Any) -> Any:
         if getattr(subject, "asked", subject).prompt == "bad":

@@ -208,7 +208,7 @@ def test_a_job_that_waits_for_its_refiner_can_be_cancelled(tmp_path: Path) -> No
     job, other = bench.submit("a", refine=REFINE), bench.submit("a", n_inf_steps=12)
     for _ in range(6):
         bench.tick()
-    assert job.state == "running" and len(bench.machine.engines) == 1  # other still draws with a
+    assert job.state == "running" and len(bench.machine.engines) == 1  # other still generates with a
     bench.queue.cancel(job.id)
     while bench.tick():
         pass

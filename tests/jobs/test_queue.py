@@ -161,11 +161,11 @@ def test_only_legal_transitions(queue: JobQueue, batch: Counting) -> None:
     assert {state for state, following in TRANSITIONS.items() if not following} == {"succeeded", "failed", "cancelled"}
     job = submit(queue)
     with pytest.raises(RuntimeError, match="cannot go from queued to succeeded"):
-        queue._jobs._ledger.write([queue._jobs._ending(job, None)])
+        queue._jobs._event_log.write([queue._jobs._ending(job, None)])
     finish_all(queue, batch)
     for error in (None, JobError("x", "y"), JobError("cancelled", "z")):
         with pytest.raises(RuntimeError, match="is succeeded; nothing can happen"):
-            queue._jobs._ledger.write([queue._jobs._ending(job, error)])
+            queue._jobs._event_log.write([queue._jobs._ending(job, error)])
 
 
 def test_ids_are_readable_and_random() -> None:
@@ -835,10 +835,10 @@ def test_who_waits_long_rests_until_nothing_is_left(
     queue: JobQueue, batch: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only while nobody asks: jobs come first, and after the last bit the worker waits as it always did."""
-    monkeypatch.setattr(worker, "REST_AFTER_S", 0.05)
+    monkeypatch.setattr(worker, "IDLE_AFTER_S", 0.05)
     left: list[int] = []
-    batch.before_step = lambda job: left.append(batch.rests)
-    rested, real = threading.Event(), batch.rest
+    batch.before_step = lambda job: left.append(batch.idle_calls)
+    rested, real = threading.Event(), batch.on_idle
 
     def rest() -> bool:
         more = real()
@@ -846,13 +846,13 @@ def test_who_waits_long_rests_until_nothing_is_left(
             rested.set()
         return more
 
-    monkeypatch.setattr(batch, "rest", rest)
+    monkeypatch.setattr(batch, "on_idle", rest)
     jobs = [submit(queue, name, 5) for name in "ab"]
     queue.start(lambda: batch)
-    assert rested.wait(10) and batch.rests == 0
+    assert rested.wait(10) and batch.idle_calls == 0
     assert [job.state for job in jobs] == ["succeeded"] * 2 and left == [2] * 10
     time.sleep(0.3)  # six times as long as it took to rest before
-    assert batch.rests == 0
+    assert batch.idle_calls == 0
     queue.close()
     assert queue.join(10)
 

@@ -40,7 +40,7 @@ AHEAD, UNSET = 2**32.0, 0.0  # a clock in 2106, and one of a machine without a b
 
 
 @pytest.mark.parametrize(("keep", "ends", "left"), [
-    # the clock was ahead when 0 and 1 ended, and is right again: new pictures stay, old ones go
+    # the clock was ahead when 0 and 1 ended, and is right again: new images stay, old ones go
     (Retention(max_jobs=2), [AHEAD, AHEAD + 1, 100.0, 101.0, 102.0], [3, 4]),
     (Retention(max_bytes=2500), [AHEAD, AHEAD + 1, 100.0, 101.0, 102.0], [3, 4]),
     # it was unset when the newest ended

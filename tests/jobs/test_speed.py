@@ -44,7 +44,7 @@ def costs(app: Any) -> dict[int, float]:
 
 
 def test_neighbours_do_not_make_a_step_dearer(engine: SlowEngine) -> None:
-    """One picture was said to take as long as it had taken beside twelve others."""
+    """One image was said to take as long as it had taken beside twelve others."""
     app = make_app(engine)
     client = app.test_client()
     assert costs(app) == {}
@@ -123,12 +123,15 @@ def test_the_page_estimates_from_the_cost_of_a_step_and_the_work_ahead(browser: 
         assert estimate(4) == pytest.approx(10 * 0.27 + 10 * 0.19 + 30 * 0.11 + 1.0, abs=0.6)
 
 
-@pytest.mark.parametrize(("one_pass", "now"), [((1.0, 6.0), "now 3 instead of 1"), (None, "now 4 instead of 2")])
+@pytest.mark.parametrize(("guidance_range", "now"), [((1.0, 6.0), "now 3 instead of 1"), (None, "now 4 instead of 2")])
 def test_costs_that_are_said_are_those_of_the_model(
-    browser: Browser, one_pass: tuple[float, float] | None, now: str
+    browser: Browser, guidance_range: tuple[float, float] | None, now: str
 ) -> None:
     """Guidance that was distilled costs no second pass: "1 is off and twice as fast" and "instead of 2" were false."""
-    with Site(lambda: DrawingEngine(info=DrawingInfo(one_pass=one_pass))) as site, watched_page(browser) as page:
+    with (
+        Site(lambda: DrawingEngine(info=DrawingInfo(guidance_range=guidance_range))) as site,
+        watched_page(browser) as page,
+    ):
         visit(page, site.address)
         assert "fast" not in page.locator("#guidance-help").inner_text()
         page.get_by_role("button", name="Features").click()

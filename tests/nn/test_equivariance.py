@@ -1,4 +1,4 @@
-"""Do pictures and latents move together, is that measured rightly, and does a deterministic VAE train and resume?"""
+"""Do images and latents move together, is that measured rightly, and does a deterministic VAE train and resume?"""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def test_statistics_by_place_normalise_each_place(place: Workplace) -> None:
     raw = torch.cat([model.encode(view).mean for view in (images, images.flip(-1))])
     assert torch.allclose(raw.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
     assert torch.allclose(raw.std((0, 2, 3)), torch.ones(4), atol=1e-3)
-    x = model.whiten(raw)
+    x = model.normalize(raw)
     assert torch.allclose(x.mean(0), torch.zeros(4, 16, 16), atol=1e-2)
     assert torch.allclose(x.std(0, correction=0), torch.ones(4, 16, 16), atol=1e-2)
-    assert torch.allclose(model.unwhiten(x), raw, atol=1e-4)
+    assert torch.allclose(model.denormalize(x), raw, atol=1e-4)
 
 
 def test_a_decoder_of_fewer_blocks_starts_from_the_first_ones() -> None:
@@ -139,7 +139,7 @@ def test_a_decoder_of_fewer_blocks_starts_from_the_first_ones() -> None:
 
 def test_a_deterministic_vae_trains_resumes_exactly_and_is_released_normalised(place: Workplace) -> None:
     folder = place.copy_model("smooth-model")
-    command = [*place.train("vae", "smooth", "--steps", 4, "--gan-start", 0.5, "--picture-every", 4, model=folder),
+    command = [*place.train("vae", "smooth", "--steps", 4, "--gan-start", 0.5, "--image-every", 4, model=folder),
                "--preset", "tiny-smooth", "--init", str(place.model)]
     assert vae.main(command) == 0
     parts = [*command, "--run", str(place.root / "smooth-parts"), "--model", str(place.copy_model("smooth-2"))]
@@ -174,8 +174,8 @@ def test_position_maps_change_nothing_until_they_have_learned() -> None:
     mapped = ConditionalUNet(replace(UNETS["tiny"], position_maps=True))
     missing, unexpected = mapped.load_state_dict(plain.state_dict(), strict=False)
     assert set(missing) == {"position_maps.0", "position_maps.1"} and not unexpected
-    torch.nn.init.normal_(plain.head.weight)
-    mapped.head.load_state_dict(plain.head.state_dict())
+    torch.nn.init.normal_(plain.conv_out.weight)
+    mapped.conv_out.load_state_dict(plain.conv_out.state_dict())
     x, t = seeded(2, 4, 16, 16), torch.tensor([10.0, 900.0])
     condition = Condition(seeded(2, 3, 32), torch.ones(2, 3, dtype=torch.bool), seeded(2, 32), torch.full((2,), 128.0),
                           torch.zeros(2, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Does OpenVINO draw what torch draws, and does everything still work when it, its cache or the memory fails?
+"""Does OpenVINO generate what torch generates, and does everything still work when it, its cache or the memory fails?
 
 A tiny model of real networks; the seconds it takes to compile are paid once. Skipped where OpenVINO is not installed,
 but for what must hold there.
@@ -24,8 +24,8 @@ from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 from core.diffusion.conditioning import Condition, Flat
-from core.engine import DrawRequest
-from core.evaluation.attribute_classifier import Judge, JudgeConfig, look
+from core.engine import GenerationRequest
+from core.evaluation.attribute_classifier import AttributeClassifier, AttributeClassifierConfig, extract_features
 from core.nn.checkpoint import save_component
 from core.nn.openvino_backend import (
     KEPT,
@@ -39,7 +39,7 @@ from core.nn.openvino_backend import (
     read_checked,
 )
 from core.nn.preview_decoder import PreviewDecoder, save_preview
-from generator import FaceGenerator, Picture, Run
+from generator import FaceGenerator, GeneratedImage, Run
 from vae import encoder_hash, load_vae
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,19 +64,19 @@ def faces(tiny_folder: Path, cache: Path) -> FaceGenerator:
     return FaceGenerator.load(tiny_folder, device="cpu", engine="openvino", cache=cache)
 
 
-def difference(pictures: list[Picture], others: list[Picture]) -> int:
+def difference(pictures: list[GeneratedImage], others: list[GeneratedImage]) -> int:
     """The largest difference in grey levels."""
     pairs = zip(pictures, others, strict=True)
     return max(int(np.abs(one.pixels.astype(int) - other.pixels).max()) for one, other in pairs)
 
 
-def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[Picture]]:
+def finish(faces: FaceGenerator, runs: list[Run]) -> list[list[GeneratedImage]]:
     while any(not run.finished for run in runs):
         faces.step(runs)
     return [faces.pictures(run) for run in runs]
 
 
-# ---- the same pictures -----------------------------------------------------------------------------------------------
+# ---- the same images -----------------------------------------------------------------------------------------------
 
 
 def test_both_say_who_they_are(faces: FaceGenerator, plain: FaceGenerator) -> None:
@@ -108,13 +108,13 @@ def test_both_give_the_same_numbers(faces: FaceGenerator, plain: FaceGenerator) 
         with torch.inference_mode():
             wanted, found = plain.denoise(x, level, condition), faces.denoise(x, level, condition)
             assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
-            wanted, found = plain.draw(x), faces.draw(x)
+            wanted, found = plain.decode_latents(x), faces.decode_latents(x)
             assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("sampler", ["UniPC", "Euler a", "DDPM"])
 def test_both_draw_the_same_pictures(faces: FaceGenerator, plain: FaceGenerator, sampler: str) -> None:
-    """To within two grey levels; what one engine draws itself must agree to within one."""
+    """To within two grey levels; what one engine generates itself must agree to within one."""
     options = {"num_images": 3, "num_inference_steps": 6, "seed": 4, "sampler": sampler}
     # type: ignore[arg-type]
     assert difference(faces.generate(PROMPT, **options), plain.generate(PROMPT, **options)) <= 2
@@ -131,8 +131,8 @@ def test_both_show_the_same_previews(tiny_folder: Path, cache: Path, tmp_path: P
         save_preview(PreviewDecoder(vae.config.latent_channels), folder, encoder_hash(vae))
     torch_shows, shows = (FaceGenerator.load(folder, device="cpu", engine=engine, cache=cache)
                           for engine in ("torch", "openvino"))
-    assert isinstance(shows.sketch, Compiled) and not isinstance(torch_shows.sketch, Compiled)
-    run = torch_shows.begin(DrawRequest(PROMPT, num_images=3, num_inference_steps=4))
+    assert isinstance(shows.decode_preview, Compiled) and not isinstance(torch_shows.decode_preview, Compiled)
+    run = torch_shows.start(GenerationRequest(PROMPT, num_images=3, num_inference_steps=4))
     while not run.finished:
         torch_shows.step([run])
         wanted, found = torch_shows.previews(run), shows.previews(run)
@@ -145,13 +145,14 @@ def test_both_judge_alike(tiny_folder: Path, cache: Path, tmp_path: Path) -> Non
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        save_component(tmp_path / "judge", "judge", Judge(JudgeConfig()).state_dict(), asdict(JudgeConfig()))
+        save_component(tmp_path / "judge", "judge", AttributeClassifier(AttributeClassifierConfig()).state_dict(),
+                       asdict(AttributeClassifierConfig()))
     both = [FaceGenerator.load(folder, device="cpu", engine=engine, cache=cache) for engine in ("torch", "openvino")]
     pixels = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
-    judges = [faces.judge for faces in both]
-    assert judges[0] is not None and judges[1] is not None
-    assert judges[0].faster is None and judges[1].faster is not None
-    plain, fast = look(judges[0], pixels), look(judges[1], pixels)
+    classifiers = [faces.classifier for faces in both]
+    assert classifiers[0] is not None and classifiers[1] is not None
+    assert classifiers[0].faster is None and classifiers[1].faster is not None
+    plain, fast = extract_features(classifiers[0], pixels), extract_features(classifiers[1], pixels)
     assert np.allclose(plain.features, fast.features, rtol=1e-3, atol=1e-3)
     assert np.allclose(plain.logits, fast.logits, rtol=1e-3, atol=1e-3)
 
@@ -162,9 +163,11 @@ def test_a_seed_is_its_picture_in_any_company(faces: FaceGenerator) -> None:
     for count in range(2, 9):
         together = faces.generate(PROMPT, num_images=count, num_inference_steps=5)
         assert difference(together, alone[:count]) <= 1
-    asked = [DrawRequest(PROMPT, 2, 5, seed=0), DrawRequest("an old man with a hat", 3, 7, sampler="Euler a"),
-             DrawRequest("", 1, 3, guidance_scale=1.0), DrawRequest(PROMPT, 1, 5, seed=2, negative_prompt="")]
-    runs = [faces.begin(request) for request in asked]
+    asked = [GenerationRequest(PROMPT, 2, 5, seed=0), GenerationRequest("an old man with a hat", 3, 7,
+                                                                        sampler="Euler a"),
+             GenerationRequest("", 1, 3, guidance_scale=1.0), GenerationRequest(PROMPT, 1, 5, seed=2,
+                                                                                negative_prompt="")]
+    runs = [faces.start(request) for request in asked]
     faces.step(runs[1:2])
     found = finish(faces, runs)
     assert difference(found[0], alone[:2]) <= 1 and difference(found[3], alone[2:3]) <= 1
@@ -174,7 +177,8 @@ def test_a_seed_is_its_picture_in_any_company(faces: FaceGenerator) -> None:
 
 def test_one_broken_run_fails_alone(faces: FaceGenerator) -> None:
     latents = np.full((1, *faces.info.latent_shape), 3e38, np.float32)
-    runs = [faces.begin(DrawRequest(PROMPT, 1, 6, latents=latents)), faces.begin(DrawRequest(PROMPT, 2, 4, seed=3))]
+    runs = [faces.start(GenerationRequest(PROMPT, 1, 6, latents=latents)), faces.start(GenerationRequest(PROMPT, 2, 4,
+                                                                                                         seed=3))]
     while not runs[1].finished:
         faces.step(runs)
     assert runs[0].error is not None and runs[0].error.code == "not_finite"
@@ -314,9 +318,9 @@ def test_two_processes_may_fill_the_same_cache(
     answers = [process.communicate(timeout=240)[0] for process in both]
     assert answers[0] == answers[1] and "OpenVINO" in answers[0]
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["decoder", "unet", "unet"]
-    while faces.rest():  # another test may have had it made
+    while faces.on_idle():  # another test may have had it made
         pass
-    assert all(not compiled.prepare() for compiled in faces._compiled) and not faces.rest()
+    assert all(not compiled.prepare() for compiled in faces._compiled) and not faces.on_idle()
     assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in cache.iterdir()}  # the same keys here
 
 
@@ -432,8 +436,8 @@ def test_short_memory_halves_the_call(faces: FaceGenerator, monkeypatch: pytest.
     """What OpenVINO says when there is no memory, in both of its ways, becomes torch's exception; halves then fit."""
     rows: list[int] = []
     failures: list[int] = []
-    request = DrawRequest(PROMPT, 3, 4, seed=7)
-    wanted = finish(faces, [faces.begin(request)])[0]
+    request = GenerationRequest(PROMPT, 3, 4, seed=7)
+    wanted = finish(faces, [faces.start(request)])[0]
     compiled: Compiled = faces.denoise.__self__  # type: ignore[attr-defined]
     pairs = compiled._pairs
     assert pairs is not None
@@ -459,11 +463,11 @@ def test_short_memory_halves_the_call(faces: FaceGenerator, monkeypatch: pytest.
         patch.setattr(pairs, "_make", lambda: [Short(request) for request in make()[:1]] + make()[1:])
         patch.setattr(pairs, "_requests", pairs._make())
         patch.setattr(Compiled, "__call__", counted)
-        found = finish(faces, [faces.begin(request)])[0]
+        found = finish(faces, [faces.start(request)])[0]
     assert failures == [2] * 5
     assert rows[:11] == [6, 3, 1, 2, 1, 1, 3, 1, 2, 1, 1] and max(rows[11:]) == 1  # halved until it fits, remembered
     assert difference(found, wanted) <= 1
-    assert difference(finish(faces, [faces.begin(request)])[0], wanted) == 0
+    assert difference(finish(faces, [faces.start(request)])[0], wanted) == 0
 
 
 # ---- manners ---------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def test_a_linear_decoder_is_found_again_whatever_the_batches() -> None:
 
 
 def test_it_minimises_the_mean_square_error() -> None:
-    """No nearby decoder does better on the pictures it was fitted to, which a linear decoder cannot draw exactly."""
+    """No nearby decoder does better on the images it was fitted to, which a linear decoder cannot generate exactly."""
     x = seeded(16, 4, 4, 4)
     images = torch.tanh(3 * teacher()(x)) + 0.1 * seeded(16, 3, 32, 32, seed=1)
     best = fit_preview([(x, images)], ridge=0.0)
@@ -53,7 +53,7 @@ def test_its_bytes_are_those_of_its_picture() -> None:
 
 
 def test_nothing_to_fit_to_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         fit_preview([])
 
 

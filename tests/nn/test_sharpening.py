@@ -1,4 +1,4 @@
-"""Does the filter at the decoder's end give pictures the sharpness of photographs, and change nothing else?"""
+"""Does the filter at the decoder's end give images the sharpness of real images, and change nothing else?"""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_new_filter_is_the_identity_and_a_fitted_one_is_the_convolution_it_say
 
 @pytest.mark.parametrize("strength", [0.1, 0.14])
 def test_what_a_blur_took_comes_back(photographs: np.ndarray, strength: float) -> None:
-    """Fitted to half of the pictures, measured on the others: the fine detail of photographs, and nearer to them."""
+    """Fitted to half of the images, measured on the others: the fine detail of real images, and nearer to them."""
     soft = blurred(photographs, strength)
     kernel = fit_kernel(soft[::2], photographs[::2])
     assert kernel.shape == (SIZE, SIZE) and float(kernel.sum()) == pytest.approx(1, abs=1e-5)
@@ -94,12 +94,12 @@ def test_noise_is_not_amplified_without_end_and_shapes_are_checked(photographs: 
         assert response.max() < 5 and response.isfinite().all()
     for soft, sharp in ((photographs, photographs[:, :64]), (photographs[0], photographs[0]),
                         (photographs[:0], photographs), (photographs[:, :8, :8], photographs[:, :8, :8])):
-        with pytest.raises(ValueError, match="two sets of pictures of one size"):
+        with pytest.raises(ValueError, match="two sets of images of one size"):
             fit_kernel(soft, sharp)
 
 
 def test_the_filter_belongs_to_the_decoder_alone(tiny_folder: Path) -> None:
-    """Latents, the encoder's hash and the soft picture do not notice; what is drawn is the soft picture, filtered."""
+    """Latents, the encoder's hash and the soft image do not notice; what is generated is the soft image, filtered."""
     filtered = load_vae(tiny_folder)
     plain = with_kernel(filtered, None)
     assert filtered.config.sharpen_size == 3 and plain.config.sharpen_size == 0

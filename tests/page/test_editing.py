@@ -416,7 +416,7 @@ class Remembering(DrawingEngine):
     def pictures(self, run: DrawingRun) -> list[Drawing]:
         found = super().pictures(run)
         told = {"nearest": {"percentile": 0.2, "too_close": True}}
-        return [replace(found[0], about={**found[0].about, **told}), *found[1:]]
+        return [replace(found[0], assessment={**found[0].assessment, **told}), *found[1:]]
 
 
 def test_a_picture_near_a_training_face_is_marked(page: Page) -> None:

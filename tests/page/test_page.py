@@ -245,7 +245,7 @@ def test_words_are_marked_and_the_nearest_known_one_is_one_click_away(page: Page
 
 
 def test_words_that_are_not_read_are_marked_and_told(page: Page, site: Site, engine: DrawingEngine) -> None:
-    engine.info = replace(engine.info, read_to=lambda text: min(len(text), 17))
+    engine.info = replace(engine.info, encoded_length=lambda text: min(len(text), 17))
     visit(page, site.address)
     write_prompt(page, "😀 a man with a beard wearing a hat")
     expect(page.locator("#marks mark.unread")).to_have_text(["beard", "wearing", "a", "hat"])

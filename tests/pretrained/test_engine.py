@@ -1,4 +1,4 @@
-"""Does a Stable Diffusion of other people draw what its own pipeline draws, and keep the engine's promises?"""
+"""Does a Stable Diffusion of other people generate what its own pipeline generates, and keep the engine's promises?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.engine import DrawRequest, Engine, Interpolation, JobError
+from core.engine import Engine, GenerationRequest, Interpolation, JobError
 from core.imaging.png_metadata import read_request
 from core.imaging.watermark import mark
 from core.pretrained.batch import text_weights
@@ -25,13 +25,13 @@ EXACT = 1e-4
 PROMPT, NEGATIVE = "a smiling woman with blond hair", "a man with a beard"
 
 
-def finish(engine: PretrainedEngine, *requests: DrawRequest) -> list[np.ndarray]:
+def finish(engine: PretrainedEngine, *requests: GenerationRequest) -> list[np.ndarray]:
     """The latents of requests that step together, [B, C, h, w] each."""
-    runs = [engine.begin(request) for request in requests]
+    runs = [engine.start(request) for request in requests]
     while any(not run.finished for run in runs):
         engine.step(runs)
     assert [run.error for run in runs] == [None] * len(runs)
-    return [run.way.x.numpy() for run in runs]
+    return [run.trajectory.x.numpy() for run in runs]
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
@@ -39,18 +39,18 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
 
 
 def portrait(seed: int = 0) -> np.ndarray:
-    """A smooth random picture, uint8 [64, 64, 3]."""
+    """A smooth random image, uint8 [64, 64, 3]."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 def test_it_is_an_engine(drawer: PretrainedEngine) -> None:
     engine: Engine = drawer
-    assert engine.info.kind == "stable-diffusion" and not engine.rest()
+    assert engine.info.kind == "stable-diffusion" and not engine.on_idle()
 
 
 def test_three_formats_draw_the_same_pictures(tiny: TinyStableDiffusion) -> None:
-    request = DrawRequest(PROMPT, 2, 4, seed=7)
+    request = GenerationRequest(PROMPT, 2, 4, seed=7)
     drawn = [[picture.pixels for picture in PretrainedEngine.load(path, "cpu", image_size=SIZE).generate(request)]
              for path in (tiny.folder, tiny.safetensors, tiny.ckpt)]
     assert np.ptp(drawn[0][0]) > 50 and not np.array_equal(*drawn[0])
@@ -61,11 +61,11 @@ def test_three_formats_draw_the_same_pictures(tiny: TinyStableDiffusion) -> None
 def test_latents_are_those_of_the_pipeline(tiny: TinyStableDiffusion, drawer: PretrainedEngine, sampler: str) -> None:
     pipeline = tiny.pipeline
     pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(tiny.scheduler_config)
-    wanted = pipeline([PROMPT] * 2, num_inference_steps=7, guidance_scale=6.0, negative_prompt=[NEGATIVE] * 2,
-                      generator=generators(3, 2), height=SIZE, width=SIZE, output_type="latent").images
-    (found,) = finish(drawer, DrawRequest(PROMPT, 2, 7, 3, 6.0, NEGATIVE, sampler))
-    assert np.abs(found - wanted.numpy()).max() <= EXACT
-    (other,) = finish(drawer, DrawRequest("an old man", 2, 7, 3, 6.0, NEGATIVE, sampler))
+    target_prompt = pipeline([PROMPT] * 2, num_inference_steps=7, guidance_scale=6.0, negative_prompt=[NEGATIVE] * 2,
+                             generator=generators(3, 2), height=SIZE, width=SIZE, output_type="latent").images
+    (found,) = finish(drawer, GenerationRequest(PROMPT, 2, 7, 3, 6.0, NEGATIVE, sampler))
+    assert np.abs(found - target_prompt.numpy()).max() <= EXACT
+    (other,) = finish(drawer, GenerationRequest("an old man", 2, 7, 3, 6.0, NEGATIVE, sampler))
     assert np.abs(found - other).max() > 100 * EXACT
 
 
@@ -79,29 +79,30 @@ def test_image_to_image_is_that_of_the_pipeline(
     pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(tiny.scheduler_config)
     picture = portrait()
     z = torch.from_numpy(drawer.encode(picture))[None].expand(2, -1, -1, -1)  # the pipeline would sample the posterior
-    wanted = pipeline([PROMPT] * 2, image=z, strength=0.6, num_inference_steps=10, guidance_scale=6.0,
-                      negative_prompt=[NEGATIVE] * 2, generator=generators(3, 2), output_type="latent").images
-    (found,) = finish(drawer, DrawRequest(PROMPT, 2, 10, 3, 6.0, NEGATIVE, sampler, init_image=picture, strength=0.6))
-    assert np.abs(found - wanted.numpy()).max() <= EXACT
+    target_prompt = pipeline([PROMPT] * 2, image=z, strength=0.6, num_inference_steps=10, guidance_scale=6.0,
+                             negative_prompt=[NEGATIVE] * 2, generator=generators(3, 2), output_type="latent").images
+    (found,) = finish(drawer,
+                      GenerationRequest(PROMPT, 2, 10, 3, 6.0, NEGATIVE, sampler, init_image=picture, strength=0.6))
+    assert np.abs(found - target_prompt.numpy()).max() <= EXACT
 
 
 def test_encode_is_the_mean_of_the_pipelines_posterior(tiny: TinyStableDiffusion, drawer: PretrainedEngine) -> None:
     picture = portrait(1)
     images = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
-        wanted = tiny.pipeline.vae.encode(images).latent_dist.mean * tiny.pipeline.vae.config.scaling_factor
-    assert np.abs(drawer.encode(picture) - wanted[0].numpy()).max() < 1e-5
+        target_prompt = tiny.pipeline.vae.encode(images).latent_dist.mean * tiny.pipeline.vae.config.scaling_factor
+    assert np.abs(drawer.encode(picture) - target_prompt[0].numpy()).max() < 1e-5
     assert drawer.decode(drawer.encode(picture)).shape == (SIZE, SIZE, 3)
 
 
 def test_requests_of_every_kind_together_draw_what_each_draws_alone(drawer: PretrainedEngine) -> None:
     requests = [
-        DrawRequest(PROMPT, 2, 6, 1, sampler="DDIM"),
-        DrawRequest("an old man", 1, 3, 2, 1.0, sampler="Euler a"),
-        DrawRequest("", 1, 5, 3, 4.0, sampler="UniPC"),
-        DrawRequest(PROMPT, 1, 9, 4, 0.0, NEGATIVE, "DPM++ 2M SDE"),
-        DrawRequest("a girl", 1, 4, 5, init_image=portrait(), strength=0.5),
-        DrawRequest("a girl", 3, 4, 5, interpolate_to=Interpolation("a boy", seed=9), sampler="DPM++ 2M"),
+        GenerationRequest(PROMPT, 2, 6, 1, sampler="DDIM"),
+        GenerationRequest("an old man", 1, 3, 2, 1.0, sampler="Euler a"),
+        GenerationRequest("", 1, 5, 3, 4.0, sampler="UniPC"),
+        GenerationRequest(PROMPT, 1, 9, 4, 0.0, NEGATIVE, "DPM++ 2M SDE"),
+        GenerationRequest("a girl", 1, 4, 5, init_image=portrait(), strength=0.5),
+        GenerationRequest("a girl", 3, 4, 5, interpolate_to=Interpolation("a boy", seed=9), sampler="DPM++ 2M"),
     ]
     together = finish(drawer, *requests)
     for request, found in zip(requests, together, strict=True):
@@ -113,14 +114,14 @@ def test_one_call_of_the_network_serves_all_runs(drawer: PretrainedEngine, monke
     rows, unet = [], drawer._parts.unet
     forward = unet.forward
     monkeypatch.setattr(unet, "forward", lambda x, *rest, **named: rows.append(len(x)) or forward(x, *rest, **named))
-    finish(drawer, DrawRequest(PROMPT, 1, 2), DrawRequest("a man", 2, 4, guidance_scale=1.0))
+    finish(drawer, GenerationRequest(PROMPT, 1, 2), GenerationRequest("a man", 2, 4, guidance_scale=1.0))
     assert rows == [4, 4, 2, 2]  # two for guidance and two without; then the shorter one is finished
 
 
 def test_image_i_depends_on_seed_plus_i_alone(drawer: PretrainedEngine) -> None:
     for sampler in ("DDIM", "Euler a", "DPM++ 2M SDE"):
-        (several,) = finish(drawer, DrawRequest(PROMPT, 3, 4, seed=10, sampler=sampler))
-        (one,) = finish(drawer, DrawRequest(PROMPT, 1, 4, seed=12, sampler=sampler))
+        (several,) = finish(drawer, GenerationRequest(PROMPT, 3, 4, seed=10, sampler=sampler))
+        (one,) = finish(drawer, GenerationRequest(PROMPT, 1, 4, seed=12, sampler=sampler))
         assert np.abs(several[2] - one[0]).max() < EXACT
 
 
@@ -135,23 +136,24 @@ def test_rows_of_equal_texts_are_one() -> None:
 
 def test_interpolation_and_variation_meet_their_ends(drawer: PretrainedEngine) -> None:
     to = Interpolation("an old man", seed=8)
-    (way,) = finish(drawer, DrawRequest(PROMPT, 3, 3, seed=7, interpolate_to=to))
-    (first,), (last,) = finish(drawer, DrawRequest(PROMPT, 1, 3, 7)), finish(drawer, DrawRequest("an old man", 1, 3, 8))
-    assert np.abs(way[0] - first[0]).max() < EXACT and np.abs(way[2] - last[0]).max() < EXACT
-    assert np.abs(way[1] - first[0]).max() > 0.1 and np.abs(way[1] - last[0]).max() > 0.1
-    (varied,) = finish(drawer, DrawRequest(PROMPT, 2, 3, 7, variation_strength=1.0, variation_seed=20))
-    (others,) = finish(drawer, DrawRequest(PROMPT, 2, 3, 20))
+    (trajectory,) = finish(drawer, GenerationRequest(PROMPT, 3, 3, seed=7, interpolate_to=to))
+    (first,), (last,) = finish(drawer, GenerationRequest(PROMPT, 1, 3,
+                                                         7)), finish(drawer, GenerationRequest("an old man", 1, 3, 8))
+    assert np.abs(trajectory[0] - first[0]).max() < EXACT and np.abs(trajectory[2] - last[0]).max() < EXACT
+    assert np.abs(trajectory[1] - first[0]).max() > 0.1 and np.abs(trajectory[1] - last[0]).max() > 0.1
+    (varied,) = finish(drawer, GenerationRequest(PROMPT, 2, 3, 7, variation_strength=1.0, variation_seed=20))
+    (others,) = finish(drawer, GenerationRequest(PROMPT, 2, 3, 20))
     assert np.abs(varied - others).max() < EXACT
 
 
 def test_latents_go_in_and_come_out(drawer: PretrainedEngine) -> None:
     noise = np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32)
-    request = DrawRequest(PROMPT, 2, 3, 1, sampler="DDIM", latents=noise)
+    request = GenerationRequest(PROMPT, 2, 3, 1, sampler="DDIM", latents=noise)
     (one,), (again,) = finish(drawer, request), finish(drawer, replace(request, seed=2))
     assert np.array_equal(one, again)
     pictures = drawer.generate(request)
     assert np.array_equal(np.frombuffer(pictures[1].latent, "<f4").reshape(4, 8, 8), one[1])
-    (kept,) = finish(drawer, DrawRequest(PROMPT, 2, 5, latents=noise, start=1.0))
+    (kept,) = finish(drawer, GenerationRequest(PROMPT, 2, 5, latents=noise, start=1.0))
     assert np.array_equal(kept, noise)
 
 
@@ -159,7 +161,7 @@ def test_latents_go_in_and_come_out(drawer: PretrainedEngine) -> None:
 def test_protected_pixels_stay_byte_for_byte(drawer: PretrainedEngine, sampler: str) -> None:
     picture, mask = portrait(2), np.zeros((SIZE, SIZE), bool)
     mask[:, 40:] = True
-    request = DrawRequest(PROMPT, 1, 6, 5, sampler=sampler, init_image=picture, mask=mask, strength=1.0)
+    request = GenerationRequest(PROMPT, 1, 6, 5, sampler=sampler, init_image=picture, mask=mask, strength=1.0)
     (drawn,) = drawer.generate(request)
     assert np.array_equal(drawn.pixels[~mask], picture[~mask])
     assert not np.array_equal(drawn.pixels[mask], picture[mask])
@@ -173,14 +175,15 @@ def test_inversion_finds_noise_that_draws_the_picture(drawer: PretrainedEngine) 
     search = drawer.inversion(picture, PROMPT)
     while not search.finished:
         search.advance(10)
-    (z,) = finish(drawer, DrawRequest(PROMPT, 1, 50, guidance_scale=1.0, sampler="DDIM", latents=search.latent[None]))
-    wanted = drawer.encode(picture)
-    assert np.abs(z[0] - wanted).mean() < 0.015  # DDIM's last level has a deviation of 0.03 left
-    assert np.abs(search.latent - wanted).mean() > 0.3
+    (z,) = finish(drawer,
+                  GenerationRequest(PROMPT, 1, 50, guidance_scale=1.0, sampler="DDIM", latents=search.latent[None]))
+    target_prompt = drawer.encode(picture)
+    assert np.abs(z[0] - target_prompt).mean() < 0.015  # DDIM's last level has a deviation of 0.03 left
+    assert np.abs(search.latent - target_prompt).mean() > 0.3
 
 
 def test_pictures_say_how_they_came_about_and_carry_the_mark(drawer: PretrainedEngine) -> None:
-    request = DrawRequest(PROMPT, 2, 3, seed=40, negative_prompt=NEGATIVE)
+    request = GenerationRequest(PROMPT, 2, 3, seed=40, negative_prompt=NEGATIVE)
     marked = drawer.generate(request)
     plain = drawer.generate(replace(request, watermark=False))
     for one, other in zip(marked, plain, strict=True):
@@ -188,11 +191,12 @@ def test_pictures_say_how_they_came_about_and_carry_the_mark(drawer: PretrainedE
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(one.png))), one.pixels)
     found = read_request(marked[1].png)
     assert found["exact"] and found["model_hash"] == drawer.info.model_hash and found["watermark"] == 1
-    asked = found["request"]
-    again = drawer.generate(DrawRequest(asked["prompt"], 1, asked["n_inf_steps"], asked["seed"],
-                                        asked["guidance_scale"], asked["negative_prompt"], asked["sampler"]))
+    parameters = found["request"]
+    again = drawer.generate(GenerationRequest(parameters["prompt"], 1, parameters["n_inf_steps"], parameters["seed"],
+                                              parameters["guidance_scale"], parameters["negative_prompt"],
+                                              parameters["sampler"]))
     assert np.abs(again[0].pixels.astype(int) - marked[1].pixels).max() <= 1  # other batches round otherwise
-    assert marked[0].about["evaluations"] == 6
+    assert marked[0].assessment["evaluations"] == 6
 
 
 def test_previews_are_the_nearest_linear_map(drawer: PretrainedEngine) -> None:
@@ -200,19 +204,19 @@ def test_previews_are_the_nearest_linear_map(drawer: PretrainedEngine) -> None:
     fields = list(smooth_fields())
     with torch.inference_mode():
         shown = torch.cat([drawer._preview.levels(drawer._encode(images)) for images in fields]).numpy()
-    wanted = (torch.cat(fields).permute(0, 2, 3, 1).numpy() + 1) * 127.5
-    alone = np.square(wanted - wanted.mean((0, 1, 2))).mean()
-    assert np.square(shown - wanted).mean() < 0.98 * alone
-    running = drawer.begin(DrawRequest(PROMPT, 2, 4, 6))
+    target_prompt = (torch.cat(fields).permute(0, 2, 3, 1).numpy() + 1) * 127.5
+    alone = np.square(target_prompt - target_prompt.mean((0, 1, 2))).mean()
+    assert np.square(shown - target_prompt).mean() < 0.98 * alone
+    running = drawer.start(GenerationRequest(PROMPT, 2, 4, 6))
     drawer.step([running])
     assert [one.seed for one in drawer.previews(running)] == [6, 7]
-    with pytest.raises(ValueError, match="no pictures yet"):
+    with pytest.raises(ValueError, match="no images yet"):
         drawer.pictures(running)
 
 
 def test_out_of_memory_halves_the_batch(tiny: TinyStableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = PretrainedEngine.load(tiny.folder, "cpu")
-    (wanted,) = finish(engine, DrawRequest(PROMPT, 3, 2, 5))
+    (target_prompt,) = finish(engine, GenerationRequest(PROMPT, 3, 2, 5))
     rows, unet = [], engine._parts.unet
     forward = unet.forward
 
@@ -223,17 +227,19 @@ def test_out_of_memory_halves_the_batch(tiny: TinyStableDiffusion, monkeypatch: 
         return forward(x, *rest, **named)
 
     monkeypatch.setattr(unet, "forward", small)
-    (found,) = finish(engine, DrawRequest(PROMPT, 3, 2, 5))
-    assert np.abs(found - wanted).max() < 10 * EXACT  # of latents up to 30: the noise of few steps is all still there
+    (found,) = finish(engine, GenerationRequest(PROMPT, 3, 2, 5))
+    # of latents up to 30: the noise of few steps is all still there
+    assert np.abs(found - target_prompt).max() < 10 * EXACT
     assert rows == [6, 3, 1, 2, 3, 1, 2, 2, 2, 2]  # the second step begins with what fitted
 
 
 def test_what_does_not_fit_even_alone_fails_its_run_only(tiny: TinyStableDiffusion, monkeypatch: pytest.MonkeyPatch,
                                                         ) -> None:
     engine = PretrainedEngine.load(tiny.folder, "cpu")
-    fine, doomed = engine.begin(DrawRequest(PROMPT, 1, 2, 5, 1.0)), engine.begin(DrawRequest("b", 1, 3, 6, 1.0))
+    fine, doomed = engine.start(GenerationRequest(PROMPT, 1, 2, 5, 1.0)), engine.start(GenerationRequest("b", 1, 3, 6,
+                                                                                                         1.0))
     forward = engine._parts.unet.forward
-    big = engine._texts["b"]
+    big = engine._encoded_prompts["b"]
 
     def small(x: torch.Tensor, t: torch.Tensor, texts: torch.Tensor, **named: object) -> object:
         if any(torch.equal(one, big) for one in texts):
@@ -249,11 +255,12 @@ def test_what_does_not_fit_even_alone_fails_its_run_only(tiny: TinyStableDiffusi
 
 def test_nan_fails_its_run_only(drawer: PretrainedEngine) -> None:
     bad = np.full((1, 4, 8, 8), 1e30, np.float32)
-    broken, fine = drawer.begin(DrawRequest(PROMPT, 1, 2, latents=bad)), drawer.begin(DrawRequest(PROMPT, 1, 3))
+    broken, fine = drawer.start(GenerationRequest(PROMPT, 1, 2, latents=bad)), drawer.start(GenerationRequest(PROMPT, 1,
+                                                                                                              3))
     while not (fine.finished and broken.finished):
         drawer.step([broken, fine])
     assert broken.error is not None and broken.error.code == "not_finite"
-    with pytest.raises(JobError, match="No picture came out"):
+    with pytest.raises(JobError, match="No image came out"):
         drawer.pictures(broken)
     assert len(drawer.pictures(fine)) == 1
 
@@ -270,22 +277,22 @@ def test_nan_fails_its_run_only(drawer: PretrainedEngine) -> None:
 ])
 def test_what_cannot_be_drawn_is_said(drawer: PretrainedEngine, wrong: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        drawer.begin(DrawRequest(**{"prompt": PROMPT, **wrong}))
+        drawer.start(GenerationRequest(**{"prompt": PROMPT, **wrong}))
 
 
 def test_how_far_a_long_prompt_is_read(drawer: PretrainedEngine) -> None:
     short = "a smiling woman"
-    assert drawer.info.read_to(short) == len(short)
+    assert drawer.info.encoded_length(short) == len(short)
     long = "smiling " * 100
-    cut = drawer.info.read_to(long)
+    cut = drawer.info.encoded_length(long)
     assert 0 < cut < len(long)
     with torch.inference_mode():
-        assert torch.equal(drawer._read(long[:cut]), drawer._read(long[:cut] + " beard and glasses"))
-        assert not torch.equal(drawer._read(long[: cut - 8]), drawer._read(long[:cut]))
+        assert torch.equal(drawer._encode_prompt(long[:cut]), drawer._encode_prompt(long[:cut] + " beard and glasses"))
+        assert not torch.equal(drawer._encode_prompt(long[: cut - 8]), drawer._encode_prompt(long[:cut]))
 
 
 def test_other_sizes_are_drawn(tiny: TinyStableDiffusion) -> None:
     engine = PretrainedEngine.load(tiny.safetensors, "cpu", image_size=128)
     assert engine.info.latent_shape == (4, 16, 16)
-    (picture,) = engine.generate(DrawRequest(PROMPT, 1, 2))
+    (picture,) = engine.generate(GenerationRequest(PROMPT, 1, 2))
     assert picture.pixels.shape == (128, 128, 3)

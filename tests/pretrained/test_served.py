@@ -19,7 +19,7 @@ from flask import Flask
 from PIL import Image
 
 from api import create_app, is_ours, models_of
-from core.engine import DrawRequest
+from core.engine import GenerationRequest
 from core.imaging.png_metadata import read_request
 from core.imaging.watermark import find
 from core.jobs.models import Models
@@ -102,8 +102,8 @@ def test_the_mark_is_found_in_a_picture_of_another_size(tiny: TinyStableDiffusio
     engine = PretrainedEngine.load(tiny.folder, "cpu", image_size=256)
     gradient = np.linspace(60, 200, 256, dtype=np.uint8)[None, :, None].repeat(256, 0).repeat(3, 2)
     latent = engine.encode(np.ascontiguousarray(gradient))
-    (marked,) = engine.generate(DrawRequest("", 1, 2, latents=latent[None], start=1.0))
-    (plain,) = engine.generate(DrawRequest("", 1, 2, latents=latent[None], start=1.0, watermark=False))
+    (marked,) = engine.generate(GenerationRequest("", 1, 2, latents=latent[None], start=1.0))
+    (plain,) = engine.generate(GenerationRequest("", 1, 2, latents=latent[None], start=1.0, watermark=False))
     assert find(marked.pixels).found and not find(plain.pixels).found
 
 
@@ -161,12 +161,13 @@ def test_what_it_cannot_do_is_refused(app: Flask) -> None:
 def test_two_jobs_of_different_length_share_steps(drawer: PretrainedEngine) -> None:
     """In processor time, which neighbours on the machine hardly change: at most 1.05 times that of one after another.
     """
-    requests = [DrawRequest("a woman", 1, 12, seed=1), DrawRequest("an old man", 1, 20, seed=2, sampler="DDIM")]
+    requests = [GenerationRequest("a woman", 1, 12, seed=1), GenerationRequest("an old man", 1, 20, seed=2,
+                                                                               sampler="DDIM")]
 
-    def seconds(*groups: list[DrawRequest]) -> float:
+    def seconds(*groups: list[GenerationRequest]) -> float:
         began = time.process_time()
         for group in groups:
-            runs = [drawer.begin(request) for request in group]
+            runs = [drawer.start(request) for request in group]
             while any(not run.finished for run in runs):
                 drawer.step(runs)
         return time.process_time() - began
@@ -219,14 +220,14 @@ def test_safety_checkers_verdict_leaves_the_picture(tiny: TinyStableDiffusion, t
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16))
     crop = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder / "feature_extractor")
-    request = DrawRequest("a face", 2, 2, seed=4)
-    wanted = [picture.pixels for picture in PretrainedEngine.load(tiny.folder, "cpu").generate(request)]
+    request = GenerationRequest("a face", 2, 2, seed=4)
+    target_prompt = [picture.pixels for picture in PretrainedEngine.load(tiny.folder, "cpu").generate(request)]
     for threshold, verdict in ((-2.0, True), (2.0, False)):
         with torch.no_grad():
             checker.concept_embeds_weights.fill_(threshold)
             checker.special_care_embeds_weights.fill_(2.0)
         checker.save_pretrained(folder / "safety_checker")
         pictures = PretrainedEngine.load(folder, "cpu").generate(request)
-        assert [picture.about["unsafe"] for picture in pictures] == [verdict] * 2
-        assert np.array_equal([picture.pixels for picture in pictures], wanted)
-    assert "unsafe" not in json.dumps(sorted(PretrainedEngine.load(tiny.folder, "cpu").generate(request)[0].about))
+        assert [picture.assessment["unsafe"] for picture in pictures] == [verdict] * 2
+        assert np.array_equal([picture.pixels for picture in pictures], target_prompt)
+    assert "unsafe" not in json.dumps(sorted(PretrainedEngine.load(tiny.folder, "cpu").generate(request)[0].assessment))

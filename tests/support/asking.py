@@ -1,5 +1,5 @@
-"""How do the HTTP tests ask? An application around the drawing stand-in, and a client that holds every answer against
-the OpenAPI document: its status, headers, content type and schema must be among those declared for the route.
+"""How do the HTTP tests ask? An application around the generated image stand-in, and a client that holds every answer
+against the OpenAPI document: its status, headers, content type and schema must be among those declared for the route.
 
 Jobs run in the test's own thread (`work`), so nothing sleeps.
 """
@@ -102,7 +102,8 @@ def latent_of(value: float) -> str:
     return base64.b64encode(np.full(LATENT_SHAPE, value, "<f4").tobytes()).decode()
 
 
-# ---- the document as a judge -----------------------------------------------------------------------------------------
+# ---- the document as an attribute classifier
+# -----------------------------------------------------------------------------------------
 
 
 @cache
@@ -123,7 +124,7 @@ def operations(loaded: bool) -> dict[str, dict[str, Any]]:
 
 @cache
 def validator(loaded: bool, schema: str) -> Draft202012Validator:
-    """A judge of one schema of the document, written as JSON."""
+    """An attribute classifier of one schema of the document, written as JSON."""
     return Draft202012Validator({**json.loads(schema), "components": document(loaded)["components"]})
 
 
@@ -133,7 +134,7 @@ def undocumented(app: Flask, answer: TestResponse) -> str | None:
     try:
         endpoint, _ = app.url_map.bind("localhost").match(answer.request.path, answer.request.method)
     except HTTPException as error:
-        known = {error.code, 400, 401, 403, 413}  # the door comes first
+        known = {error.code, 400, 401, 403, 413}  # the request checks come first
         known_by = next((name for prefix, name in FOREIGN.items() if answer.request.path.startswith(prefix)), "health")
         responses = {str(status): operations(loaded)[known_by]["responses"]["500"] for status in known}
     else:

@@ -1,7 +1,9 @@
-"""How do tests use the page? A real headless Chromium, the application with a drawing engine behind a server, and axe.
+"""How do tests use the page? A real headless Chromium, the application with a generated image engine behind a server,
+and axe.
 
 `watched_page` is a page that complains at its end about script errors, refused content and requests to other hosts, so
-no test has to ask for that. `Gate` holds the drawing engine at any step, so that every state can be looked at in peace.
+no test has to ask for that. `Gate` holds the generated image engine at any step, so that every state can be looked at
+in peace.
 """
 
 from __future__ import annotations

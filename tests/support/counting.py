@@ -1,6 +1,6 @@
-"""A batch that counts instead of drawing, for the tests of the queue and of the store.
+"""A batch that counts instead of generating, for the tests of the queue and of the store.
 
-A job's request holds `steps`, a `seed`, and `fails_at` where it is to fail. Its picture depends on the seed and on
+A job's request holds `steps`, a `seed`, and `fails_at` where it is to fail. Its image depends on the seed and on
 every step in order, so that a job that went on in the middle after a crash would give another one.
 `python tests/support/counting.py FOLDER` is a server to be killed: it accepts jobs and works on them until then.
 """
@@ -31,7 +31,7 @@ class Counting:
         self.room = room
         self.states: dict[Job, bytes] = {}
         self.before_step: Callable[[Job], None] = lambda job: None
-        self.rests = 2  # left to take
+        self.idle_calls = 2  # left to take
 
     def has_room(self, job: Job) -> bool:
         return len(self.states) < self.room
@@ -44,9 +44,9 @@ class Counting:
     def drop(self, job: Job) -> None:
         self.states.pop(job, None)
 
-    def rest(self) -> bool:
-        self.rests -= 1
-        return self.rests > 0
+    def on_idle(self) -> bool:
+        self.idle_calls -= 1
+        return self.idle_calls > 0
 
     def step(self) -> Iterator[tuple[Job, JobError | None]]:
         for job in tuple(self.states):
@@ -74,7 +74,7 @@ def quick_folder() -> Iterator[Path]:
 
 
 def picture(seed: int, steps: int) -> bytes:
-    """The picture of a job that was never disturbed."""
+    """The image of a job that was never disturbed."""
     state = str(seed).encode()
     for _ in range(steps):
         state = hashlib.sha256(state).digest()

@@ -1,4 +1,4 @@
-"""An engine without a model: draws a face-like cartoon from the seed, sharper with every step. No torch.
+"""An engine without a model: generates a face-like cartoon from the seed, sharper with every step. No torch.
 
 It keeps the engine's promises (image i depends on seed + i alone, a failing run does not disturb the others, skipped
 steps count as done), so everything in front of the model can be tested in milliseconds.
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from core.engine import DrawRequest, JobError
+from core.engine import GenerationRequest, JobError
 from core.imaging.png_metadata import encode_png
 from core.imaging.watermark import VERSION, mark
 from core.text.lexicon import ATTRIBUTES
 from core.text.prompt_parser import read
-from core.text.prompt_rewriting import Emphasis
+from core.text.prompt_rewriting import PromptRewriting
 
 LATENT_SHAPE = (4, 2, 2)
-TROUBLE = "trouble"  # a prompt that no picture comes of
+TROUBLE = "trouble"  # a prompt that no image comes of
 HAT = {"curve": [0.1, 0.2, 0.3, 0.5, 0.8], "evidence": [-1.0, -0.5, 0.0, 1.0, 3.0], "monotone": True,
        "identity": [0.4, 0.2, 0.0, 0.3, 0.5], "moved": {"Bangs": -0.2}}  # what the slider for hats was measured to do
 
@@ -41,13 +41,14 @@ class DrawingInfo:
     default_sampler: str = "Pencil"
     long_sampler: str = "Pencil"
     default_guidance_scale: float = 3.0
-    one_pass: tuple[float, float] | None = (1.0, 6.0)
+    guidance_range: tuple[float, float] | None = (1.0, 6.0)
     engine: str = "pencil"
     sliders: Mapping[str, Any] = field(default_factory=lambda: {"Wearing_Hat": HAT})
     few_steps: Mapping[str, int] = field(default_factory=lambda: {"Sketch": 4})
     step_curve: tuple[Mapping[str, Any], ...] = STEP_CURVE
-    emphasis: Emphasis = field(default_factory=lambda: Emphasis(("Wearing_Hat",), {"Eyeglasses": "glasses"}))
-    read_to: Callable[[str], int] = len
+    prompt_rewriting: PromptRewriting = field(default_factory=lambda: PromptRewriting(("Wearing_Hat",),
+                                                                                      {"Eyeglasses": "glasses"}))
+    encoded_length: Callable[[str], int] = len
     kind: str = "faces"
     lacks: frozenset[str] = frozenset()
 
@@ -58,14 +59,14 @@ class Drawing:
     seed: int
     png: bytes
     latent: bytes
-    about: Mapping[str, Any] = field(default_factory=dict)
+    assessment: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
 class DrawingRun:
-    """A request being drawn, `done` steps of `total` on its way."""
+    """A request being generated, `done` steps of `total` on its way."""
 
-    asked: DrawRequest
+    asked: GenerationRequest
     done: int
     error: JobError | None = None
 
@@ -120,7 +121,7 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 @dataclass
 class DrawingEngine:
-    """Draws every prompt but `TROUBLE`.
+    """Generates every prompt but `TROUBLE`.
 
     `before_step(step)` lets a test do something before a run takes its step number `step`; an exception that it raises
     ends that run alone. `begun` records what was asked for, `steps` which prompts stepped together.
@@ -128,12 +129,12 @@ class DrawingEngine:
 
     info: DrawingInfo = DrawingInfo()
     before_step: Callable[[int], object] | None = None
-    begun: list[DrawRequest] = field(default_factory=list)
+    begun: list[GenerationRequest] = field(default_factory=list)
     steps: list[list[str]] = field(default_factory=list)
     num_previews: int = 0
-    copied: frozenset[int] = frozenset()  # seeds whose pictures are too close to a training picture
+    copied: frozenset[int] = frozenset()  # seeds whose images are too close to a training image
 
-    def begin(self, request: DrawRequest) -> DrawingRun:
+    def start(self, request: GenerationRequest) -> DrawingRun:
         self.begun.append(request)
         return DrawingRun(request, int(request.start * request.num_inference_steps))
 
@@ -142,7 +143,7 @@ class DrawingEngine:
         for run in runs:
             try:
                 if run.asked.prompt == TROUBLE:
-                    raise JobError("not_finite", "No picture came out.", "Try another sampler.")
+                    raise JobError("not_finite", "No image came out.", "Try another sampler.")
                 if self.before_step is not None:
                     self.before_step(run.done + 1)
                 run.done += 1
@@ -155,10 +156,10 @@ class DrawingEngine:
         return found
 
     def pictures(self, run: DrawingRun) -> list[Drawing]:
-        """Of candidates the best: what the stand-in sees in a picture depends on the seed alone."""
+        """Of candidates the best: what the stand-in sees in an image depends on the seed alone."""
         found = self._drawings(run)
         if run.asked.candidates:
-            found.sort(key=lambda drawing: -(drawing.about["adherence"] or 0))
+            found.sort(key=lambda drawing: -(drawing.assessment["adherence"] or 0))
         return [replace(drawing, index=i) for i, drawing in enumerate(found[: run.asked.num_images])]
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -173,7 +174,7 @@ class DrawingEngine:
         colours = (latent[:3].transpose(1, 2, 0).clip(-1, 1) * 127.5 + 127.5).round().astype(np.uint8)
         return colours.repeat(16, 0).repeat(16, 1)
 
-    def rest(self) -> bool:
+    def on_idle(self) -> bool:
         return False
 
     def _drawings(self, run: DrawingRun) -> list[Drawing]:
@@ -184,7 +185,7 @@ class DrawingEngine:
             seed = asked.seed if asked.variation_strength or asked.interpolate_to else (asked.seed + i) % 2**53
             z = np.random.default_rng(seed).standard_normal(LATENT_SHAPE) if asked.latents is None else asked.latents[i]
             pixels = draw(asked.prompt, seed, self.info.image_size, 6 * (1 - run.done / run.total))
-            if asked.init_image is not None:  # it has no way to change a picture but to draw over it
+            if asked.init_image is not None:  # it has no way to change an image but to generate over it
                 free = np.full(pixels.shape[:2], asked.strength > 0.5) if asked.mask is None else asked.mask
                 pixels = np.where(free[..., None], pixels, asked.init_image)
             png = as_png(pixels)
@@ -200,9 +201,10 @@ class DrawingEngine:
         attributes = dict(zip(ATTRIBUTES, seen.tolist(), strict=True))
         stated = read(run.asked.prompt, {}).attributes
         agreement = {name: attributes[name] if value else 1 - attributes[name] for name, value in stated.items()}
-        adherence = float(np.mean(list(agreement.values()))) if agreement else None
+        prompt_alignment = float(np.mean(list(agreement.values()))) if agreement else None
         evaluations = run.total * (2 + 2 * len(run.asked.attributes or {}))
         balanced = {"prompt": run.asked.prompt} if run.asked.balance else {}
         nearest = {"percentile": 100.0 * attributes["Young"], "too_close": seed in self.copied}
-        return {"attributes": attributes, "agreement": agreement, "adherence": adherence, "evaluations": evaluations,
+        return {"attributes": attributes, "agreement": agreement, "adherence": prompt_alignment,
+                "evaluations": evaluations,
                 "nearest": nearest, **balanced}

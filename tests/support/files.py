@@ -1,4 +1,4 @@
-"""How do tests make picture files: whole, odd, and with anything added that a stranger could add?
+"""How do tests make image files: whole, odd, and with anything added that a stranger could add?
 
 Good files are written by Pillow or, where it cannot, chunk by chunk, by the definitions of the formats and not by the
 code under test.
@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def face(seed: int = 0) -> np.ndarray:
-    """A picture with no symmetry. Shapes: -> uint8 [128, 128, 3]."""
+    """An image with no symmetry. Shapes: -> uint8 [128, 128, 3]."""
     rng = random.Random(seed)
     return draw_face(random_attributes(rng), rng)
 

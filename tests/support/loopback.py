@@ -1,8 +1,8 @@
 """How do tests speak to the application over a real socket? `serving` puts it behind the web server of `api.main`.
 
-Model and disk are left out: the engine is a drawing stand-in that takes two strides to the end of every job, the data
-folder lies in memory where there is one. The server runs in threads of the test's own process; `server.py` starts the
-real process.
+Model and disk are left out: the engine is a generated image stand-in that takes two strides to the end of every job,
+the data folder lies in memory where there is one. The server runs in threads of the test's own process; `server.py`
+starts the real process.
 """
 
 from __future__ import annotations

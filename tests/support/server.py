@@ -1,7 +1,7 @@
 """How do tests speak to the real server? `Server` is `python api.py` in a process of its own, asked over real HTTP.
 
 It takes a free port, keeps its jobs in a folder, and can be asked to stop or be killed at any moment and be started
-again on the same folder. The second half says what its pictures must be: those that `FaceGenerator.generate` draws
+again on the same folder. The second half says what its images must be: those that `FaceGenerator.generate` generates
 alone. This file never imports torch; whoever compares brings a loaded `FaceGenerator`.
 """
 
@@ -54,7 +54,7 @@ class Answer:
         return json.loads(self.body)
 
 
-class Heard(NamedTuple):
+class ServerEvent(NamedTuple):
     """One Server-Sent Event."""
 
     id: int
@@ -190,12 +190,12 @@ class Server:
         return answer.json()
 
     def state(self, job_id: str) -> dict[str, Any]:
-        """How a job is, without its pictures."""
+        """How a job is, without its images."""
         answer = self.request("GET", f"/jobs/{job_id}/?include=none")
         assert answer.status == 200, answer
         return answer.json()
 
-    def events(self, job_id: str, after: int = 0) -> Iterator[Heard]:
+    def events(self, job_id: str, after: int = 0) -> Iterator[ServerEvent]:
         """A job's events as they happen, until its end or the server's."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.patience_s)
         try:
@@ -210,7 +210,7 @@ class Server:
                 if name:
                     fields[name] = value
                 elif "id" in fields:
-                    yield Heard(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+                    yield ServerEvent(int(fields["id"]), fields["event"], json.loads(fields["data"]))
                     fields = {}
         finally:
             connection.close()
@@ -232,7 +232,7 @@ class Server:
         return [answer.body for answer in found]
 
 
-# ---- what its pictures must be ---------------------------------------------------------------------------------------
+# ---- what its images must be ---------------------------------------------------------------------------------------
 
 
 def mixed_jobs(
@@ -256,7 +256,7 @@ def mixed_jobs(
 
 
 def draw_alone(faces: FaceGenerator, body: Mapping[str, Any]) -> list[np.ndarray]:
-    """What a job must draw: the pictures of one request with no server and no neighbours, uint8 [H, W, 3] each."""
+    """What a job must generate: the images of one request with no server and no neighbours, uint8 [H, W, 3] each."""
     drawn = faces.generate(
         body["prompt"],
         num_images=body["n_images"],
@@ -275,7 +275,7 @@ def pixels_of(png: bytes) -> np.ndarray:
 
 
 def differences(pngs: Sequence[bytes], wanted: Sequence[np.ndarray]) -> list[int]:
-    """How far each picture is from what it must be, in grey levels of its most different pixel."""
+    """How far each image is from what it must be, in grey levels of its most different pixel."""
     return [int(np.abs(pixels_of(png).astype(int) - one).max()) for png, one in zip(pngs, wanted, strict=True)]
 
 
@@ -286,7 +286,7 @@ class Comparison:
     apart: dict[str, list[int]] = field(default_factory=dict)  # by a label, such as the sampler
 
     def add(self, label: str, pngs: Sequence[bytes], wanted: Sequence[np.ndarray]) -> int:
-        """Compare the pictures of one job; its largest difference."""
+        """Compare the images of one job; its largest difference."""
         found = differences(pngs, wanted)
         self.apart.setdefault(label, []).extend(found)
         return max(found)

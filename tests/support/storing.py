@@ -18,7 +18,7 @@ def add(store: Store, name: str = "a face", request: dict[str, Any] | None = Non
 
 
 def finish(store: Store, record: Record, at: float | None = None, content: bytes = b"") -> None:
-    """End a job, with one picture."""
+    """End a job, with one image."""
     store.write_files(record.id, {"0.png": content}, durable=True)
     columns = {"state": "succeeded", "finished_at": float(record.number) if at is None else at}
     store.save([Change(record.number, columns, files=[StoredFile("0.png", len(content))])], durable=True)

@@ -1,6 +1,7 @@
 """A complete model folder of the `tiny` presets, made in a second: real networks and tokenizer, untrained weights.
 
-For tests of everything around the trained weights. What it draws is noise, but seeds, steps, shapes and files are real.
+For tests of everything around the trained weights. What it generates is noise, but seeds, steps, shapes and files are
+real.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from conditional_ldm import PRESETS as UNETS
 from conditional_ldm import release
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.unet import ConditionalUNet
-from core.evaluation.attribute_classifier import Judge, JudgeConfig
+from core.evaluation.attribute_classifier import AttributeClassifier, AttributeClassifierConfig
 from core.nn.checkpoint import component_hash, save_component
 from core.text.captions import draw_caption
 from core.text.lexicon import ATTRIBUTES
@@ -34,13 +35,14 @@ def bundled_model() -> Path | None:
     return folder if whole else None
 
 
-def build_judge(folder: Path, seed: int = 1) -> Path:
-    """A judge that has learned nothing but has an opinion; returns its folder, such as `models/judge`."""
+def build_attribute_classifier(folder: Path, seed: int = 1) -> Path:
+    """An attribute classifier that has learned nothing but has an prediction; returns its folder, such as
+    `models/judge`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        judge = Judge(JudgeConfig())
+        classifier = AttributeClassifier(AttributeClassifierConfig())
     config = {"blocks": [1, 1, 1, 1], "num_attributes": 40, "px_classes": [58, 80, 128]}
-    save_component(folder, "judge", judge.state_dict(), config)
+    save_component(folder, "judge", classifier.state_dict(), config)
     return folder
 
 

@@ -1,7 +1,7 @@
 """A random Stable Diffusion 1.x of the true architecture, some megabytes large, in its three formats.
 
 UNet2DConditionModel, AutoencoderKL and CLIPTextModel with the family's blocks and few channels, and a byte-pair
-tokenizer that is trained on the spot. What it draws is noise; formats, shapes, schedulers and words are real.
+tokenizer that is trained on the spot. What it generates is noise; formats, shapes, schedulers and words are real.
 """
 
 from __future__ import annotations

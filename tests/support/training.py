@@ -1,4 +1,4 @@
-"""The training commands of the `tiny` presets on drawn faces, as a person would type them, a few steps long."""
+"""The training commands of the `tiny` presets on generated faces, as a person would type them, a few steps long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.tiny_model import build_tiny_model
 
 @dataclass(frozen=True)
 class Workplace:
-    """A folder with a prepared store of drawn faces and a model folder of untrained networks to build upon."""
+    """A folder with a prepared store of generated faces and a model folder of untrained networks to build upon."""
 
     root: Path
 
@@ -33,13 +33,13 @@ class Workplace:
         return Path(shutil.copytree(self.model, self.root / name, dirs_exist_ok=True))
 
     def train(self, component: str, run: str, *more: object, model: Path | None = None) -> list[str]:
-        """Arguments of a training command: four pictures a step, every step logged, one folder for each run's name."""
+        """Arguments of a training command: four images a step, every step logged, one folder for each run's name."""
         words: list[object] = ["--train", "--preset", "tiny", "--data", self.store, "--run", self.root / run,
                                "--model", model or self.copy_model(f"{run}-model"), "--batch-size", 4,
                                "--warmup-steps", 1, "--log-every", 1, "--save-every", 1000, "--device", "cpu",
                                "--precision", "no", "--replace"]  # the untrained networks that are there
         if component != "clip":
-            words += ["--picture-every", 1000]
+            words += ["--image-every", 1000]
         if component != "vae":
             words += ["--captions-per-image", 2]
         if component == "unet":
@@ -48,7 +48,7 @@ class Workplace:
 
 
 def make_workplace(root: Path, count: int = 24) -> Workplace:
-    """Draw the faces and build the untrained model; takes about a second."""
+    """Generate the faces and build the untrained model; takes about a second."""
     place = Workplace(root)
     synthetic_store(place.store, count=count)
     build_tiny_model(place.model)

@@ -207,7 +207,7 @@ def test_clean_shaven_is_said_only_of_a_face_without_any_beard() -> None:
 
 
 def test_drawing_is_fast() -> None:
-    """Training draws a caption for every picture of every step; the aim is 0.1 ms, the bound allows a busy machine."""
+    """Training draws a caption for every image of every step; the aim is 0.1 ms, the bound allows a busy machine."""
     rng = random.Random(9)
     faces = [likely_face(rng) for _ in range(500)]
     best = float("inf")

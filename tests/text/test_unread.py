@@ -11,9 +11,9 @@ from flask.testing import FlaskClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.diffusion.guidance import captions_of
-from core.nn.rewriting_rules import load_emphasis
-from core.text.prompt_rewriting import Emphasis, unread_from, unread_warning
+from core.diffusion.guidance import edit_prompts
+from core.nn.rewriting_rules import load_prompt_rewriting
+from core.text.prompt_rewriting import PromptRewriting, unread_from, unread_warning
 from tests.support.asking import make_app, post, service_of
 from tests.support.drawing import DrawingEngine, DrawingInfo
 from tests.web.test_wrapped import PHOTO
@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 def test_a_short_text_is_read_to_its_end(tokenizer: Tokenizer) -> None:
     for text in ("", "a man", "日本語", "  [END] ", "\ud800 half a pair", "x" * 70):
-        assert tokenizer.read_to(text) == len(text)
+        assert tokenizer.encoded_length(text) == len(text)
 
 
 WORDS = "a man's ÉCLAIR 日本 -- éx no glasses, 1".split()
@@ -45,29 +45,30 @@ WORDS = "a man's ÉCLAIR 日本 -- éx no glasses, 1".split()
 @given(st.text(max_size=500) | st.lists(st.sampled_from(WORDS), max_size=120).map(" ".join))
 def test_what_comes_after_the_end_changes_nothing_and_what_comes_before_does(text: str) -> None:
     tokenizer = Tokenizer.load(MODEL / "clip" / "tokenizer.json", 80)
-    cut, (ids,) = tokenizer.read_to(text), tokenizer.ids([text])
+    cut, (ids,) = tokenizer.encoded_length(text), tokenizer.ids([text])
     assert 0 <= cut <= len(text) and (cut == len(text) or len(ids) == 80)
     if cut < len(text):
         assert tokenizer.ids([text[:cut] + " " + "wearing a hat"])[0][:-4] == ids[:-4]
 
 
 def test_the_bundled_model_does_not_read_the_end_of_a_long_prompt(tokenizer: Tokenizer) -> None:
-    emphasis = load_emphasis(MODEL).within(tokenizer.read_to)
-    assert emphasis != Emphasis()
+    prompt_rewriting = load_prompt_rewriting(MODEL).within(tokenizer.encoded_length)
+    assert prompt_rewriting != PromptRewriting()
     for end in ("wearing glasses", "with a beard"):
         prompt = LONG + end
         assert tokenizer.ids([prompt]) == tokenizer.ids([LONG])  # the same pixels
-        cut = unread_from(prompt, emphasis(prompt), tokenizer.read_to)
+        cut = unread_from(prompt, prompt_rewriting(prompt), tokenizer.encoded_length)
         assert 200 < cut < len(LONG) and prompt[cut:].endswith(end)
         (warning,) = unread_warning("The prompt", prompt, cut)
         assert "is not read" in warning
-    assert unread_from("a man wearing glasses", emphasis("a man wearing glasses"), tokenizer.read_to) == 21
+    assert unread_from("a man wearing glasses", prompt_rewriting("a man wearing glasses"),
+                       tokenizer.encoded_length) == 21
 
 
 # ---- the words in which a prompt is encoded --------------------------------------------------------------------------
 
 
-TABLE = Emphasis(("Bangs",), {"Eyeglasses": "glasses", "Wearing_Hat": "a hat"})
+TABLE = PromptRewriting(("Bangs",), {"Eyeglasses": "glasses", "Wearing_Hat": "a hat"})
 SAID = "a man in glasses and a hat"
 
 
@@ -93,10 +94,10 @@ def test_the_table_is_the_same_whatever_reads_it() -> None:
     ("a woman in a hat with no bangs", 10, "a hat with no bangs"),
 ])
 def test_unread_words_are_found_in_the_prompt_as_it_was_written(prompt: str, room: int, lost: str) -> None:
-    def read_to(text: str) -> int:
+    def encoded_length(text: str) -> int:
         return min(len(text), room)
 
-    cut = unread_from(prompt, TABLE.within(read_to)(prompt), read_to)
+    cut = unread_from(prompt, TABLE.within(encoded_length)(prompt), encoded_length)
     assert prompt[cut:].strip(" ,.;") == lost
     assert [bool(lost)] == [bool(found) for found in (unread_warning("It", prompt, cut),)]
 
@@ -116,7 +117,7 @@ def test_a_long_end_is_not_repeated_in_full() -> None:
 # ---- what clients are told -------------------------------------------------------------------------------------------
 
 
-def read_to(text: str) -> int:
+def encoded_length(text: str) -> int:
     return min(len(text), READ)
 
 
@@ -124,7 +125,7 @@ def read_to(text: str) -> int:
 def client() -> FlaskClient:
     """In front of a model that reads so many characters."""
     info = DrawingInfo()
-    info = replace(info, read_to=read_to, emphasis=info.emphasis.within(read_to))
+    info = replace(info, encoded_length=encoded_length, prompt_rewriting=info.prompt_rewriting.within(encoded_length))
     return make_app(DrawingEngine(info)).test_client()
 
 
@@ -187,7 +188,7 @@ def test_before_the_model_is_there_nothing_is_known_of_its_end() -> None:
 
 def test_an_inversion_says_what_is_not_read() -> None:
     info = DrawingInfo()
-    info = replace(info, read_to=read_to, emphasis=info.emphasis.within(read_to))
+    info = replace(info, encoded_length=encoded_length, prompt_rewriting=info.prompt_rewriting.within(encoded_length))
     app = make_app(DrawingEngine(info))
     client, service = app.test_client(), service_of(app)
     service.queue.start(lambda: service.batch)
@@ -207,10 +208,10 @@ def test_an_inversion_says_what_is_not_read() -> None:
 def test_a_slider_of_a_long_prompt_is_read(tokenizer: Tokenizer) -> None:
     """Its words stand at the end: without room both captions would be the same, and it would push nowhere."""
     for prompt in (LONG, "x" * 400, "日" * 80, LONG + "smiling"):
-        away, towards = captions_of(prompt, "Eyeglasses", tokenizer.read_to)
+        away, towards = edit_prompts(prompt, "Eyeglasses", tokenizer.encoded_length)
         assert tokenizer.ids([away]) != tokenizer.ids([towards])
-        assert all(tokenizer.read_to(text) == len(text) for text in (away, towards))
-    assert captions_of("a man", "Eyeglasses", tokenizer.read_to) == captions_of("a man", "Eyeglasses")
+        assert all(tokenizer.encoded_length(text) == len(text) for text in (away, towards))
+    assert edit_prompts("a man", "Eyeglasses", tokenizer.encoded_length) == edit_prompts("a man", "Eyeglasses")
 
 
 def test_the_command_says_what_is_not_read(

@@ -26,8 +26,8 @@ import evaluate
 import train_clip
 import vae
 from core import command
-from core.command import FolderInUse, FolderLock, Interrupted, UserError, patience, run_command
-from core.evaluation.attribute_classifier import train_judge
+from core.command import FolderInUse, FolderLock, Interrupted, UserError, defer_signals, run_command
+from core.evaluation.attribute_classifier import train_attribute_classifier
 from core.training import data_preparation
 from core.training.accelerator import make_accelerator
 from core.training.arrays import amount, new_array
@@ -113,7 +113,7 @@ def test_a_signal_before_the_loop_ends_at_once_and_a_second_one_inside_it(capfd:
         return 0
 
     def impatient() -> int:
-        with patience():
+        with defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)  # the same wish, passed on by a launcher
             command._signals.asked_at -= 2
@@ -168,7 +168,7 @@ def test_the_training_of_the_judge_is_saved_and_continued(
     assert evaluate.main([*words, *paths["b"]]) == 0
     a, b = ((tmp_path / name / "judge" / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
-    assert callable(train_judge)
+    assert callable(train_attribute_classifier)
 
 
 # ------------------------------------------------------------------------------ other settings, data, a second process
@@ -573,8 +573,8 @@ def test_curves_have_dots_labels_and_validation(tmp_path: Path, monkeypatch: pyt
 def test_every_component_has_a_validation_curve(place: Workplace, kind: str, key: str) -> None:
     words = commands(place, kind, f"curve-{kind}", "--steps", 4,
                      *(["--validate-every", 2] if kind == "clip" else []))
-    if "--picture-every" in words:
-        words[words.index("--picture-every") + 1] = "2"
+    if "--image-every" in words:
+        words[words.index("--image-every") + 1] = "2"
     assert main_of(kind)([*words, "--stop-at", "2"]) == 0
     found = [row for row in read_metrics(place.root / f"curve-{kind}" / "metrics.jsonl") if key in row]
     assert [row["step"] for row in found] == [2] and np.isfinite(found[0][key])

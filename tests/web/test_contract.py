@@ -1,11 +1,11 @@
 """Does the server do what its OpenAPI document says, and does the document say all that the server does?
 
-Schemathesis reads the document from the live server (the real web server on loopback, a drawing stand-in behind it) and
-attacks every operation: boundary values, random valid and invalid requests, undeclared methods, missing keys, and
-chains such as draw, list, fetch, delete, fetch again. All of its checks are on. The promises that must never change are
-written out here as literals, because a document that is made from the code would change with it.
+Schemathesis reads the document from the live server (the real web server on loopback, a generated image stand-in behind
+it) and attacks every operation: boundary values, random valid and invalid requests, undeclared methods, missing keys,
+and chains such as generate, list, fetch, delete, fetch again. All of its checks are on. The promises that must never
+change are written out here as literals, because a document that is made from the code would change with it.
 
-https://schemathesis.readthedocs.io. The stand-in does not draw well; what pictures must be is asked elsewhere.
+https://schemathesis.readthedocs.io. The stand-in does not generate well; what images must be is asked elsewhere.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ RECEIPT = {"prompt": "a face", "negative_prompt": "", "n_images": 1, "n_inf_step
 
 
 def some_picture(kind: str) -> Callable[[int], bytes]:
-    """PNGs carry a receipt, or none of them could be verified."""
+    """PNGs carry generation parameters, or none of them could be verified."""
 
     def make(seed: int) -> bytes:
         pixels = draw("a face", seed, 32 + seed % 9, 1.0)
@@ -170,7 +170,7 @@ def some_picture(kind: str) -> Callable[[int], bytes]:
 
 
 def teach_formats() -> None:
-    """What a JSON Schema cannot say: how to make bytes that are a picture, and a latent whose numbers are finite."""
+    """What a JSON Schema cannot say: how to make bytes that are an image, and a latent whose numbers are finite."""
     schemathesis.openapi.format("latent", samples(lambda n: some_latent(n).tobytes()).map(as_text))
     for name in ("image", "mask"):
         schemathesis.openapi.format(name, samples(some_picture("PNG")).map(as_text))
@@ -185,7 +185,7 @@ def as_text(content: bytes) -> str:
 
 
 def configuration() -> SchemathesisConfig:
-    """Every phase and every check; the same requests each time, but for the ids that the server itself draws."""
+    """Every phase and every check; the same requests each time, but for the ids that the server itself generates."""
     return SchemathesisConfig.from_dict({
         "seed": 3,
         "headers": KEY,

@@ -1,6 +1,6 @@
-"""Do edits pass through HTTP unharmed: pictures, masks, latents of any step, films, and every wrong combination?
+"""Do edits pass through HTTP unharmed: images, masks, latents of any step, animations, and every wrong combination?
 
-In front of the drawing stand-in; the last test takes a tiny model of real networks all the way.
+In front of the generated image stand-in; the last test takes a tiny model of real networks all the way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from generator import FaceGenerator
 from tests.support.asking import LATENT, CheckedClient, post, problem, run, service_of, stream_of, tick, work
 from tests.support.drawing import LATENT_SHAPE, DrawingEngine
 
-SIDE = 32  # of what the stand-in draws
+SIDE = 32  # of what the stand-in generates
 
 
 def picture(size: tuple[int, int] = (SIDE, SIDE), kind: str = "PNG", mode: str = "RGB", **options: Any) -> str:
@@ -71,7 +71,7 @@ def turned() -> tuple[str, np.ndarray]:
     return base64.b64encode(file.getvalue()).decode(), upright[8:40]
 
 
-# ---- pictures come in ------------------------------------------------------------------------------------------------
+# ---- images come in ------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_reaches_the_engine_as_it_is_kept(app: Flask, engine: DrawingEngine, client: FlaskClient) -> None:
@@ -238,7 +238,8 @@ def test_words_of_both_prompts_are_checked(client: FlaskClient) -> None:
     assert any("wombatt" in warning for warning in warnings)
 
 
-# ---- films -----------------------------------------------------------------------------------------------------------
+# ---- animations
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["webp", "gif"])
@@ -269,7 +270,7 @@ def test_a_film_needs_a_finished_job_and_sound_numbers(app: Flask, client: Flask
     tick(app)
     problem(client.get(f"/jobs/{job_id}/animation.webp"), 409)
     work(app)
-    assert client.get(f"/jobs/{job_id}/animation.webp").status_code == 200  # of one picture
+    assert client.get(f"/jobs/{job_id}/animation.webp").status_code == 200  # of one image
     for query in ("ms=0", "ms=x", "between=9", "between=-1", "fps=3"):
         problem(client.get(f"/jobs/{job_id}/animation.gif?{query}"), 422)
 
@@ -302,7 +303,7 @@ def test_the_latent_of_every_step_can_be_fetched(app: Flask, client: FlaskClient
     problem(client.get(f"/jobs/{job_id}/latents/1?t=-1"), 422)
 
 
-# ---- noise of a picture ----------------------------------------------------------------------------------------------
+# ---- noise of an image ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -332,7 +333,7 @@ def test_encode_can_answer_the_noise(busy: FlaskClient) -> None:
 
 
 def test_a_fork_from_a_preview_goes_another_way(faces: FaceGenerator) -> None:
-    """With real networks: from step t of a film, with another prompt and another seed, over HTTP alone."""
+    """With real networks: from step t of an animation, with another prompt and another seed, over HTTP alone."""
     app = create_app(lambda: faces, start=False)
     app.test_client_class = CheckedClient
     assert service_of(app).load()
@@ -361,7 +362,7 @@ def test_a_fork_from_a_preview_goes_another_way(faces: FaceGenerator) -> None:
 
 
 def test_a_masked_picture_goes_all_the_way(faces: FaceGenerator) -> None:
-    """With real networks, and the receipt draws the picture again."""
+    """With real networks, and the generation parameters generates the image again."""
     app = create_app(lambda: faces, start=False)
     assert service_of(app).load()
     client = app.test_client()

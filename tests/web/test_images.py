@@ -1,7 +1,7 @@
-"""Do clients find what was drawn, and can they exchange pictures and latents with the model?
+"""Do clients find what was generated, and can they exchange images and latents with the model?
 
-The gallery, pictures as files, collage, archive, /encode, /decode and /inspect, in front of the drawing stand-in. What
-comes in as a picture is tested in `tests/imaging/test_image_io.py`; here, that it passes this one path.
+The gallery, images as files, collage, archive, /encode, /decode and /inspect, in front of the generated image stand-in.
+What comes in as an image is tested in `tests/imaging/test_image_io.py`; here, that it passes this one path.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def test_bad_queries_of_the_list(client: FlaskClient, query: str, pointer: str, 
     assert error["pointer"] == pointer and error["message"].startswith(message), error
 
 
-# ---- pictures as files -----------------------------------------------------------------------------------------------
+# ---- images as files -----------------------------------------------------------------------------------------------
 
 
 def test_images_are_files_with_the_right_headers(app: Flask, engine: DrawingEngine, client: FlaskClient) -> None:
@@ -182,7 +182,7 @@ def test_the_collage_shows_the_steps_of_each_image_side_by_side(app: Flask, clie
     job_id = run(app, n_images=2, n_inf_steps=6, stream_freq=2)
     answer = client.get(f"/jobs/{job_id}/collage.png")
     collage = opened(answer.data)
-    assert collage.size == (3 * 32 + 2 * 2, 2 * 32 + 2)  # steps 2, 4 and the picture; gutters of 2 pixels
+    assert collage.size == (3 * 32 + 2 * 2, 2 * 32 + 2)  # steps 2, 4 and the image; gutters of 2 pixels
     final = opened(client.get(f"/jobs/{job_id}/images/1.png").data)
     assert np.array_equal(np.asarray(collage)[34:, 68:], np.asarray(final))
     assert "immutable" in answer.headers["Cache-Control"]
@@ -211,7 +211,7 @@ def test_what_is_not_finished_is_409(app: Flask, engine: DrawingEngine, client: 
     assert "cancelled before" in problem(client.get(f"/jobs/{job_id}/archive.zip"), 409)["error"]
 
     def fail(step: int) -> None:
-        raise JobError("not_finite", "No picture came out.")
+        raise JobError("not_finite", "No image came out.")
 
     engine.before_step = fail
     failed = run(app)
@@ -291,7 +291,7 @@ BAD_PICTURES: list[tuple[str, bytes, str, int]] = [
     ("no JSON", b"{", "application/json", 400), ("no image", b"{}", "application/json", 422),
     ("null", b'{"image": null}', "application/json", 422), ("a number", b'{"image": 1}', "application/json", 422),
     ("no base64", b'{"image": "?"}', "application/json", 422), ("empty", b'{"image": ""}', "application/json", 422),
-    ("no picture", b'{"image": "aGVsbG8="}', "application/json", 422),
+    ("no image", b'{"image": "aGVsbG8="}', "application/json", 422),
     ("a URL", b'{"image": "http://localhost/x.png"}', "application/json", 422),
     ("a path", b'{"image": "/etc/passwd"}', "application/json", 422),
     ("another field", b'{"image": "aGk=", "url": "x"}', "application/json", 422),
@@ -381,7 +381,7 @@ def test_a_picture_says_how_it_was_drawn(app: Flask, client: FlaskClient) -> Non
     expected = {"made_here": True, "request": request, "model_hash": "d" * 64, "model_matches": True}
     for asked in ({"data": png, "content_type": "image/png"}, {"json": {"image": as_text(png)}}):
         found = client.post("/inspect", **asked).get_json()
-        del found["watermark"]  # a picture of 32 pixels has no room for it
+        del found["watermark"]  # an image of 32 pixels has no room for it
         assert found == expected
     again = client.get(f"/jobs/{run(app, **request)}/images/0.png").data
     assert np.array_equal(np.asarray(opened(again)), np.asarray(opened(png)))

@@ -20,7 +20,7 @@ from tests.support.drawing import DrawingEngine, DrawingInfo
 LACKS = frozenset(("attributes", "balance", "candidates", "vocabulary"))
 OTHER = replace(DrawingInfo(), name="Other", model_hash="e" * 64, kind="stable-diffusion", lacks=LACKS,
                 samplers=("Brush",), default_sampler="Brush", long_sampler="Brush", default_guidance_scale=7.5,
-                few_steps={}, step_curve=(), sliders={}, one_pass=None)
+                few_steps={}, step_curve=(), sliders={}, guidance_range=None)
 
 
 def broken() -> Engine:
@@ -38,7 +38,7 @@ def drawn() -> dict[str, DrawingEngine]:
 
 @pytest.fixture
 def app(drawn: dict[str, DrawingEngine]) -> Flask:
-    """Four models: two that draw, one whose file breaks when it is loaded, one that is nothing that draws."""
+    """Four models: two that generate, one whose file breaks when it is loaded, one that is nothing that generates."""
     from api import create_app
 
     models = Models([

@@ -1,5 +1,5 @@
-"""Do programs written for OpenAI's images API draw here? The real `openai` package over a real socket, behind it the
-drawing stand-in; and every answer held against the OpenAPI document in front of it.
+"""Do programs written for OpenAI's images API generate here? The real `openai` package over a real socket, behind it
+the generating stand-in; and every answer held against the OpenAPI document in front of it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_it_streams_partial_images(ours: openai.OpenAI) -> None:
         assert [event.type for event in stream] == ["image_generation.completed"] * 2
     with ours.images.generate(prompt=TROUBLE, stream=True) as stream, pytest.raises(openai.APIError) as failed:
         list(stream)
-    assert "No picture came out." in failed.value.message
+    assert "No image came out." in failed.value.message
 
 
 def test_it_edits(ours: openai.OpenAI, engine: DrawingEngine) -> None:
@@ -114,7 +114,7 @@ def test_it_edits(ours: openai.OpenAI, engine: DrawingEngine) -> None:
     with pytest.raises(openai.BadRequestError, match="image: must be one file; got 2"):
         ours.images.edit(image=[as_bytes(grey)] * 2, prompt="a woman")
     with pytest.raises(openai.BadRequestError, match="must be PNG, JPEG or WebP"):
-        ours.images.edit(image=b"no picture", prompt="a woman")
+        ours.images.edit(image=b"no image", prompt="a woman")
 
 
 def test_it_lists_the_model(ours: openai.OpenAI) -> None:
@@ -132,7 +132,7 @@ def test_errors_are_those_of_that_api(ours: openai.OpenAI, live: Live) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         ours.images.generate(prompt="a woman", model="dall-e-3")
     assert unknown.value.code == "model_not_found" and unknown.value.param == "model"
-    with pytest.raises(openai.InternalServerError, match="No picture came out"):
+    with pytest.raises(openai.InternalServerError, match="No image came out"):
         ours.images.generate(prompt=TROUBLE)
     with pytest.raises(openai.BadRequestError, match="unknown field"):
         ours.images.generate(prompt="a woman", extra_body={"frames": 3})

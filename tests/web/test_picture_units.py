@@ -1,4 +1,4 @@
-"""Is a picture a unit? Deleted and restored alone, a favourite for every browser, kept when its job is deleted."""
+"""Is an image a unit? Deleted and restored alone, a favourite for every browser, kept when its job is deleted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def indices(client: FlaskClient, job_id: str) -> list[int]:
 
 
 def listed(client: FlaskClient, job_id: str, query: str = "") -> list[dict[str, Any]] | None:
-    """The pictures of a job in the list; None when it is not there."""
+    """The images of a job in the list; None when it is not there."""
     jobs = {job["job_id"]: job["images"] for job in client.get(f"/jobs/{query}").get_json()["jobs"]}
     return jobs.get(job_id)
 

@@ -1,7 +1,8 @@
-"""Do programs written for A1111's web UI draw here: its Python client, and requests as that API's tutorials write them?
+"""Do programs written for A1111's web UI generate here: its Python client, and requests as that API's tutorials write
+them?
 
-The real `webuiapi` speaks over a real socket to the real web server, behind it the drawing stand-in. What is in the
-OpenAPI document is checked in front of it, answer by answer.
+The real `webuiapi` speaks over a real socket to the real web server, behind it the generated image stand-in. What is in
+the OpenAPI document is checked in front of it, answer by answer.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def test_webuiapi_is_told_errors_in_its_way(webui: webuiapi.WebUIApi) -> None:
         (["body", "width"], "must be an integer from 8 to 2048; got 7")]
     with pytest.raises(RuntimeError) as broken:
         webui.txt2img(prompt=TROUBLE)
-    assert broken.value.args[0] == 500 and "No picture came out." in json.loads(broken.value.args[1])["detail"]
+    assert broken.value.args[0] == 500 and "No image came out." in json.loads(broken.value.args[1])["detail"]
 
 
 def test_webuiapi_watches_and_interrupts(webui: webuiapi.WebUIApi, engine: DrawingEngine, live: Live) -> None:
@@ -300,7 +301,7 @@ def test_few_requests_may_wait_and_a_stop_lets_them_go(engine: DrawingEngine) ->
 
 def test_a_failure_is_told(app: Flask) -> None:
     status, found = ask(app, "txt2img", {"prompt": TROUBLE, "steps": 2})
-    assert status == 500 and found["detail"] == "No picture came out. Try another sampler."
+    assert status == 500 and found["detail"] == "No image came out. Try another sampler."
 
 
 def test_its_routes_are_in_the_document() -> None:

@@ -184,7 +184,7 @@ def first_visit() -> set[Path]:
 
 
 def test_page_scripts_and_styles_stay_within_their_budget() -> None:
-    """What a visit loads; what a first look at a picture or at a panel of editing brings has a ceiling of its own."""
+    """What a visit loads; what a first look at an image or at a panel of editing brings has a ceiling of its own."""
     visit, static = first_visit(), ROOT / "static"
     assert {static / "app.js", static / "ui.js", static / "style.css"} <= visit and static / "photo.js" not in visit
     assert sum(path.stat().st_size for path in visit) <= 150_000
@@ -207,7 +207,7 @@ def test_while_the_model_loads_and_when_it_cannot(engine: DrawingEngine, caplog:
     assert problem(client.get("/ready"), 503)["state"] == "STARTING"
     assert client.get("/health").get_json() == {"status": "ok"}
     assert client.get("/options").get_json()["state"] == "STARTING"
-    assert client.get("/jobs/").get_json() == {"jobs": [], "next": None}  # what was drawn before is there at once
+    assert client.get("/jobs/").get_json() == {"jobs": [], "next": None}  # what was generated before is there at once
 
     def broken() -> DrawingEngine:
         raise FileNotFoundError("models/x is not a model folder; train one")

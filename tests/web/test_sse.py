@@ -1,6 +1,6 @@
 """Do event streams tell everything once, to every reader, and again to who comes back?
 
-In front of the drawing stand-in; one test speaks through a real socket and the real web server.
+In front of the generated image stand-in; one test speaks through a real socket and the real web server.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def test_a_stream_ends_when_its_reader_is_gone_or_the_server_stops(app: Flask, c
 def test_a_preview_that_was_dropped_is_passed_over(app: Flask, client: FlaskClient) -> None:
     job_id = run(app, n_images=1, n_inf_steps=4, stream_freq=2)
     job = service_of(app).queue.get(job_id)
-    job.ledger.store.remove_files(job.id, ["0-2.png"])
+    job.event_log.store.remove_files(job.id, ["0-2.png"])
     kinds = [kind for _, kind, _ in stream_of(client.get(f"/jobs/{job_id}/events"))]
     assert "preview" not in kinds and kinds[-1] == "done"
 

@@ -1,6 +1,7 @@
-"""Does a picture's receipt stand up: drawn again, is it exact, visually equal or different, and is a wrong one refused?
+"""Does an image's generation parameters stand up: generated again, is it exact, visually equal or different, and is a
+wrong one refused?
 
-In front of the drawing stand-in; with the real model in `test_the_bundled_model_verifies_its_own_picture`.
+In front of the generated image stand-in; with the real model in `test_the_bundled_model_verifies_its_own_picture`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def drawn(app: Flask, index: int = 0, **body: Any) -> bytes:
 
 def forged(png: bytes, pixels: np.ndarray | None = None, info: Any = None, watermark: int | None = VERSION,
            **changes: Any) -> bytes:
-    """A PNG with another picture, another request or another model in it."""
+    """A PNG with another image, another request or another model in it."""
     found = read_request(png)
     pixels = read_image(png) if pixels is None else pixels
     return encode_png(pixels, {**found["request"], **changes}, info or DrawingInfo(), watermark)
@@ -64,7 +65,7 @@ def verdict(app: Flask, png: bytes) -> dict[str, Any]:
 
 
 def test_a_picture_of_a_job_is_exact(app: Flask, client: FlaskClient) -> None:
-    """Any image of any job, as a file and inside JSON: it is drawn alone, from its own seed."""
+    """Any image of any job, as a file and inside JSON: it is generated alone, from its own seed."""
     png = drawn(app, 1, n_images=3, seed=7, prompt="an old man", guidance_scale=2.5)
     found = verdict(app, png)
     assert found == {"job_id": found["job_id"], "verdict": "exact", "mean_difference": 0, "max_difference": 0,
@@ -93,7 +94,7 @@ def test_a_little_noise_is_visually_equal_and_an_edit_is_not(app: Flask) -> None
     edited[10:13, 10:13] = 255 - edited[10:13, 10:13]  # nine pixels hardly move the mean
     found = verdict(app, forged(png, edited))
     assert found["verdict"] == "different" and found["mean_difference"] < MEAN_BOUND
-    assert verdict(app, forged(png, seed=10))["verdict"] == "different"  # a receipt of another picture
+    assert verdict(app, forged(png, seed=10))["verdict"] == "different"  # the generation parameters of another image
 
 
 def test_another_size_is_said_and_never_exact(app: Flask) -> None:
@@ -187,7 +188,7 @@ def test_pictures_without_a_sound_receipt_are_refused(app: Flask, client: FlaskC
     bare = encode_png(read_image(png))
     crash = png[: len(png) // 2]
     for wrong, words in (
-        (bare, "nothing says how it was drawn"), (a1111(png), "no receipt"), (crash, "cut off"), (b"", "bytes"),
+        (bare, "nothing says how it was generated"), (a1111(png), "no receipt"), (crash, "cut off"), (b"", "bytes"),
         (b"GIF89a" + bytes(30), "GIF"), (forged(png, sampler="Brush"), "sampler"),
         (forged(png, n_images=2), "n_images = 2"), (forged(png, n_inf_steps=5000), "n_inf_steps"),
         (forged(png, start_timestep=0.5), "start_timestep"), (forged(png, model="another"), "model"),

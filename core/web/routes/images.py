@@ -1,7 +1,7 @@
-"""How does a client fetch what a job has drawn?
+"""How does a client fetch what a job has generated?
 
-As files: each picture, its thumbnail, a collage of all its steps, a film, everything in one archive; and the latent of
-any step, to go on from there. A finished picture never
+As files: each image, its thumbnail, a collage of all its steps, an animation, everything in one archive; and the latent
+of any step, to go on from there. A finished image never
 changes, so whoever has it need not ask again; before that, the newest preview stands at the same address.
 
 It does not know how jobs are made or watched.
@@ -21,7 +21,7 @@ from core.jobs.image_decisions import NotFinished, PictureDeleted, UnknownPictur
 from core.jobs.job import Job, Snapshot
 from core.jobs.queue import DeletedJob, JobQueue, UnknownJob
 from core.jobs.records import Event
-from core.jobs.result_files import image_url, picture_name
+from core.jobs.result_files import image_name, image_url
 from core.web.aliases import both_names
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
@@ -32,7 +32,7 @@ from core.web.serializers import files_of, latest_updates
 from core.web.validation import read_query
 
 PNG, WEBP, GIF, ZIP = "image/png", "image/webp", "image/gif", "application/zip"
-THUMBNAIL_SIZE = 256  # pixels; a smaller picture keeps its size
+THUMBNAIL_SIZE = 256  # pixels; a smaller image keeps its size
 FOREVER = "private, max-age=31536000, immutable"
 Found = TypeVar("Found")
 NO_JOB = {404: "No job ever had this id.", 410: "The job was deleted, or expired.", 503: "The disk fails."}
@@ -45,7 +45,7 @@ def of_job(act: Callable[[str], Found], job_id: str) -> Found:
     except UnknownJob as error:
         raise Problem(404, f"There is no job {shown(job_id)}.") from error
     except DeletedJob as error:
-        raise Problem(410, "This job was deleted, or made room for newer ones; its seed draws it again.") from error
+        raise Problem(410, "This job was deleted, or made room for newer ones; its seed generates it again.") from error
 
 
 def find(look: Callable[[str], Job], job_id: str) -> Job:
@@ -57,7 +57,7 @@ def find(look: Callable[[str], Job], job_id: str) -> Job:
 
 
 def pictures_of(now: Snapshot) -> list[Event]:
-    """The events with a picture, oldest first. Previews of candidates show others than those that were kept at last."""
+    """The events with an image, oldest first. Previews of candidates show others than those that were kept at last."""
     events = [event for event in now.events_of_this_run if event.kind in ("preview", "image")]
     finals = [event for event in events if event.kind == "image"]
     chosen = now.parameters.get("candidates", 0) > now.parameters["n_images"]
@@ -65,7 +65,7 @@ def pictures_of(now: Snapshot) -> list[Event]:
 
 
 def without(job: Job) -> str:
-    """What the tag of something made of all pictures says of those that were deleted."""
+    """What the tag of something made of all images says of those that were deleted."""
     return "".join(f"-no{index}" for index in sorted(job.marks.deleted))
 
 
@@ -77,14 +77,14 @@ def file_response(content: bytes, kind: str, name: str, tag: str, *, final: bool
 
 
 def add_results(app: Flask, queue: JobQueue) -> None:
-    """Pictures, thumbnails, the collage of all steps, everything in one archive."""
+    """Images, thumbnails, the collage of all steps, everything in one archive."""
 
     def updates_of(job_id: str) -> tuple[Job, Snapshot]:
         job = find(queue.get, job_id)
         return job, job.snapshot()
 
     def picture(job_id: str, index: int) -> tuple[bytes, dict[str, Any]]:
-        """The picture as the query asks for it; what is of one step, or finished, never changes."""
+        """The image as the query asks for it; what is of one step, or finished, never changes."""
         wanted = read_query(ImageQuery).t
         job, now = updates_of(job_id)
         if index in now.marks.deleted:
@@ -107,7 +107,7 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         return job, now
 
     def decide(job_id: str, act: Callable[[str], None]) -> Response:
-        """Do what was decided about one picture. Raises a 404, 409 or 410 problem."""
+        """Do what was decided about one image. Raises a 404, 409 or 410 problem."""
         try:
             of_job(act, job_id)
         except NotFinished as error:
@@ -122,15 +122,15 @@ def add_results(app: Flask, queue: JobQueue) -> None:
     too_early = {**NO_JOB, 409: "The job is not finished, or ended before there was a picture."}
 
     @app.get("/jobs/<job_id>/images/<int:index>.png")
-    @operation("One picture", "results", {200: Answer("The picture.", {PNG: BINARY}, (ETAG,)), 304: UNCHANGED},
+    @operation("One image", "results", {200: Answer("The image.", {PNG: BINARY}, (ETAG,)), 304: UNCHANGED},
                query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def image(job_id: str, index: int) -> Response:
-        """The final picture with everything that is needed to draw it again; before that, the newest preview."""
+        """The final image with everything that is needed to generate it again; before that, the newest preview."""
         content, about = picture(job_id, index)
         return file_response(content, PNG, f"{about['name']}.png", about["tag"], final=about["final"])
 
     @app.get("/jobs/<job_id>/images/<int:index>.webp")
-    @operation("One picture, small", "results",
+    @operation("One image, small", "results",
                {200: Answer("The thumbnail.", {WEBP: BINARY}, (ETAG,)), 304: UNCHANGED},
                query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def thumbnail(job_id: str, index: int) -> Response:
@@ -142,35 +142,35 @@ def add_results(app: Flask, queue: JobQueue) -> None:
     undecided = {**no_image, 409: "The job is not finished."}
 
     @app.put("/images/<job_id>/<int:index>/favourite")
-    @operation("Make a picture a favourite", "results", {204: Answer("It is one.")}, problems=undecided)
+    @operation("Make an image a favourite", "results", {204: Answer("It is one.")}, problems=undecided)
     def make_favourite(job_id: str, index: int) -> Response:
         """For all who use this server. Jobs with a favourite are not removed to make room."""
         return decide(job_id, lambda id_: queue.images.mark_favourite(id_, index, True))
 
     @app.delete("/images/<job_id>/<int:index>/favourite")
-    @operation("Make a picture no favourite any more", "results", {204: Answer("It is none.")}, problems=undecided)
+    @operation("Make an image no favourite any more", "results", {204: Answer("It is none.")}, problems=undecided)
     def make_no_favourite(job_id: str, index: int) -> Response:
-        """The picture stays."""
+        """The image stays."""
         return decide(job_id, lambda id_: queue.images.mark_favourite(id_, index, False))
 
     @app.delete("/jobs/<job_id>/images/<int:index>")
-    @operation("Delete one picture", "results", {204: Answer("It is gone.")}, problems=undecided)
+    @operation("Delete one image", "results", {204: Answer("It is gone.")}, problems=undecided)
     def delete_picture(job_id: str, index: int) -> Response:
-        """The other pictures of the job stay. For an hour it can be restored."""
+        """The other images of the job stay. For an hour it can be restored."""
         return decide(job_id, lambda id_: queue.images.delete(id_, index))
 
     @app.post("/jobs/<job_id>/images/<int:index>/restore")
-    @operation("Bring a deleted picture back", "results", {204: Answer("It is there.")}, problems=undecided)
+    @operation("Bring a deleted image back", "results", {204: Answer("It is there.")}, problems=undecided)
     def restore_picture(job_id: str, index: int) -> Response:
         """Later than an hour after it was deleted answers 410."""
         return decide(job_id, lambda id_: queue.images.restore(id_, index))
 
     @app.get("/jobs/<job_id>/steps")
-    @operation("Which steps of the pictures are kept", "results",
+    @operation("Which steps of the images are kept", "results",
                {200: Answer("Their steps and where they are.", {JSON: StepsAnswer}, (ETAG,)), 304: UNCHANGED},
                headers=(IF_NONE_MATCH,), problems=NO_JOB)
     def steps_of(job_id: str) -> Response:
-        """For a film: each is fetched when it is shown."""
+        """For an animation: each is fetched when it is shown."""
         job, now = updates_of(job_id)
         kept = set(job.file_names())
         return tagged(json_response({"steps": [
@@ -180,49 +180,49 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         ]}))
 
     @app.get("/jobs/<job_id>/collage.png")
-    @operation("How the pictures came about", "results",
+    @operation("How the images came about", "results",
                {200: Answer("One row an image, one column a step.", {PNG: BINARY}, (ETAG,)), 304: UNCHANGED},
                headers=(IF_NONE_MATCH,), problems=too_early)
     def collage_of(job_id: str) -> Response:
-        """Every preview that is kept, and the picture at the end."""
+        """Every preview that is kept, and the image at the end."""
         job, now = finished(job_id)
         rows: dict[int, list[bytes]] = {}
         for event in pictures_of(now):
             content = job.file(files_of(event)[0])
             rows.setdefault(event.data["index"], []).extend([] if content is None else [content])
         if not any(rows.values()):
-            raise Problem(409, f"The job {now.state} before there was a picture.")
+            raise Problem(409, f"The job {now.state} before there was an image.")
         content = collage([rows[index] for index in sorted(rows)])
         tag = f"{job.id}-collage{without(job)}"
         return file_response(content, PNG, "collage.png", tag, final=not job.marks.deleted)
 
-    def film(job_id: str, kind: str) -> Response:
+    def animation_of(job_id: str, kind: str) -> Response:
         wanted = read_query(AnimationQuery)
         job, now = finished(job_id)
-        names = [picture_name(event.data["index"]) for event in now.events_of_this_run if event.kind == "image"]
+        names = [image_name(event.data["index"]) for event in now.events_of_this_run if event.kind == "image"]
         pictures = [content for name in names if (content := job.file(name)) is not None]
         if not pictures:
-            raise Problem(409, f"The job {now.state} before there was a picture.")
+            raise Problem(409, f"The job {now.state} before there was an image.")
         content = animation(pictures, kind, frame_ms=wanted.ms, between=wanted.between)
         tag = f"{job.id}-animation-{kind}-{wanted.ms}-{wanted.between}{without(job)}"
         return file_response(content, f"image/{kind.lower()}", f"faces.{kind.lower()}", tag,
                              final=not job.marks.deleted)
 
     @app.get("/jobs/<job_id>/animation.webp")
-    @operation("The pictures as a film", "results",
+    @operation("The images as an animation", "results",
                {200: Answer("An animated WebP.", {WEBP: BINARY}, (ETAG,)), 304: UNCHANGED},
                query=AnimationQuery, headers=(IF_NONE_MATCH,), problems=too_early)
     def animation_webp(job_id: str) -> Response:
         """Forward and back, without end; made for interpolations."""
-        return film(job_id, "WEBP")
+        return animation_of(job_id, "WEBP")
 
     @app.get("/jobs/<job_id>/animation.gif")
-    @operation("The pictures as a film, as a GIF", "results",
+    @operation("The images as an animation, as a GIF", "results",
                {200: Answer("An animated GIF.", {GIF: BINARY}, (ETAG,)), 304: UNCHANGED},
                query=AnimationQuery, headers=(IF_NONE_MATCH,), problems=too_early)
     def animation_gif(job_id: str) -> Response:
         """As the WebP, with 256 colours, for programs that show no WebP."""
-        return film(job_id, "GIF")
+        return animation_of(job_id, "GIF")
 
     @app.get("/jobs/<job_id>/latents/<int:index>")
     @operation("The latent of one image at one step", "results",
@@ -244,8 +244,8 @@ def add_results(app: Flask, queue: JobQueue) -> None:
                       f"there are those of: {there or 'none'}.")
 
     @app.get("/jobs/<job_id>/archive.zip")
-    @operation("All pictures of a job", "results",
-               {200: Answer("The pictures, and the request as job.json.", {"application/zip": BINARY}, (ETAG,)),
+    @operation("All images of a job", "results",
+               {200: Answer("The images, and the request as job.json.", {"application/zip": BINARY}, (ETAG,)),
                 304: UNCHANGED},
                headers=(IF_NONE_MATCH,), problems=too_early)
     def archive_of(job_id: str) -> Response:
@@ -255,9 +255,9 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         seeds = [event.data["seed"] for event in finals]
         names = [f"face-{seed}.png" if seeds.count(seed) == 1 else f"face-{seed}-{i + 1}.png"
                  for i, seed in enumerate(seeds)]
-        files = {name: job.file(picture_name(event.data["index"])) for name, event in zip(names, finals, strict=True)}
+        files = {name: job.file(image_name(event.data["index"])) for name, event in zip(names, finals, strict=True)}
         if not files or None in files.values():
-            raise Problem(409, f"The job {now.state} before there was a picture.")
+            raise Problem(409, f"The job {now.state} before there was an image.")
         about = json.dumps(both_names(job.parameters), indent=2).encode()
         content = archive({name: data for name, data in files.items() if data is not None} | {"job.json": about})
         return file_response(content, "application/zip", "faces.zip", f"{job.id}-archive{without(job)}",

@@ -18,7 +18,7 @@ from core.web.model_choice import chosen, refinement
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
 from core.web.proxies import outside
 from core.web.routes.images import NO_JOB, find
-from core.web.routes.latents import BUSY, PictureReader, read_drawing
+from core.web.routes.latents import BUSY, ImageReader, read_drawing
 from core.web.routes.server import info_of
 from core.web.sse import EventStreams
 from core.web.stream_responses import StreamEvent
@@ -35,7 +35,7 @@ def client_name() -> str:
 
 
 def add_jobs(
-    app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams, reader: PictureReader,
+    app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams, reader: ImageReader,
     waiting: WaitingRequests,
 ) -> None:
     """Ask, watch, list, cancel, delete."""
@@ -43,7 +43,7 @@ def add_jobs(
 
     @app.post("/text_to_image")
     @operation(
-        "Draw faces", "jobs",
+        "Generate faces", "jobs",
         {200: Answer("The job waits; after `?wait` it has ended.", {JSON: responses.JobAccepted | responses.JobAnswer},
                      (PLACE,)),
          202: Answer("With `?wait`: the job has not ended yet.", {JSON: responses.JobAccepted}, (PLACE,))},
@@ -56,8 +56,8 @@ def add_jobs(
         problems={429: "The queue is full.", 503: BUSY},
     )
     def text_to_image() -> Response:
-        """Answers at once, or with `?wait=30` when the pictures are there, as GET /jobs/{job_id}/ does, at the latest
-        after so many seconds; the job is drawn in its turn, and survives a restart of the server."""
+        """Answers at once, or with `?wait=30` when the images are there, as GET /jobs/{job_id}/ does, at the latest
+        after so many seconds; the job is generated in its turn, and survives a restart of the server."""
         patience_s = read_query(queries.DrawQuery).wait
         info = info_of(service)
         client, key = client_name(), read_header("Idempotency-Key", 200)
@@ -123,7 +123,7 @@ def add_jobs(
         return json_response({"job_id": job.id, "status": job.state, "cancel_requested": job.cancel_requested})
 
     @app.delete("/jobs/<job_id>/")
-    @operation("Stop a job and delete it with its pictures", "jobs", {204: Answer("It is gone.")},
+    @operation("Stop a job and delete it with its images", "jobs", {204: Answer("It is gone.")},
                query=queries.DeleteQuery, problems={**NO_JOB, 409: "It has favourites; say what becomes of them."})
     def delete(job_id: str) -> Response:
         """A second time answers 410."""
@@ -131,7 +131,7 @@ def add_jobs(
         marks = find(queue.get, job_id).marks
         if favourites == "refuse" and (kept := len(marks.favourites - marks.deleted)):
             raise Problem(409, f"The job holds {kept} favourite{'s' * (kept > 1)}: ?favourites=keep deletes the other "
-                               "pictures, ?favourites=delete all of it.")
+                               "images, ?favourites=delete all of it.")
         try:
             (queue.delete_but_favourites if favourites == "keep" else queue.delete)(job_id)
         except DeletedJob:  # by somebody else, a moment ago

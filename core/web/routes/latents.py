@@ -1,8 +1,8 @@
-"""How do pictures and latents travel between a client and the model?
+"""How do images and latents travel between a client and the model?
 
-`PictureReader` is the one place where the server turns strangers' pictures into pixels. Three routes make no job:
-POST /encode turns any photograph into a latent, POST /decode turns a latent into a picture, POST /inspect says whether
-a picture was drawn here, and how. Pictures come as files or inside JSON, latents as `.npy` files or inside JSON, and
+`ImageReader` is the one place where the server turns strangers' images into pixels. Three routes make no job:
+POST /encode turns any photograph into a latent, POST /decode turns a latent into an image, POST /inspect says whether
+an image was generated here, and how. Images come as files or inside JSON, latents as `.npy` files or inside JSON, and
 never as a pickle. The model works in its own thread, between two steps of the jobs.
 
 It does not know jobs. https://numpy.org/neps/nep-0001-npy-format.html
@@ -77,7 +77,7 @@ Given = TypeVar("Given", bound=GiveImage)
 
 
 def given_picture(kinds: Sequence[str], schema: type[Given]) -> tuple[bytes, Given | None]:
-    """The picture in the body: a file of one of these media types, or base64 in JSON, which may say more."""
+    """The image in the body: a file of one of these media types, or base64 in JSON, which may say more."""
     as_json = request.mimetype == JSON
     request.max_content_length = MAX_IMAGE_BODY_BYTES if as_json else MAX_PICTURE_BYTES
     _, body = read_body((JSON, *kinds))
@@ -88,7 +88,8 @@ def given_picture(kinds: Sequence[str], schema: type[Given]) -> tuple[bytes, Giv
 
 
 def inverted(service: EngineService, pixels: np.ndarray, prompt: str) -> np.ndarray:
-    """The noise that draws a picture, [C, h, w]. Running jobs take steps in between: it is a hundred calls and more."""
+    """The noise that generates an image, [C, h, w]. Running jobs take steps in between: it is a hundred calls and
+    more."""
     search = ask_engine(service, lambda engine: engine.inversion(pixels, prompt))
     while not search.finished:
         ask_engine(service, lambda _: search.advance(INVERSION_SLICE))
@@ -100,7 +101,7 @@ _PICTURE = re.compile(rb'"(?:init_images?|mask)"\s*:\s*\[?\s*"(?:data:image/[a-z
 
 
 def read_drawing() -> Any:
-    """The JSON body of POST /text_to_image. Only its pictures may be large: other JSON costs more than its bytes.
+    """The JSON body of POST /text_to_image. Only its images may be large: other JSON costs more than its bytes.
 
     Raises a 413 problem.
     """
@@ -108,12 +109,12 @@ def read_drawing() -> Any:
     _, body = read_body((JSON,))
     rest = len(body) - sum(len(found[1]) for found in _PICTURE.finditer(body))
     if rest > MAX_BODY_BYTES:
-        raise Problem(413, f"The body is too large: this route accepts at most {MAX_BODY_BYTES} bytes beside pictures.")
+        raise Problem(413, f"The body is too large: this route accepts at most {MAX_BODY_BYTES} bytes beside images.")
     return parse_json(body)
 
 
-class PictureReader:
-    """Strangers' pictures, one at a time: a photograph of 48 kB may need 320 MB of pixels, so the largest take turns.
+class ImageReader:
+    """Untrusted images, one at a time: a photograph of 48 kB may need 320 MB of pixels, so the largest take turns.
 
     Few may wait for that, or for the model: each holds one thread of the web server.
     """
@@ -126,29 +127,29 @@ class PictureReader:
     def place(self) -> Iterator[None]:
         """One of the few places for requests that have to wait. Raises a 429 problem when all are taken."""
         if not self._places.acquire(blocking=False):
-            raise Problem(429, f"{MAX_AT_ONCE} other pictures or latents are waiting.", {"Retry-After": "2"})
+            raise Problem(429, f"{MAX_AT_ONCE} other images or latents are waiting.", {"Retry-After": "2"})
         try:
             yield
         finally:
             self._places.release()
 
     def square(self, picture: bytes, size: int) -> np.ndarray:
-        """The square in the middle of any picture, uint8 [size, size, 3]. Raises PictureError."""
+        """The square in the middle of any image, uint8 [size, size, 3]. Raises PictureError."""
         with self._one_at_a_time:
             return crop_square(read_image(picture), size)
 
     def look(self, picture: bytes, at: Callable[[np.ndarray], T]) -> T:
-        """What `at` says to all the pixels of any picture, uint8 [H, W, 3]. Raises PictureError."""
+        """What `at` says to all the pixels of any image, uint8 [H, W, 3]. Raises PictureError."""
         with self._one_at_a_time:
             return at(read_image(picture))
 
     def alpha(self, picture: bytes) -> np.ndarray | None:
-        """How opaque the pixels of any picture are, uint8 [H, W]; None where all are. Raises PictureError."""
+        """How opaque the pixels of any image are, uint8 [H, W]; None where all are. Raises PictureError."""
         with self._one_at_a_time:
             return read_alpha(picture)
 
     def normalised(self, wanted: TextToImage, size: int) -> dict[str, str]:
-        """The pictures of a request as they are kept: PNGs in base64, at the model's size; the mask black and white.
+        """The images of a request as they are kept: PNGs in base64, at the model's size; the mask black and white.
 
         Raises a problem that names the fields which hold none.
         """
@@ -177,24 +178,24 @@ class PictureReader:
 
 
 def refused(error: Exception) -> Problem:
-    """A picture or latent that cannot be used, under the name that the client gave it."""
+    """An image or latent that cannot be used, under the name that the client gave it."""
     return invalid([(("image",) if request.mimetype == JSON else (), str(error))])
 
 
 def add_exchange(
-    app: Flask, service: EngineService, loaded: Callable[[], EngineInfo], reader: PictureReader
+    app: Flask, service: EngineService, loaded: Callable[[], EngineInfo], reader: ImageReader
 ) -> None:
     """Add the three routes. `loaded` returns what the model says of itself, or raises a problem."""
     @app.post("/encode")
     @operation(
-        "A picture as a latent", "latents",
+        "An image as a latent", "latents",
         {200: Answer("The latent; as a .npy file for who accepts only that.", {JSON: Encoded, NPY: BINARY})},
         bodies={JSON: EncodeImage, PNG: BINARY, JPEG: BINARY, WEBP: BINARY},
-        problems={429: "Too many pictures or latents wait for the model.", 503: BUSY},
+        problems={429: "Too many images or latents wait for the model.", 503: BUSY},
     )
     def encode() -> Response:
-        """Any picture: the largest square in its middle is resized to what the model draws. With `invert` the answer is
-        the noise that draws it with 50 steps of DDIM at guidance_scale 1, or at any with an empty prompt."""
+        """Any image: the largest square in its middle is resized to what the model generates. With `invert` the answer
+        is the noise that generates it with 50 steps of DDIM at guidance_scale 1, or at any with an empty prompt."""
         info = loaded()
         picture, asked = given_picture((PNG, JPEG, WEBP), EncodeImage)
         with reader.place():
@@ -219,10 +220,10 @@ def add_exchange(
 
     @app.post("/decode")
     @operation(
-        "A latent as a picture", "latents",
-        {200: Answer("The picture.", {PNG: BINARY})},
+        "A latent as an image", "latents",
+        {200: Answer("The image.", {PNG: BINARY})},
         bodies={JSON: GiveLatent, NPY: BINARY},
-        problems={429: "Too many pictures or latents wait for the model.", 503: BUSY},
+        problems={429: "Too many images or latents wait for the model.", 503: BUSY},
     )
     def decode() -> Response:
         """A .npy file must hold little-endian float32 of exactly the model's latent shape, in C order."""
@@ -242,14 +243,14 @@ def add_exchange(
 
     @app.post("/inspect")
     @operation(
-        "How was this picture drawn?", "latents",
-        {200: Answer("What the picture says about itself.", {JSON: Inspection})},
+        "How was this image generated?", "latents",
+        {200: Answer("What the image says about itself.", {JSON: Inspection})},
         bodies={JSON: GiveImage, PNG: BINARY, JPEG: BINARY, WEBP: BINARY},
-        problems={429: "Too many pictures or latents are being read."},
+        problems={429: "Too many images or latents are being read."},
     )
     def inspect() -> Response:
         """Reads the text that the server writes into its PNG files, which many tools drop, and looks for the invisible
-        mark in the pixels of PNG, JPEG and WebP files, which survives most of what happens to pictures."""
+        mark in the pixels of PNG, JPEG and WebP files, which survives most of what happens to images."""
         info, (picture, _) = service.info, given_picture((PNG, JPEG, WEBP), GiveImage)
         try:
             found: Restored | None = read_request(picture) if is_png(picture) else None

@@ -1,8 +1,8 @@
-"""How do programs written for OpenAI's images API draw here?
+"""How do programs written for OpenAI's images API generate here?
 
 `/v1/images/generations`, `/v1/images/edits` and `/v1/models`, always on. That API answers when the images are there, or
-with events while they are drawn; here each of its requests makes a job like all others (`core/web/submission.py`), so
-it is durable, takes its turn, can be cancelled and stands in the gallery. Images have the model's size, which the
+with events while they are generated; here each of its requests makes a job like all others (`core/web/submission.py`),
+so it is durable, takes its turn, can be cancelled and stands in the gallery. Images have the model's size, which the
 answer tells.
 
 It does not know what the fields are (`core/web/openai_schemas.py`).
@@ -44,7 +44,7 @@ from core.web.openai_schemas import (
 from core.web.openapi import JSON, Answer, Header, operation
 from core.web.options import quality
 from core.web.requests import MAX_DRAW_BODY_BYTES, TextToImage
-from core.web.routes.latents import BUSY, PictureReader
+from core.web.routes.latents import BUSY, ImageReader
 from core.web.serializers import files_of, told
 from core.web.sse import STREAM_HEADERS
 from core.web.submission import submit
@@ -95,7 +95,7 @@ def steps_of(asked: ImageBody, info: EngineInfo) -> tuple[int, Literal["low", "m
     return steps, cast(Literal["low", "medium", "high"], named)
 
 
-def mask_of(asked: ImageEdit, reader: PictureReader, size: int) -> str | None:
+def mask_of(asked: ImageEdit, reader: ImageReader, size: int) -> str | None:
     """The mask as this server wants it, white where it was transparent, as base64. Raises a 422 problem."""
     if asked.mask is None:
         return None
@@ -106,7 +106,7 @@ def mask_of(asked: ImageEdit, reader: PictureReader, size: int) -> str | None:
     except PictureError as error:
         raise invalid([(("mask",), str(error))]) from error
     if alpha is None or alpha.min() > 0:
-        raise invalid([(("mask",), "has no transparent pixels, and those say where to draw anew")])
+        raise invalid([(("mask",), "has no transparent pixels, and those say where to inpaint")])
     if alpha.shape != shape:
         wanted = "x".join(map(str, reversed(shape)))
         raise invalid([(("mask",), f"must be as large as the image, {wanted}; got {alpha.shape[1]}x{alpha.shape[0]}")])
@@ -119,7 +119,7 @@ def add_openai_images(
     service: EngineService,
     loaded: Callable[[], EngineInfo],
     words: Mapping[str, str],
-    reader: PictureReader,
+    reader: ImageReader,
     waiting: WaitingRequests,
     client_name: Callable[[], str],
 ) -> None:

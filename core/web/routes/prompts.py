@@ -24,7 +24,7 @@ from core.web.validation import read_json, read_query, validate
 
 
 def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], own: Sequence[str]) -> None:
-    """What the model was trained to understand. Only in which words it hears a prompt is known when it is loaded.
+    """What the model was trained to understand. How it rewrites a prompt is known only when it is loaded.
 
     `own` are captions that a person wrote, where the model learned from those.
     """
@@ -36,16 +36,16 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], ow
     def analyze() -> Response:
         """Positions count code points."""
         prompt = validate(requests.AnalyzePrompt, read_json()).prompt
-        heard, cut = prompt, len(prompt)
+        encoded_prompt, cut = prompt, len(prompt)
         if (info := service.info) is not None:
-            heard, cut = info.emphasis(prompt), unread_in(prompt, info)
-            heard = heard[:unread_from(heard, heard, info.read_to)]
+            encoded_prompt, cut = info.prompt_rewriting(prompt), unread_in(prompt, info)
+            encoded_prompt = encoded_prompt[:unread_from(encoded_prompt, encoded_prompt, info.encoded_length)]
         found = read_prompt(prompt[:cut], words)
         unread = [replace(word, start=cut + word.start, end=cut + word.end, status="unread", suggestion=None)
                   for word in read_prompt(prompt[cut:], words).words]
         return json_response(both_names({
             "attributes": dict(found.attributes),
-            "heard": heard,
+            "heard": encoded_prompt,
             "open": [facet.to_dict() for facet in open_facets(found.attributes, spoken)],
             "words": [asdict(word) for word in (*found.words, *unread)],
             "claims": [asdict(claim) for claim in found.claims],
@@ -70,7 +70,7 @@ def add_prompts(app: Flask, service: EngineService, words: Mapping[str, str], ow
     @operation("A prompt like those of the training", "prompts",
                {200: Answer("The prompt.", {JSON: responses.SurpriseAnswer})}, query=queries.SurpriseQuery)
     def surprise() -> Response:
-        """Drawn from how frequent each attribute is among the training pictures; or a caption that a person wrote."""
+        """Drawn from how frequent each attribute is among the training images; or a caption that a person wrote."""
         seed = read_query(queries.SurpriseQuery).seed
         rng = random.Random(secrets.randbits(64) if seed is None else seed)
         return json_response({"prompt": rng.choice(own) if own else captions.surprise(rng)})

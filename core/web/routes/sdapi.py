@@ -1,9 +1,9 @@
-"""How do programs written for A1111's web UI draw here?
+"""How do programs written for A1111's web UI generate here?
 
-A subset of `/sdapi/v1`, always on. That API answers when the pictures are there; here each of its requests makes jobs
+A subset of `/sdapi/v1`, always on. That API answers when the images are there; here each of its requests makes jobs
 like all others (`core/web/submission.py`), so they are durable, take their turn, can be cancelled and stand in the
 gallery. `interrupt` and `progress` speak of the requests in which the same client waits now. What is asked for and not
-done is named in `info`, as `ignored`; pictures have the model's size, whatever size was asked for.
+done is named in `info`, as `ignored`; images have the model's size, whatever size was asked for.
 
 It does not know what the fields are (`core/web/sdapi_schemas.py`).
 """
@@ -33,7 +33,7 @@ from core.web import sdapi_schemas
 from core.web.errors import Problem, json_response, shown, translate_errors
 from core.web.openapi import JSON, Answer, operation
 from core.web.requests import MAX_IMAGE_BODY_BYTES, TextToImage
-from core.web.routes.latents import BUSY, PictureReader, read_drawing
+from core.web.routes.latents import BUSY, ImageReader, read_drawing
 from core.web.sdapi_schemas import SD_ERRORS, SdImageToImage, SdRequest, SdTextToImage, ignored_fields, sampler_named
 from core.web.serializers import files_of, latest_updates, seconds_left, told
 from core.web.submission import submit
@@ -55,8 +55,8 @@ def names_of(info: EngineInfo) -> list[str]:
     return [title_of(info), info.name, info.model_hash, info.model_hash[:10]]
 
 
-def wanted_of(asked: SdRequest, info: EngineInfo, seed: int, reader: PictureReader) -> TextToImage:
-    """One job of a request in this server's own words. Raises problems: 404 without such a sampler or a picture."""
+def wanted_of(asked: SdRequest, info: EngineInfo, seed: int, reader: ImageReader) -> TextToImage:
+    """One job of a request in this server's own words. Raises problems: 404 without such a sampler or an image."""
     fields: dict[str, Any] = {
         "prompt": asked.prompt or "", "negative_prompt": asked.negative_prompt or "", "seed": seed,
         "n_images": asked.batch_size or 1, "n_inf_steps": asked.steps or USUAL_STEPS, "stream_freq": PROGRESS_EVERY,
@@ -79,8 +79,8 @@ def wanted_of(asked: SdRequest, info: EngineInfo, seed: int, reader: PictureRead
     return validate(TextToImage, fields, context=info)
 
 
-def inverted_mask(picture: str, reader: PictureReader, size: int) -> str:
-    """A mask with black and white exchanged, as base64, at the model's size. Raises a 422 problem for no picture."""
+def inverted_mask(picture: str, reader: ImageReader, size: int) -> str:
+    """A mask with black and white exchanged, as base64, at the model's size. Raises a 422 problem for no image."""
     try:
         with reader.place():
             return as_text(mask_picture(~is_white(reader.square(decode_base64(picture, "mask"), size))))
@@ -89,7 +89,7 @@ def inverted_mask(picture: str, reader: PictureReader, size: int) -> str:
 
 
 def pictures_now(job: Job) -> list[tuple[int, int, bytes]]:
-    """Index, seed and PNG of each picture as it is now: the final one, or the newest preview."""
+    """Index, seed and PNG of each image as it is now: the final one, or the newest preview."""
     found = []
     for index, event in sorted(latest_updates(job.snapshot()).items()):
         content = job.file(files_of(event)[0])
@@ -132,7 +132,7 @@ def add_sdapi(
     service: EngineService,
     loaded: Callable[[], EngineInfo],
     words: Mapping[str, str],
-    reader: PictureReader,
+    reader: ImageReader,
     waiting: WaitingRequests,
     client_name: Callable[[], str],
 ) -> None:
@@ -194,14 +194,14 @@ def add_sdapi(
     @app.post(f"{PREFIX}/txt2img")
     @declare("Draw, as A1111's web UI does", sdapi_schemas.SdPictures, bodies={JSON: SdTextToImage}, problems=drawing)
     def sd_txt2img() -> Response:
-        """Answers when the pictures are there, or as they are when the request was interrupted."""
+        """Answers when the images are there, or as they are when the request was interrupted."""
         return draw(SdTextToImage)
 
     @app.post(f"{PREFIX}/img2img")
     @declare("Change a picture, as A1111's web UI does", sdapi_schemas.SdPictures, bodies={JSON: SdImageToImage},
              problems={**drawing, 404: "There is no such sampler, or no picture came."})
     def sd_img2img() -> Response:
-        """The square in the middle of the picture; with a mask only where that is white."""
+        """The square in the middle of the image; with a mask only where that is white."""
         return draw(SdImageToImage)
 
     @app.get(f"{PREFIX}/progress")
@@ -315,7 +315,7 @@ def add_sdapi(
 
 
 def picture_body() -> Any:
-    """The JSON body of a request with one picture."""
+    """The JSON body of a request with one image."""
     request.max_content_length = MAX_IMAGE_BODY_BYTES
     return parse_json(read_body((JSON,))[1])
 

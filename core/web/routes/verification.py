@@ -1,10 +1,11 @@
-"""Is this picture really what its receipt says?
+"""Is this image really what its generation parameters say?
 
-POST /verify reads the request out of a PNG and draws it again as a job of one image; GET /jobs/{id}/verdict compares
-the two pictures. So a check waits its turn like any drawing, survives a restart, and holds nobody up. Whoever asks for
-the same check again gets the same job.
+POST /verify reads the request out of a PNG and generates it again as a job of one image; GET /jobs/{id}/verdict
+compares the two images. So a check waits its turn like any generating, survives a restart, and holds nobody up. Whoever
+asks for the same check again gets the same job.
 
-It does not know how pictures are drawn, nor what a receipt looks like: `core/imaging/png_metadata.py` does.
+It does not know how images are generated, nor what generation parameters looks like: `core/imaging/png_metadata.py`
+does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from core.imaging.file_sanitizer import PictureError
 from core.imaging.image_io import as_text, crop_square, read_image
 from core.imaging.png_metadata import Restored, read_request
 from core.imaging.watermark import VERSION
-from core.jobs.result_files import picture_name
+from core.jobs.result_files import image_name
 from core.jobs.service import EngineService
 from core.web import requests
 from core.web.errors import Problem, json_response, shown
@@ -33,17 +34,17 @@ from core.web.proxies import outside
 from core.web.requests import GiveImage, TextToImage
 from core.web.responses import JobAccepted, Verdict
 from core.web.routes.images import NO_JOB, find
-from core.web.routes.latents import BUSY, PNG, PictureReader, given_picture, refused
+from core.web.routes.latents import BUSY, PNG, ImageReader, given_picture, refused
 from core.web.serializers import job_accepted
 from core.web.submission import submit
 from core.web.validation import validate
 
-MEAN_BOUND, MAX_BOUND = 1.5, 24  # grey levels of 255 up to which two pictures are visually equal
-MAX_TRIES = 20  # checks of one picture that failed or were cancelled, and are made again
+MEAN_BOUND, MAX_BOUND = 1.5, 24  # grey levels of 255 up to which two images are visually equal
+MAX_TRIES = 20  # checks of one image that failed or were cancelled, and are made again
 
 
 def compare(one: np.ndarray, other: np.ndarray) -> tuple[Literal["exact", "visually_equal", "different"], float, int]:
-    """The verdict on two pictures of one size, their mean and their largest difference. Shapes: uint8 [H, W, 3]."""
+    """The verdict on two images of one size, their mean and their largest difference. Shapes: uint8 [H, W, 3]."""
     apart = np.abs(one.astype(np.int16) - other)
     mean, largest = float(apart.mean()), int(apart.max())
     if largest == 0:
@@ -52,14 +53,14 @@ def compare(one: np.ndarray, other: np.ndarray) -> tuple[Literal["exact", "visua
 
 
 def can_be_drawn_here(found: Restored, info: EngineInfo) -> None:
-    """Raises a 409 problem when only another model, or another version of the mark, gives the same picture."""
+    """Raises a 409 problem when only another model, or another version of the mark, gives the same image."""
     hash_ = str(found["model_hash"])
     if hash_ != info.model_hash:
         text = (f"This picture was drawn by another model ({shown(hash_[:16])}) than the one that is loaded: "
                 f"{info.name} ({info.model_hash[:16]}). Only the same weights draw the same picture.")
         raise Problem(409, text)
     if found["watermark"] not in (None, VERSION):
-        raise Problem(409, f"This picture carries version {found['watermark']} of the watermark; this server puts in "
+        raise Problem(409, f"This image carries version {found['watermark']} of the watermark; this server puts in "
                            f"version {VERSION}.")
 
 
@@ -68,27 +69,29 @@ def add_verification(
     service: EngineService,
     loaded: Callable[[], EngineInfo],
     words: Mapping[str, str],
-    reader: PictureReader,
+    reader: ImageReader,
     client_name: Callable[[], str],
 ) -> None:
     """Add the two routes. `loaded` returns what the model says of itself, or raises a problem."""
 
     @app.post("/verify")
     @operation(
-        "Is this picture what its receipt says?", "results",
-        {200: Answer("It will be drawn again.", {JSON: JobAccepted},
+        "Is this image what its generation parameters say?", "results",
+        {200: Answer("It will be generated again.", {JSON: JobAccepted},
                      (Header("Location", "where the verdict will be"),))},
         bodies={JSON: GiveImage, PNG: BINARY},
-        problems={409: "Another model drew it.", 429: "The queue is full, or too many pictures wait.", 503: BUSY},
+        problems={409: "Another model generated it.", 429: "The queue is full, or too many images wait.", 503: BUSY},
     )
     def verify() -> Response:
-        """Takes a PNG with the text that the server writes into its pictures. The same picture gives the same job; the
+        """Takes a PNG with the text that the server writes into its images. The same image gives the same job; the
         verdict stands at /jobs/{job_id}/verdict once it is finished."""
         info, (picture, _) = loaded(), given_picture((PNG,), GiveImage)
         try:
             found = read_request(picture)
             if not found["exact"]:
-                raise PictureError("the PNG has only the text `parameters`, which does not say everything: no receipt")
+                raise PictureError(
+                    "the PNG has only the text `parameters`, which does not say everything: no generation parameters"
+                )
             info = drawn_by(service, info, str(found["model_hash"]))
             can_be_drawn_here(found, info)
             with reader.place():
@@ -111,7 +114,7 @@ def add_verification(
     @app.get("/jobs/<job_id>/verdict")
     @operation(
         "What came out of a verification?", "results",
-        {200: Answer("The picture that was sent, beside the one that was drawn.", {JSON: Verdict})},
+        {200: Answer("The image that was sent, beside the one that was generated.", {JSON: Verdict})},
         problems={**NO_JOB, 404: "No job ever had this id, or it verifies nothing.",
                   409: "It is not finished, or it failed."},
     )
@@ -123,7 +126,7 @@ def add_verification(
         now = job.snapshot()
         if not now.finished:
             raise Problem(409, f"The job is {now.state}; wait until it is finished.", {"Retry-After": "2"})
-        drawn = job.file(picture_name(0))
+        drawn = job.file(image_name(0))
         if now.state != "succeeded" or drawn is None:
             why = now.error["message"] if now.error else "Its picture is gone."
             raise Problem(409, f"The job {now.state}, so there is no verdict. {why} Ask POST /verify again.")
@@ -138,16 +141,17 @@ def add_verification(
 
 
 def at_size(pixels: np.ndarray, size: int) -> tuple[np.ndarray, bool]:
-    """The picture as large as the model draws it, and whether it was not."""
+    """The image as large as the model generates it, and whether it was not."""
     return (pixels, False) if pixels.shape[:2] == (size, size) else (crop_square(pixels, size), True)
 
 
 def receipt(found: Restored, info: EngineInfo) -> TextToImage:
-    """The request in a PNG, checked like any other. Raises a 422 problem that says what in it cannot be drawn here."""
+    """The request in a PNG, checked like any other. Raises a 422 problem that says what in it cannot be generated
+    here."""
     try:
         wanted = validate(TextToImage, found["request"], context=info, aliases=requests.ALIASES)
     except Problem as problem:
-        raise refused(PictureError(f"its request cannot be drawn: {problem.detail}")) from problem
+        raise refused(PictureError(f"its request cannot be generated: {problem.detail}")) from problem
     if wanted.n_images != 1:
         raise refused(PictureError(f"its request must be for 1 image; got n_images = {wanted.n_images}"))
     return wanted
