@@ -64,7 +64,8 @@ def add_run(parser: argparse.ArgumentParser, presets: Presets, defaults: RunDefa
     parser.add_argument("--log-every", type=int, default=defaults.log_every)
     parser.add_argument("--save-every", type=int, default=defaults.save_every)
     if defaults.picture_every is not None:
-        parser.add_argument("--picture-every", type=int, default=defaults.picture_every)
+        parser.add_argument("--image-every", "--picture-every", type=int, dest="picture_every",
+                            default=defaults.picture_every, help="steps between grids of images")
 
 
 def add_unet_data(parser: argparse.ArgumentParser, presets: Presets) -> None:

@@ -61,10 +61,10 @@ def test_three_formats_draw_the_same_pictures(tiny: TinyStableDiffusion) -> None
 def test_latents_are_those_of_the_pipeline(tiny: TinyStableDiffusion, drawer: PretrainedEngine, sampler: str) -> None:
     pipeline = tiny.pipeline
     pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(tiny.scheduler_config)
-    target_prompt = pipeline([PROMPT] * 2, num_inference_steps=7, guidance_scale=6.0, negative_prompt=[NEGATIVE] * 2,
+    expected = pipeline([PROMPT] * 2, num_inference_steps=7, guidance_scale=6.0, negative_prompt=[NEGATIVE] * 2,
                              generator=generators(3, 2), height=SIZE, width=SIZE, output_type="latent").images
     (found,) = finish(drawer, GenerationRequest(PROMPT, 2, 7, 3, 6.0, NEGATIVE, sampler))
-    assert np.abs(found - target_prompt.numpy()).max() <= EXACT
+    assert np.abs(found - expected.numpy()).max() <= EXACT
     (other,) = finish(drawer, GenerationRequest("an old man", 2, 7, 3, 6.0, NEGATIVE, sampler))
     assert np.abs(found - other).max() > 100 * EXACT
 
@@ -79,19 +79,19 @@ def test_image_to_image_is_that_of_the_pipeline(
     pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(tiny.scheduler_config)
     picture = portrait()
     z = torch.from_numpy(drawer.encode(picture))[None].expand(2, -1, -1, -1)  # the pipeline would sample the posterior
-    target_prompt = pipeline([PROMPT] * 2, image=z, strength=0.6, num_inference_steps=10, guidance_scale=6.0,
+    expected = pipeline([PROMPT] * 2, image=z, strength=0.6, num_inference_steps=10, guidance_scale=6.0,
                              negative_prompt=[NEGATIVE] * 2, generator=generators(3, 2), output_type="latent").images
     (found,) = finish(drawer,
                       GenerationRequest(PROMPT, 2, 10, 3, 6.0, NEGATIVE, sampler, init_image=picture, strength=0.6))
-    assert np.abs(found - target_prompt.numpy()).max() <= EXACT
+    assert np.abs(found - expected.numpy()).max() <= EXACT
 
 
 def test_encode_is_the_mean_of_the_pipelines_posterior(tiny: TinyStableDiffusion, drawer: PretrainedEngine) -> None:
     picture = portrait(1)
     images = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
-        target_prompt = tiny.pipeline.vae.encode(images).latent_dist.mean * tiny.pipeline.vae.config.scaling_factor
-    assert np.abs(drawer.encode(picture) - target_prompt[0].numpy()).max() < 1e-5
+        expected = tiny.pipeline.vae.encode(images).latent_dist.mean * tiny.pipeline.vae.config.scaling_factor
+    assert np.abs(drawer.encode(picture) - expected[0].numpy()).max() < 1e-5
     assert drawer.decode(drawer.encode(picture)).shape == (SIZE, SIZE, 3)
 
 
@@ -107,7 +107,7 @@ def test_requests_of_every_kind_together_draw_what_each_draws_alone(drawer: Pret
     together = finish(drawer, *requests)
     for request, found in zip(requests, together, strict=True):
         (alone,) = finish(drawer, request)
-        assert np.abs(found - alone).max() < EXACT
+        assert np.abs(found - alone).max() < EXACT * max(1, np.abs(alone).max() / 4)  # 4: as far as real latents go
 
 
 def test_one_call_of_the_network_serves_all_runs(drawer: PretrainedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +177,10 @@ def test_inversion_finds_noise_that_draws_the_picture(drawer: PretrainedEngine) 
         search.advance(10)
     (z,) = finish(drawer,
                   GenerationRequest(PROMPT, 1, 50, guidance_scale=1.0, sampler="DDIM", latents=search.latent[None]))
-    target_prompt = drawer.encode(picture)
-    assert np.abs(z[0] - target_prompt).mean() < 0.015  # DDIM's last level has a deviation of 0.03 left
-    assert np.abs(search.latent - target_prompt).mean() > 0.3
+    (other,) = finish(drawer, GenerationRequest(PROMPT, 1, 50, seed=1, guidance_scale=1.0, sampler="DDIM"))
+    expected = drawer.encode(picture)
+    # a random network is rough, so the way back is not exact; from any other noise the error is 400 times as large
+    assert np.abs(z[0] - expected).mean() < 0.01 * np.abs(other[0] - expected).mean()
 
 
 def test_pictures_say_how_they_came_about_and_carry_the_mark(drawer: PretrainedEngine) -> None:
@@ -204,9 +205,9 @@ def test_previews_are_the_nearest_linear_map(drawer: PretrainedEngine) -> None:
     fields = list(smooth_fields())
     with torch.inference_mode():
         shown = torch.cat([drawer._preview.levels(drawer._encode(images)) for images in fields]).numpy()
-    target_prompt = (torch.cat(fields).permute(0, 2, 3, 1).numpy() + 1) * 127.5
-    alone = np.square(target_prompt - target_prompt.mean((0, 1, 2))).mean()
-    assert np.square(shown - target_prompt).mean() < 0.98 * alone
+    expected = (torch.cat(fields).permute(0, 2, 3, 1).numpy() + 1) * 127.5
+    alone = np.square(expected - expected.mean((0, 1, 2))).mean()
+    assert np.square(shown - expected).mean() < 0.98 * alone
     running = drawer.start(GenerationRequest(PROMPT, 2, 4, 6))
     drawer.step([running])
     assert [one.seed for one in drawer.previews(running)] == [6, 7]
@@ -216,7 +217,7 @@ def test_previews_are_the_nearest_linear_map(drawer: PretrainedEngine) -> None:
 
 def test_out_of_memory_halves_the_batch(tiny: TinyStableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = PretrainedEngine.load(tiny.folder, "cpu")
-    (target_prompt,) = finish(engine, GenerationRequest(PROMPT, 3, 2, 5))
+    (expected,) = finish(engine, GenerationRequest(PROMPT, 3, 2, 5))
     rows, unet = [], engine._parts.unet
     forward = unet.forward
 
@@ -229,7 +230,7 @@ def test_out_of_memory_halves_the_batch(tiny: TinyStableDiffusion, monkeypatch: 
     monkeypatch.setattr(unet, "forward", small)
     (found,) = finish(engine, GenerationRequest(PROMPT, 3, 2, 5))
     # of latents up to 30: the noise of few steps is all still there
-    assert np.abs(found - target_prompt).max() < 10 * EXACT
+    assert np.abs(found - expected).max() < 10 * EXACT
     assert rows == [6, 3, 1, 2, 3, 1, 2, 2, 2, 2]  # the second step begins with what fitted
 
 

@@ -29,14 +29,14 @@ def single(tiny: TinyStableDiffusion, tmp_path: Path) -> Path:
 
 
 def test_three_formats_hold_the_same_weights(tiny: TinyStableDiffusion) -> None:
-    target_prompt = {"unet": tiny.pipeline.unet, "vae": tiny.pipeline.vae, "text_encoder": tiny.pipeline.text_encoder}
+    networks = {"unet": tiny.pipeline.unet, "vae": tiny.pipeline.vae, "text_encoder": tiny.pipeline.text_encoder}
     for path, kind in ((tiny.folder, "diffusers"), (tiny.safetensors, "single_file"), (tiny.ckpt, "single_file")):
         files = recognise(path)
         assert (files.kind, files.name) == (kind, "tiny")
         info = describe(files, "cpu", "torch", 64)
         assert (info.image_size, info.latent_shape) == (64, (4, 8, 8))
         parts = load(files, info)
-        for name, network in target_prompt.items():
+        for name, network in networks.items():
             expected, found = network.state_dict(), getattr(parts, name).state_dict()
             assert expected.keys() == found.keys()
             assert all(torch.equal(expected[key], found[key]) for key in expected)

@@ -221,7 +221,7 @@ def test_safety_checkers_verdict_leaves_the_picture(tiny: TinyStableDiffusion, t
     crop = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop).save_pretrained(folder / "feature_extractor")
     request = GenerationRequest("a face", 2, 2, seed=4)
-    target_prompt = [picture.pixels for picture in PretrainedEngine.load(tiny.folder, "cpu").generate(request)]
+    expected = [picture.pixels for picture in PretrainedEngine.load(tiny.folder, "cpu").generate(request)]
     for threshold, verdict in ((-2.0, True), (2.0, False)):
         with torch.no_grad():
             checker.concept_embeds_weights.fill_(threshold)
@@ -229,5 +229,5 @@ def test_safety_checkers_verdict_leaves_the_picture(tiny: TinyStableDiffusion, t
         checker.save_pretrained(folder / "safety_checker")
         pictures = PretrainedEngine.load(folder, "cpu").generate(request)
         assert [picture.assessment["unsafe"] for picture in pictures] == [verdict] * 2
-        assert np.array_equal([picture.pixels for picture in pictures], target_prompt)
+        assert np.array_equal([picture.pixels for picture in pictures], expected)
     assert "unsafe" not in json.dumps(sorted(PretrainedEngine.load(tiny.folder, "cpu").generate(request)[0].assessment))
