@@ -48,15 +48,19 @@ from core.web.api_docs import add_reference
 from core.web.errors import Problem, problem_response
 from core.web.model_choice import all_models
 from core.web.monitoring import Telemetry, configure_logging
+from core.web.proxies import Network, TrustedProxies, network, server_url
 from core.web.routes.images import add_results
 from core.web.routes.jobs import add_jobs, client_name
 from core.web.routes.latents import PictureReader, add_exchange
+from core.web.routes.openai_images import add_openai_images
 from core.web.routes.page import add_page
 from core.web.routes.prompts import add_prompts
+from core.web.routes.sdapi import add_sdapi
 from core.web.routes.server import add_state, info_of, present
 from core.web.routes.verification import add_verification
 from core.web.security import KEY_COOKIE, add_door
 from core.web.sse import EventStreams
+from core.web.waiting import MAX_WAITING_REQUESTS, WaitingRequests
 from core.web.wsgi import Server, allowed_host, allowed_origin, at_least, serve, size
 
 log = logging.getLogger(__name__)
@@ -65,7 +69,7 @@ DEFAULT_MODEL = ROOT / "models" / "celeba128"
 DEFAULT_PORT = 5001
 HEARTBEAT_S = 15.0
 MAX_STREAMS = 12
-THREADS = MAX_STREAMS + 8  # each stream may hold one for minutes; the rest answer everybody else
+THREADS = MAX_STREAMS + MAX_WAITING_REQUESTS + 8  # those may hold one for minutes; the rest answer everybody else
 PUBLIC_ENDPOINTS = frozenset(("page", "static_file", "session", "health"))  # all that needs no key
 PUBLIC_FILES = frozenset(("page", "static_file"))  # the same for everybody, whatever a proxy made of Host and Origin
 INFO = {
@@ -78,6 +82,7 @@ TAGS = {
     "results": "What was drawn, as files.",
     "latents": "Pictures to latents and back, without a job.",
     "prompts": "What the model understands.",
+    "other clients": "Routes of other servers, for programs that speak to those.",
     "server": "Limits, state, numbers, this document.",
     "page": "The web page.",
 }
@@ -117,6 +122,7 @@ def create_app(
     max_streams: int = MAX_STREAMS,
     heartbeat_s: float = HEARTBEAT_S,
     watermark: bool = True,
+    trusted_proxies: Sequence[Network] = (),
 ) -> Flask:
     """Build the application.
 
@@ -129,6 +135,7 @@ def create_app(
     and `examples` some of these captions where a person wrote them.
     `max_batch` images at most share one step (None: by device). `max_streams` bounds the event streams, each of which
     holds one thread of the web server. `watermark` puts the invisible mark into the pictures of new jobs.
+    `trusted_proxies` are those whose X-Forwarded headers count.
 
     Raises StoreError when `data_dir` cannot be used.
     """
@@ -136,6 +143,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = requests.MAX_BODY_BYTES
     app.url_map.strict_slashes = False  # no redirect, so no HTML, for a forgotten slash
     app.url_map.merge_slashes = False
+    app.wsgi_app = TrustedProxies(app.wsgi_app, trusted_proxies)  # type: ignore[method-assign]
     folder = Path(tempfile.mkdtemp(prefix="faces-")) if data_dir is None else data_dir
     store = Store(folder)
     queue = JobQueue(store, max_waiting=max_waiting, keep=keep or Retention())
@@ -163,14 +171,17 @@ def create_app(
         return describe(app, service.info if ready else None, locked=api_key is not None, others=others)
 
     words, own = vocabulary(), examples()
-    reader = PictureReader()
-    add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader)
+    reader, waiting = PictureReader(), WaitingRequests(queue)
+    add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader,
+             waiting)
     add_results(app, queue)
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
+    add_sdapi(app, service, loaded, words, reader, waiting, client_name)
+    add_openai_images(app, service, loaded, words, reader, waiting, client_name)
     add_prompts(app, service, words, own)
     add_state(app, service, telemetry, lambda info: options.options(info, words, own, all_models(service)))
-    add_reference(app, lambda: document(service.info is not None))
+    add_reference(app, lambda: {**document(service.info is not None), "servers": [{"url": server_url()}]})
     add_page(app, ROOT, api_key)
     if start:
         service.start()
@@ -226,6 +237,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-waiting", type=count, default=64, help="jobs that may wait (%(default)s)")
     add("--api-key", default=os.environ.get("FACES_API_KEY"), help="clients must send it (or set FACES_API_KEY)")
     add("--insecure", action="store_true", help="allow any --host without a key")
+    trust = "a proxy, by its address or network, whose X-Forwarded-Proto, -Host, -Prefix and -For count"
+    add("--trusted-proxy", type=network, action="append", default=[], help=trust)
     name, origin = "another name this server answers to, behind a proxy", "another web page that may use this server"
     add("--allow-host", type=allowed_host, action="append", default=[], help=name)
     add("--cors-origin", type=allowed_origin, action="append", default=[], help=origin)
@@ -346,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             vocabulary=lambda: vocabulary_of(captioned), examples=lambda: examples_of(captioned),
             max_waiting=arguments.max_waiting,
             keep=Retention(arguments.keep_jobs, arguments.keep_bytes, days * 86400 if days else None),
-            watermark=not arguments.no_watermark,
+            watermark=not arguments.no_watermark, trusted_proxies=arguments.trusted_proxy,
         )
     except StoreError as error:
         listener.close()

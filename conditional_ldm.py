@@ -423,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     keep_quiet()
     return run_one("Train the text-conditional latent-diffusion UNet, or draw with it.", COMMANDS, argv,
-                   elsewhere={"--distill": "distill"})
+                   elsewhere={"--distill": "distill", "--export-diffusers": "export_diffusers"})
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def server_command(root: Path, options: argparse.Namespace) -> list[str]:
         command += ["--image-size", str(options.image_size)]
     if options.threads:
         command += ["--threads", str(options.threads)]
-    for flag, values in (("--allow-host", options.allow_host), ("--cors-origin", options.cors_origin)):
+    for flag, values in (("--allow-host", options.allow_host), ("--cors-origin", options.cors_origin),
+                         ("--trusted-proxy", options.trusted_proxy)):
         command += [word for value in values for word in (flag, value)]
     command += ["--no-watermark"] if options.no_watermark else []
     return command + (["--insecure"] if options.insecure else [])
@@ -379,6 +380,8 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     names, origins = "other names the server answers to, behind a proxy", "other web pages that may use the server"
     add("--allow-host", action=Several, metavar="NAME", default=several(twin("ALLOW_HOST")), help=names)
     add("--cors-origin", action=Several, metavar="ORIGIN", default=several(twin("CORS_ORIGIN")), help=origins)
+    proxies = "a proxy, by its address or network, whose X-Forwarded headers count"
+    add("--trusted-proxy", action=Several, metavar="ADDRESS", default=several(twin("TRUSTED_PROXY")), help=proxies)
     add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
     marks = "put no invisible mark into the pictures"
     add("--no-watermark", action="store_true", default=switch("NO_WATERMARK"), help=marks)

@@ -547,7 +547,7 @@ def test_importing_the_server_has_no_side_effects_and_needs_no_torch(tmp_path: P
 
 def test_importing_everything_else_has_no_side_effects_and_needs_no_server(tmp_path: Path) -> None:
     served = {name for name in PROJECT if set(import_time_closure(name, PROJECT)) & SERVER}
-    modules = sorted(set(PROJECT) - served)
+    modules = sorted(set(PROJECT) - served - {"export_diffusers"})  # which is classes of diffusers
     report = watch_imports(modules, SERVER | {"diffusers"}, ROOT, tmp_path)
     assert set(report) == set(modules)
     assert complaints_of(report) == []

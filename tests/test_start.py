@@ -545,12 +545,14 @@ def test_help_needs_nothing_installed(house: Path) -> None:
 def test_every_flag_has_a_twin_and_the_flag_wins() -> None:
     values = {"HOST": "::1", "PORT": "80", "DEVICE": "cuda:1", "MODEL": "m", "DATA_DIR": "d", "API_KEY": "k"}
     values |= {"THREADS": "3", "NO_BROWSER": "1", "OFFLINE": "yes", "INSECURE": "true", "TORCH_INDEX": "https://x/cpu",
-               "NO_WATERMARK": "1", "ALLOW_HOST": "a.example", "CORS_ORIGIN": "https://a.example, https://b.example"}
+               "NO_WATERMARK": "1", "ALLOW_HOST": "a.example", "CORS_ORIGIN": "https://a.example, https://b.example",
+               "TRUSTED_PROXY": "127.0.0.1"}
     told = vars(start.command_line({"FACES_" + name: value for name, value in values.items()}).parse_args([]))
     assert told.pop("command") == "run"
     assert {name.upper(): str(value) for name, value in told.items()} == {
         **values, "NO_BROWSER": "True", "OFFLINE": "True", "INSECURE": "True", "NO_WATERMARK": "True",
         "ALLOW_HOST": "['a.example']", "CORS_ORIGIN": "['https://a.example', 'https://b.example']",
+        "TRUSTED_PROXY": "['127.0.0.1']",
     }
     assert start.command_line({"FACES_PORT": "80"}).parse_args(["--port", "81"]).port == 81
     plain = start.command_line({"FACES_OFFLINE": "0", "FACES_HOST": ""}).parse_args([])
@@ -558,12 +560,13 @@ def test_every_flag_has_a_twin_and_the_flag_wins() -> None:
 
 
 def test_names_may_come_several_times_and_reach_the_server(tmp_path: Path) -> None:
-    words = ["--allow-host", "a", "--allow-host", "b,c", "--cors-origin", "https://d"]
+    words = ["--allow-host", "a", "--allow-host", "b,c", "--cors-origin", "https://d", "--trusted-proxy", "::1"]
     options = start.command_line({"FACES_ALLOW_HOST": "z", "FACES_CORS_ORIGIN": "https://z"}).parse_args(words)
     assert (options.allow_host, options.cors_origin) == (["a", "b", "c"], ["https://d"]), "the flag wins"
     command = start.server_command(tmp_path, options)
     told = api.parse_arguments(command[2:])
     assert (told.allow_host, told.cors_origin) == (["a", "b", "c"], ["https://d"])
+    assert [str(one) for one in told.trusted_proxy] == ["::1/128"]
 
 
 @pytest.mark.parametrize("name, value", [("PORT", "65536"), ("PORT", "http"), ("THREADS", "-1"), ("DEVICE", "tpu")])

@@ -65,6 +65,27 @@ def read_image(
     return _upright(pixels, plain.orientation)
 
 
+def read_alpha(
+    data: bytes, *, max_bytes: int = MAX_PICTURE_BYTES, max_pixels: int = MAX_PICTURE_PIXELS
+) -> np.ndarray | None:
+    """How opaque the pixels of a file are that `read_image` reads, 0 to 255; None where nothing can be transparent.
+
+    Shapes: -> uint8 [H, W]. Raises PictureError, and nothing else, for whatever the bytes are.
+    """
+    plain = plain_file(data, max_bytes, max_pixels)
+    try:
+        with _DECODERS[plain.kind](io.BytesIO(plain.data)) as image:
+            if image.size != plain.size:
+                raise ValueError(f"it says {plain.size} and holds {image.size} pixels")
+            image.load()
+            if image.mode not in ("LA", "RGBA") and "transparency" not in image.info:
+                return None
+            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    except Exception as error:  # which one a decoder raises depends on where the damage is
+        raise PictureError(f"the {plain.kind} is damaged: {error}") from error
+    return _upright(alpha, plain.orientation)
+
+
 def _rgb_on_white(image: Image.Image, transparent: tuple[int, ...] | None) -> np.ndarray:
     """Band by band, so that a large picture is not held four times. Shapes: -> uint8 [H, W, 3]."""
     width, height = image.size

@@ -226,6 +226,14 @@ def read_request(png: bytes, *, max_bytes: int = MAX_PICTURE_BYTES) -> Restored:
     raise NoRequestError(f"the PNG has neither a {REQUEST_CHUNK} nor a parameters text: nothing says how it was drawn")
 
 
+def read_parameters(png: bytes, *, max_bytes: int = MAX_PICTURE_BYTES) -> str:
+    """A1111's text `parameters` of a PNG as it stands there, "" where there is none. Raises PictureError."""
+    check_bytes(png, max_bytes)
+    if not is_png(png):
+        raise PictureError(f"only PNG files carry parameters; these bytes are {kind_of(png) or foreign(png)}")
+    return _texts(png, ("parameters",)).get("parameters", "")
+
+
 def _texts(png: bytes, wanted: Sequence[str]) -> dict[str, str]:
     """The texts of these keywords; the others are not even inflated."""
     found: dict[str, str] = {}

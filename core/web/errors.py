@@ -1,18 +1,20 @@
 """How does an answer look when something was wrong, and when it was right?
 
 Errors are problem details (RFC 9457, https://www.rfc-editor.org/rfc/rfc9457) with the value given and the remedy;
-other answers are JSON with an ETag where they may be cached. It does not know routes.
+other answers are JSON with an ETag where they may be cached. Routes that clients of another server use answer with that
+server's errors (`ErrorShape`). It does not know routes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from flask import Response, request
+from flask import Flask, Response, request
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -50,9 +52,38 @@ def problem_response(problem: Problem) -> Response:
     return Response(problem_text(problem), problem.status, headers, mimetype=PROBLEM_TYPE)
 
 
-def json_response(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+@dataclass(frozen=True)
+class ErrorShape:
+    """How the errors of another server look, for the clients of that server.
+
+    `answer` is the type that pydantic describes; `render` makes it from a problem document; `invalid` is the status of
+    a request with wrong fields, which is 422 here.
+    """
+
+    answer: Any
+    render: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    invalid: int = 422
+
+
+def translate_errors(app: Flask, prefix: str, shape: ErrorShape) -> None:
+    """Give every error under this path, whoever raised it, the shape that the clients there can read."""
+
+    @app.after_request
+    def translate(response: Response) -> Response:
+        if request.path.startswith(prefix) and response.mimetype == PROBLEM_TYPE:
+            problem = json.loads(response.get_data())
+            if problem["status"] == 422:
+                response.status_code = problem["status"] = shape.invalid
+            response.set_data(json.dumps(shape.render(problem)))
+            response.mimetype = "application/json"
+        return response
+
+
+def json_response(
+    body: Mapping[str, Any] | Sequence[Any] | None, headers: Mapping[str, str] | None = None, status: int = 200
+) -> Response:
     return Response(
-        json.dumps(body), 200, {"Cache-Control": "no-store", **(headers or {})}, mimetype="application/json"
+        json.dumps(body), status, {"Cache-Control": "no-store", **(headers or {})}, mimetype="application/json"
     )
 
 

@@ -21,7 +21,7 @@ from flask import Flask
 from pydantic import BaseModel, TypeAdapter
 from werkzeug.routing import Rule
 
-from core.web.errors import PROBLEM_TYPE
+from core.web.errors import PROBLEM_TYPE, ErrorShape
 
 JSON = "application/json"
 BINARY = {"type": "string", "format": "binary"}
@@ -59,6 +59,7 @@ class Operation:
     bodies: Mapping[str, Any]
     query: type[BaseModel] | None
     headers: tuple[Header, ...]
+    errors: ErrorShape | None
 
 
 ETAG = Header("ETag", "for If-None-Match")
@@ -75,9 +76,10 @@ def operation(
     bodies: Mapping[str, Any] | None = None,
     query: type[BaseModel] | None = None,
     headers: tuple[Header, ...] = (),
+    errors: ErrorShape | None = None,
 ) -> Callable[[View], View]:
-    """Declare the view below it; its docstring becomes the description."""
-    declared = Operation(summary, tag, answers, problems or {}, bodies or {}, query, headers)
+    """Declare the view below it; its docstring becomes the description. `errors`: of another server's shape."""
+    declared = Operation(summary, tag, answers, problems or {}, bodies or {}, query, headers, errors)
 
     def declare(view: View) -> View:
         view.operation = declared  # type: ignore[attr-defined]
@@ -92,7 +94,9 @@ def operation(
 def types_in(operations: Iterable[Operation]) -> list[Any]:
     """Every type that the operations speak of, each once."""
     contents = [content for one in operations for content in (one.bodies, *(a.content for a in one.answers.values()))]
-    return list(dict.fromkeys(kind for content in contents for kind in content.values() if not isinstance(kind, dict)))
+    errors = [one.errors.answer for one in operations if one.errors is not None]
+    kinds = [kind for content in contents for kind in content.values() if not isinstance(kind, dict)]
+    return list(dict.fromkeys((*kinds, *errors)))
 
 
 def schemas_of(types: Iterable[Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
@@ -189,13 +193,18 @@ def describe(
     ]
     problems = dict(common)
     if declared.query is not None or declared.bodies:
-        problems[422] = "A value is out of range, of the wrong type or unknown; every bad field is named."
+        invalid = 422 if declared.errors is None else declared.errors.invalid
+        problems[invalid] = "A value is out of range, of the wrong type or unknown; every bad field is named."
     if declared.bodies:
-        problems |= {400: "The body cannot be read, or says two things under two names of one field.",
-                     413: "The body is too large.", 415: "The content type is none of those accepted."}
+        if 400 not in problems:
+            problems[400] = "The body cannot be read, or says two things under two names of one field."
+        problems |= {413: "The body is too large.", 415: "The content type is none of those accepted."}
     problems |= declared.problems
     answers = {str(status): describe_answer(answer, references) for status, answer in declared.answers.items()}
-    answers |= {str(status): describe_problem(status, text) for status, text in problems.items()}
+    content = {PROBLEM_TYPE: {"schema": {"$ref": REFERENCE.format(model="ProblemAnswer")}}}
+    if declared.errors is not None:
+        content = {JSON: {"schema": references[declared.errors.answer]}}
+    answers |= {str(status): describe_problem(status, text, content) for status, text in problems.items()}
     entry: dict[str, Any] = {
         "operationId": rule.endpoint,
         "summary": declared.summary,
@@ -240,12 +249,12 @@ def describe_answer(answer: Answer, references: Mapping[Any, Any]) -> dict[str, 
     return entry
 
 
-def describe_problem(status: int, text: str) -> dict[str, Any]:
+def describe_problem(status: int, text: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """The response object of an error; where waiting helps, it may say how long."""
     headers = (Header("Retry-After", "seconds to wait", {"type": "string", "pattern": "^[0-9]+$"}, always=False),)
     return {
         "description": f"{HTTPStatus(status).phrase}: {text}",
-        "content": {PROBLEM_TYPE: {"schema": {"$ref": REFERENCE.format(model="ProblemAnswer")}}},
+        "content": dict(content),
         **({"headers": describe_headers(headers)} if status in (429, 503) else {}),
     }
 

@@ -24,6 +24,12 @@ class Query(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+class DrawQuery(Query):
+    """Query of POST /text_to_image."""
+
+    wait: int = Field(0, ge=0, le=600, description="seconds to wait for the pictures: 200 if they are there, or 202")
+
+
 class OptionsQuery(Query):
     """Query of GET /options."""
 

@@ -80,9 +80,12 @@ class Refusals:
 
 
 def key_given(api_key: str) -> bool:
-    """Did this request bring the key: as bearer token, as X-API-Key, or in the cookie that a browser got from us?"""
+    """Did this request bring the key: as bearer token, as the password of a Basic login (all that some clients can
+    send), as X-API-Key, or in the cookie that a browser got from us?"""
     bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    given = (bearer, request.headers.get("X-API-Key", ""), request.cookies.get(KEY_COOKIE, ""))
+    login = request.authorization
+    password = login.password or "" if login is not None and login.type == "basic" else ""
+    given = (bearer, password, request.headers.get("X-API-Key", ""), request.cookies.get(KEY_COOKIE, ""))
     return any(hmac.compare_digest(one.encode(), api_key.encode()) for one in given)
 
 

@@ -17,6 +17,7 @@ from core.jobs.job import Job, Snapshot, State, Summary
 from core.jobs.records import Event, Record
 from core.jobs.result_files import image_url, latent_name, picture_name
 from core.web.aliases import both_names
+from core.web.proxies import outside
 from core.web.responses import (
     FINDINGS,
     Failure,
@@ -100,11 +101,13 @@ def job_answer(job: Job, snapshot: Snapshot, include: str) -> JobAnswer:
     for index, event in sorted(latest_updates(snapshot).items()):  # those of deleted pictures are none
         update: Update = {
             "t": event.data["t"], "total_t": event.data["total_t"], "index": index, "seed": event.data["seed"],
-            "url": image_url(job.id, index),
+            "url": outside(image_url(job.id, index)),
         }
         if index in snapshot.marks.favourites:
             update["favourite"] = True
         update |= cast(Findings, both_names({name: event.data[name] for name in FINDINGS if name in event.data}))
+        if "before" in update:
+            update["before"] = outside(update["before"])
         wanted = {"none": 0, "preview": 1, "full": 2}[include]
         contents = [job.file(name) for name in files_of(event)[:wanted]]
         if None in contents:  # the job is being deleted at this moment
@@ -127,8 +130,8 @@ def job_summary(job: Summary) -> JobSummary:
     finals = {event["index"]: event for event in job.finals
               if picture_name(event["index"]) in job.files and event["index"] not in job.marks.deleted}
     images: list[JobImage] = [
-        {"index": index, "seed": event["seed"], "url": image_url(job.id, index),
-         "thumbnail": image_url(job.id, index, "webp")}
+        {"index": index, "seed": event["seed"], "url": outside(image_url(job.id, index)),
+         "thumbnail": outside(image_url(job.id, index, "webp"))}
         for index, event in sorted(finals.items())
     ]
     for image in images:
@@ -149,9 +152,12 @@ def told(warnings: Sequence[str], finals: Iterable[Mapping[str, Any]]) -> list[s
     return found
 
 
-def event_text(job: Job, event: Event, *, with_previews: bool = True) -> str:
-    """One event in the stream's format; empty when its picture has been dropped or deleted since."""
+def event_text(job: Job, event: Event, *, with_previews: bool = True, prefix: str = "") -> str:
+    """One event in the stream's format, addresses below `prefix`; empty when its picture was dropped or deleted."""
     data = both_names(event.data)
+    for name in ("url", "before"):
+        if data.get(name):
+            data[name] = prefix + data[name]
     if data.get("index") in job.marks.deleted:
         return ""
     if event.kind == "preview" and with_previews:

@@ -21,6 +21,7 @@ from core.jobs.queue import JobQueue
 from core.jobs.records import Event
 from core.web.errors import Problem
 from core.web.monitoring import Telemetry
+from core.web.proxies import prefix
 from core.web.serializers import event_text
 
 RETRY = "retry: 2000\n\n"  # milliseconds until a browser comes back
@@ -38,7 +39,7 @@ class EventStreams:
 
     def answer(self, job: Job, last: int, *, with_previews: bool = True) -> Response:
         """The events of `job` after number `last`, and those to come. Raises a 429 problem when too many listen."""
-        text = partial(event_text, job, with_previews=with_previews)
+        text = partial(event_text, job, with_previews=with_previews, prefix=prefix())
         if job.finished:
             if not job.events_after(last):
                 return Response(status=204)  # tells an EventSource that it need not come back

@@ -100,7 +100,7 @@ class Server:
             ident=None,
             max_request_body_size=max_body_bytes + 1,
             channel_request_lookahead=1,  # or it would not notice that the reader of a quiet stream is gone
-            clear_untrusted_proxy_headers=True,
+            clear_untrusted_proxy_headers=False,  # core.web.proxies does, which knows whom to trust
         )
         self._server.channel_class = ProblemChannel
 

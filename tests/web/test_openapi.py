@@ -31,7 +31,7 @@ PICTURE = as_text(np.full((9, 12, 3), 200, np.uint8))
 PROMISED = {"prompt", "n_images", "n_inf_steps", "stream_freq", "latent", "start_timestep", "seed", "guidance_scale",
             "negative_prompt", "sampler", "model", "init_image", "strength", "mask", "variation_strength",
             "variation_seed", "interpolate_to", "attributes", "candidates", "balance",
-            "attribute_balancing", "guidance_interval", "preview_every_s"}
+            "attribute_balancing", "guidance_interval", "preview_every_s", "refine"}
 
 
 # ---- the document ----------------------------------------------------------------------------------------------------
@@ -64,12 +64,16 @@ def test_a_route_that_says_nothing_of_itself_is_an_error(app: Flask) -> None:
 
 
 def test_every_error_has_the_one_shape() -> None:
+    """But where clients of another server ask, which read the errors of that one."""
+    shapes = {"sd_": ("application/json", "SdError"), "openai_": ("application/json", "OpenAiError"),
+              "": ("application/problem+json", "ProblemAnswer")}
     for name, entry in operations(True).items():
         assert {"403", "500"} <= set(entry["responses"]), name
+        media, schema = next(shape for start, shape in shapes.items()
+                             if name.startswith(start) and name != "openapi_json" or not start)
         for status, answer in entry["responses"].items():
             if status >= "400":
-                assert answer["content"] == {
-                    "application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}, name
+                assert answer["content"] == {media: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}, name
 
 
 def test_a_key_is_told_where_one_is_needed(engine: DrawingEngine) -> None:
@@ -203,7 +207,7 @@ def test_options_hold_every_limit_and_default(client: FlaskClient) -> None:
         "strength": (0, 1), "mask": (None, None), "variation_strength": (0, 1), "variation_seed": (0, 2**53 - 1),
         "interpolate_to": (None, None), "attributes": (None, None), "candidates": (1, 32), "balance": (None, None),
         "attribute_balancing": (None, None), "guidance_interval": (None, None),
-        "preview_every_s": (0.1, 60),
+        "preview_every_s": (0.1, 60), "refine": (None, None),
     }
     assert [found["fields"][name]["type"] for name in ("attributes", "balance")] == ["object", "boolean"]
     names = [one["name"] for one in found["attributes"]]

@@ -25,6 +25,7 @@ from core.jobs.result_files import image_url, picture_name
 from core.web.aliases import both_names
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
+from core.web.proxies import outside
 from core.web.queries import AnimationQuery, ImageQuery, LatentQuery
 from core.web.responses import StepLatent, StepsAnswer
 from core.web.serializers import files_of, latest_updates
@@ -174,7 +175,7 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         kept = set(job.file_names())
         return tagged(json_response({"steps": [
             {"index": event.data["index"], "t": event.data["t"], "total_t": event.data["total_t"],
-             "thumbnail": f"{image_url(job.id, event.data['index'], 'webp')}?t={event.data['t']}"}
+             "thumbnail": f"{outside(image_url(job.id, event.data['index'], 'webp'))}?t={event.data['t']}"}
             for event in pictures_of(now) if files_of(event)[0] in kept
         ]}))
 

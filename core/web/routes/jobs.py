@@ -16,6 +16,7 @@ from core.web import queries, requests, responses, serializers
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.model_choice import chosen, refinement
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
+from core.web.proxies import outside
 from core.web.routes.images import NO_JOB, find
 from core.web.routes.latents import BUSY, PictureReader, read_drawing
 from core.web.routes.server import info_of
@@ -23,6 +24,9 @@ from core.web.sse import EventStreams
 from core.web.stream_responses import StreamEvent
 from core.web.submission import submit
 from core.web.validation import invalid, read_header, read_query, validate
+from core.web.waiting import WaitingRequests
+
+PLACE = Header("Location", "where to watch it")
 
 
 def client_name() -> str:
@@ -31,7 +35,8 @@ def client_name() -> str:
 
 
 def add_jobs(
-    app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams, reader: PictureReader
+    app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams, reader: PictureReader,
+    waiting: WaitingRequests,
 ) -> None:
     """Ask, watch, list, cancel, delete."""
     queue = service.queue
@@ -39,8 +44,11 @@ def add_jobs(
     @app.post("/text_to_image")
     @operation(
         "Draw faces", "jobs",
-        {200: Answer("The job waits.", {JSON: responses.JobAccepted}, (Header("Location", "where to watch it"),))},
+        {200: Answer("The job waits; after `?wait` it has ended.", {JSON: responses.JobAccepted | responses.JobAnswer},
+                     (PLACE,)),
+         202: Answer("With `?wait`: the job has not ended yet.", {JSON: responses.JobAccepted}, (PLACE,))},
         bodies={JSON: requests.TextToImage},
+        query=queries.DrawQuery,
         headers=(Header("Idempotency-Key", "repeating the request with the same key returns the first job",
                         {"type": "string", "pattern": "^[!-~]{1,200}$"}),
                  Header("X-Client-Id", "tells apart clients that share an address, so that each gets its turn",
@@ -48,7 +56,9 @@ def add_jobs(
         problems={429: "The queue is full.", 503: BUSY},
     )
     def text_to_image() -> Response:
-        """Answers at once; the job is drawn in its turn, and survives a restart of the server."""
+        """Answers at once, or with `?wait=30` when the pictures are there, as GET /jobs/{job_id}/ does, at the latest
+        after so many seconds; the job is drawn in its turn, and survives a restart of the server."""
+        patience_s = read_query(queries.DrawQuery).wait
         info = info_of(service)
         client, key = client_name(), read_header("Idempotency-Key", 200)
         body = read_drawing()
@@ -59,7 +69,10 @@ def add_jobs(
         told = refine and {"refine": {name: refine[name] for name in ("model", "strength", "prompt")}}
         job = submit(service, info, words, wanted, pictures, client=client, key=key, shown=told,
                      kept=refine and {"refine": refine})
-        return json_response(serializers.job_accepted(job), {"Location": f"/jobs/{job.id}/"})
+        place = {"Location": outside(f"/jobs/{job.id}/")}
+        if patience_s and waiting.wait_if_possible(job, patience_s):
+            return json_response(serializers.job_answer(job, job.snapshot(), "full"), place)
+        return json_response(serializers.job_accepted(job), place, 202 if patience_s else 200)
 
     @app.get("/jobs/")
     @operation(

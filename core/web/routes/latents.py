@@ -24,7 +24,7 @@ from flask import Flask, Response, request
 
 from core.engine import Engine, EngineInfo, JobError
 from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, PictureError, is_png
-from core.imaging.image_io import as_text, base64_text, crop_square, is_white, mask_picture, read_image
+from core.imaging.image_io import as_text, base64_text, crop_square, is_white, mask_picture, read_alpha, read_image
 from core.imaging.png_metadata import NoRequestError, Restored, encode_png, read_request
 from core.imaging.watermark import find
 from core.jobs.admission import QueueClosed, QueueFull
@@ -96,7 +96,7 @@ def inverted(service: EngineService, pixels: np.ndarray, prompt: str) -> np.ndar
     return latent
 
 
-_PICTURE = re.compile(rb'"(?:init_image|mask)"\s*:\s*"([A-Za-z0-9+/=\\ ]*)"')
+_PICTURE = re.compile(rb'"(?:init_images?|mask)"\s*:\s*\[?\s*"(?:data:image/[a-z.+-]+;base64,)?([A-Za-z0-9+/=\\ ]*)"')
 
 
 def read_drawing() -> Any:
@@ -141,6 +141,11 @@ class PictureReader:
         """What `at` says to all the pixels of any picture, uint8 [H, W, 3]. Raises PictureError."""
         with self._one_at_a_time:
             return at(read_image(picture))
+
+    def alpha(self, picture: bytes) -> np.ndarray | None:
+        """How opaque the pixels of any picture are, uint8 [H, W]; None where all are. Raises PictureError."""
+        with self._one_at_a_time:
+            return read_alpha(picture)
 
     def normalised(self, wanted: TextToImage, size: int) -> dict[str, str]:
         """The pictures of a request as they are kept: PNGs in base64, at the model's size; the mask black and white.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hmac
 from pathlib import Path
 
-from flask import Flask, Response, send_from_directory
+from flask import Flask, Response, request, send_from_directory
 
 from core.web import queries
 from core.web.errors import Problem, shown
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, UNCHANGED, Answer, Header, operation
+from core.web.proxies import outside
 from core.web.security import KEY_COOKIE
 from core.web.validation import read_query
 
@@ -44,7 +45,7 @@ def add_page(app: Flask, root: Path, api_key: str | None) -> None:
             raise Problem(404, f"There is no file {shown(name)}.")
         response = send_from_directory(root / "static", name, mimetype=kind)
         if name == "sw.js":
-            response.headers["Service-Worker-Allowed"] = "/"
+            response.headers["Service-Worker-Allowed"] = outside("/")
         return response
 
     @app.get("/session")
@@ -57,5 +58,6 @@ def add_page(app: Flask, root: Path, api_key: str | None) -> None:
         if api_key is not None:
             if not hmac.compare_digest(key.encode(), api_key.encode()):
                 raise Problem(401, "This is not the key of this server.")
-            response.set_cookie(KEY_COOKIE, api_key, httponly=True, samesite="Strict", max_age=30 * 86400)
+            response.set_cookie(KEY_COOKIE, api_key, httponly=True, samesite="Strict", max_age=30 * 86400,
+                                path=outside("/"), secure=request.is_secure)
         return response

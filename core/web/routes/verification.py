@@ -29,6 +29,7 @@ from core.web import requests
 from core.web.errors import Problem, json_response, shown
 from core.web.model_choice import drawn_by
 from core.web.openapi import BINARY, JSON, Answer, Header, operation
+from core.web.proxies import outside
 from core.web.requests import GiveImage, TextToImage
 from core.web.responses import JobAccepted, Verdict
 from core.web.routes.images import NO_JOB, find
@@ -105,7 +106,7 @@ def add_verification(
             )
             if job.state not in ("failed", "cancelled") and not job.cancel_requested:
                 break
-        return json_response(job_accepted(job), {"Location": f"/jobs/{job.id}/verdict"})
+        return json_response(job_accepted(job), {"Location": outside(f"/jobs/{job.id}/verdict")})
 
     @app.get("/jobs/<job_id>/verdict")
     @operation(
