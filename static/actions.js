@@ -34,13 +34,13 @@ export async function attempt(act) {
 export async function photoPanel() {
   goTo("generate");
   await openPanel("photo");
-  return import("./photo.js");
+  return loadModule("photo");
 }
 
 /** What is known of an image that was brought here. */
 export async function about(file, found = null) {
   const known = found ?? await ask("inspect", file);
-  const { showTrust } = await import("./trust.js");
+  const { showTrust } = await loadModule("trust");
   await showTrust(file, known, {
     restore: restoreAndSay, start: async (given) => (await photoPanel()).takePhoto(given),
   });
@@ -72,7 +72,7 @@ export const actions = {
   }),
   /** Lead from one image to another. */
   blend: (one, other) => attempt(async () => {
-    const changes = await (await import("./blend.js")).between(one, other);
+    const changes = await (await loadModule("blend")).between(one, other);
     await actions.use(one.job, one.index, changes, "blend");
   }),
   /** Go on from a denoising step of an image, with other words or another seed. */
@@ -84,7 +84,7 @@ export const actions = {
   }),
   trust: (one) => attempt(async () => about(await blobOf(one.url))),
   who: (job) => attempt(async () => {
-    (await import("./population.js")).showPopulation([job].flat(), Array.isArray(job));
+    (await loadModule("population")).showPopulation([job].flat(), Array.isArray(job));
   }),
   /** Start from one image: change it, or only a part of it. */
   edit: (one, andPaint) => attempt(async () => {

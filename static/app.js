@@ -10,7 +10,9 @@ import { ask, askJob, watchPulse } from "./server.js";
 import { fillForm } from "./settings.js";
 import { linkedSettings, receiveImages } from "./sharing.js";
 import { showNotice, updateButton } from "./submission.js";
-import { $, COMMAND, bus, dialogIsOpen, h, isCommand, isWriting, on, recall, setText, toast } from "./ui.js";
+import {
+  $, COMMAND, bus, dialogIsOpen, h, isCommand, isWriting, loadModule, on, recall, setText, toast,
+} from "./ui.js";
 import { currentView, goTo, updateView } from "./views.js";
 
 const LOADING_MS = 700;
@@ -152,7 +154,7 @@ on($("key-form"), "submit", async (event) => {
 
 // ---- keys
 
-const toggleHelp = () => attempt(async () => (await import("./help.js")).openHelp());
+const toggleHelp = () => attempt(async () => (await loadModule("help")).openHelp());
 
 on(document, "keydown", (event) => {
   const command = event.ctrlKey || event.metaKey;

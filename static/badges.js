@@ -1,8 +1,9 @@
 // How well does an image fit its words, and is it too close to a training image? Badges on its tile, and the detail.
 
+import { icon } from "./icons.js";
 import { labelOf } from "./prompt.js";
 import { ask } from "./server.js";
-import { h, icon, loadStyle, percent } from "./ui.js";
+import { h, loadStyle, percent } from "./ui.js";
 
 let number = 0;
 

@@ -1,7 +1,8 @@
 // What is to happen beside the words? An image to start from, features, variations, a blend; and their panels.
 
+import { icon } from "./icons.js";
 import { dataUrl } from "./images.js";
-import { $, bus, h, icon, keep, loadModule, percent, recall } from "./ui.js";
+import { $, bus, h, keep, loadModule, percent, recall } from "./ui.js";
 
 /** Panels: name, label, icon, the fields that it sets. */
 const PANELS = [["photo", "Image", "image", ["init_image", "mask", "strength", "latent", "start_timestep"]],

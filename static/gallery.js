@@ -1,11 +1,12 @@
 // What was generated before? All jobs of the server, the newest first, page by page; searched, filtered.
 
+import { icon } from "./icons.js";
 import {
   imagesOf, isFavourite, isLeaving, isPicking, learn, startPicking, stopPicking, tile, wordsOf,
 } from "./images.js";
 import { shownJobs } from "./jobs.js";
 import { ask } from "./server.js";
-import { $, arrowKeys, bus, dayOf, dialogIsOpen, h, icon, on, plural, segments, setText } from "./ui.js";
+import { $, arrowKeys, bus, dayOf, dialogIsOpen, h, on, plural, segments, setText } from "./ui.js";
 
 const PAGE = 24;
 const RECENT_ROWS = 3;

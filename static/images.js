@@ -1,7 +1,8 @@
 // What can be done with an image wherever it is shown? Tiles, favourites, choosing two, deleting with undo.
 
+import { icon } from "./icons.js";
 import { ask, blobOf, jobPath, send } from "./server.js";
-import { $, announce, bus, complain, h, icon, img, isCommand, keep, on, plural, recall, setText, toast } from "./ui.js";
+import { $, announce, bus, complain, h, img, isCommand, keep, on, plural, recall, setText, toast } from "./ui.js";
 
 /** An image of a job, by its place in it; `result` is what the server said of it when it was finished. */
 export function imageOf(job, index) {

@@ -1,10 +1,11 @@
 // What happens to one job? Its card on the stage, from waiting to its end.
 
 import { editsInWords } from "./edits.js";
+import { icon } from "./icons.js";
 import { deleteJob, fileName, heart, imageOf, imagesOf, jobFrom, tile, wordsOf } from "./images.js";
 import { ask, askJob, follow, jobPath } from "./server.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, share } from "./sharing.js";
-import { announce, bus, complain, h, icon, iconButton, loadModule, plural, seconds, softButton } from "./ui.js";
+import { announce, bus, complain, h, iconButton, loadModule, plural, seconds, softButton } from "./ui.js";
 
 const iconLink = (name, title, href, download) => (
   h("a.round.plain", { href, download, "aria-label": title, title }, icon(name)));
@@ -152,7 +153,7 @@ export class JobCard {
     const { seed, url } = target.one;
     target.button.ariaLabel = `Face ${index + 1} of ${this.tiles.length}: ${wordsOf(job)}, seed ${seed}`;
     if (about.adherence != null || about.nearest?.too_close) {
-      import("./badges.js").then(async ({ badges }) => {
+      loadModule("badges").then(async ({ badges }) => {
         target.made.append(...await badges(about, job.parameters.prompt));
       }).catch(() => {});
     }

@@ -1,9 +1,8 @@
 // Which part of an image is inpainted? Painted with a brush, or chosen from shapes that lie where faces lie.
 
+import { icon } from "./icons.js";
 import { dataUrl } from "./images.js";
-import {
-  announce, h, icon, iconButton, img, on, openSheet, percent, quiet, segments, slider, softButton,
-} from "./ui.js";
+import { announce, h, iconButton, img, on, openSheet, percent, quiet, segments, slider, softButton } from "./ui.js";
 
 const COLOUR = "#12b5a5";
 const MAX_UNDO = 60;

@@ -1,8 +1,9 @@
 // How does one image become the other? The images of a blend, forward and back, with fading between them.
 
+import { setIcon } from "./icons.js";
 import { imagesOf } from "./images.js";
 import { jobPath } from "./server.js";
-import { h, iconButton, img, on, percent, setIcon, wantsStillness } from "./ui.js";
+import { h, iconButton, img, on, percent, wantsStillness } from "./ui.js";
 
 const FRAME_MS = 220;
 

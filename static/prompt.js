@@ -1,9 +1,9 @@
 // What does the model understand of the description? Words are marked, attributes become chips that can be switched.
 // The text is the one truth: every switch edits it and asks again.
 
-import { switched } from "./prompt_editing.js";
+import { icon } from "./icons.js";
 import { ask } from "./server.js";
-import { $, h, icon, on, setText } from "./ui.js";
+import { $, h, loadModule, on, setText } from "./ui.js";
 
 const WAIT_MS = 220;
 const REST_MS = 1200; // a word at the caret is marked when nothing was typed for so long
@@ -16,7 +16,6 @@ let phrases = []; // {text, attribute, value}, the commonest first
 let analysis = null; // the server's newest answer about the text
 let timer = 0;
 let asked = 0;
-let suggest = null; // loaded with the first letter
 let palette = null; // loaded when it is first opened
 const switchedOff = new Map(); // chips that were switched off: attribute -> {value, before, after}
 
@@ -74,6 +73,9 @@ export function setPrompt(text) {
 /** A place in a text: the server counts code points, JavaScript UTF-16 units. */
 export const unitAt = (text, position) => Array.from(text).slice(0, position).join("").length;
 
+/** A chip that is pointed at or focused may be pressed next: what a press needs comes now. */
+const expectPress = () => loadModule("prompt_editing").catch(() => { /* the press tries again */ });
+
 /** Switch one fact of the description on or off; the focus stays on its chip, which is made anew. */
 async function switchFact(attribute, value) {
   const focused = document.activeElement?.dataset.fact;
@@ -81,6 +83,7 @@ async function switchFact(attribute, value) {
   clearTimeout(timer);
   const before = area.value;
   try {
+    const { switched } = await loadModule("prompt_editing");
     const text = await switched(before, attribute, value, switchedOff);
     if (area.value === before) await replaceText(text);
   } catch { /* the server is gone; the banner says so */ }
@@ -108,7 +111,7 @@ export function chipFor(attribute, value, bare = false) {
   const pressed = analysis?.attributes[attribute] === value;
   return h("button.chip", {
     "aria-pressed": String(pressed), data: { fact: factOf(attribute, value) },
-    click: () => switchFact(attribute, value),
+    click: () => switchFact(attribute, value), pointerenter: expectPress, focus: expectPress,
     ...(bare ? {} : { class: "chip fact", title: pressed ? "Take this out of the description" : "Put this back" }),
   }, !bare && icon(pressed ? "check" : "plus"), labelOf(attribute, value));
 }
@@ -190,8 +193,9 @@ on(area, "input", async (event) => {
   showMarks(changed < 0 ? analyzed : analyzed.slice(0, changed));
   clearTimeout(timer);
   timer = setTimeout(updateAnalysis, WAIT_MS);
-  suggest ??= import("./suggestions.js").catch(() => { suggest = null; });
-  (await suggest)?.suggest(event, { words, phrases, type });
+  try {
+    (await loadModule("suggestions")).suggest(event, { words, phrases, type });
+  } catch { /* the next letter tries again */ }
 });
 on(area, "scroll", () => { marks.scrollTop = area.scrollTop; });
 
@@ -199,7 +203,7 @@ on($("palette-open"), "click", async () => {
   const open = $("palette").hidden;
   $("palette").hidden = !open;
   $("palette-open").ariaExpanded = open;
-  palette ??= import("./prompt_palette.js")
+  palette ??= loadModule("prompt_palette")
     .then(({ fillPalette }) => fillPalette($("palette")), () => { palette = null; });
 });
 on($("surprise"), "click", async () => {

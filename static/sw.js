@@ -3,10 +3,10 @@
 
 const CACHE = "shell";
 const ROOT = new URL("../", location.href);
-const FILES = ("actions app badges blend compare crop edits gallery gestures help images job_card jobs mask photo "
-  + "player population prompt prompt_editing prompt_palette server settings sharing sliders submission suggestions "
-  + "theme trust ui vary viewer views").split(" ").map((name) => `${name}.js`);
-const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", "icons.svg", ...FILES]
+const FILES = ("actions app badges blend compare crop edits gallery gestures help icons images job_card jobs mask "
+  + "photo player population prompt prompt_editing prompt_palette server settings sharing sliders submission "
+  + "suggestions theme trust ui vary viewer views").split(" ").map((name) => `${name}.js`);
+const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES]
   .map((path) => new URL(path, location.href).href);
 
 self.addEventListener("install", (event) => {

@@ -1,9 +1,10 @@
 // Was an image made here? What its file says, what its pixels say, and what generating it again says.
 
 import { canDo } from "./edits.js";
+import { icon } from "./icons.js";
 import { addressOf } from "./images.js";
 import { ask, askJob, jobPath } from "./server.js";
-import { h, icon, img, loadStyle, openSheet, percent, quiet, softButton } from "./ui.js";
+import { h, img, loadStyle, openSheet, percent, quiet, softButton } from "./ui.js";
 
 const VERDICTS = {
   exact: ["Exact", "Generated again, it is the same in every pixel."],

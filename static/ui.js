@@ -1,4 +1,6 @@
-// What does every part of the page need? Elements, icons, memory, messages, dialogs. It knows neither jobs nor server.
+// What does every part of the page need? Elements, memory, messages, dialogs. It knows neither jobs nor server.
+
+import { icon } from "./icons.js";
 
 export const $ = (id) => document.getElementById(id);
 export const setText = (id, text) => { $(id).textContent = text; };
@@ -40,21 +42,8 @@ export function h(name, given, ...children) {
   return made;
 }
 
-export function icon(name) {
-  const svg = $("icon").content.firstElementChild.cloneNode(true);
-  svg.firstElementChild.setAttribute("href", `static/icons.svg#${name}`);
-  return svg;
-}
-
-for (const bare of document.querySelectorAll("[data-icon]")) bare.prepend(icon(bare.dataset.icon));
-
 export const quiet = (text, given) => h("p.quiet", { text, ...given });
 export const img = (src, alt = "", given = {}) => h("img", { src, alt, width: 128, height: 128, ...given });
-
-export function setIcon(button, name, label) {
-  button.ariaLabel = label;
-  button.querySelector("use").setAttribute("href", `static/icons.svg#${name}`);
-}
 
 /** A round button that shows only an icon. */
 export function iconButton(name, label, click, given = {}) {
@@ -95,8 +84,18 @@ export function loadStyle(name) {
   });
 }
 
-/** A module that most visits never need, and its style sheet. */
-export const loadModule = async (name, style) => (await Promise.all([import(`./${name}.js`), loadStyle(style)]))[0];
+const retries = {}; // module -> how often it did not come
+
+/**
+ * A module that most visits never need, and its style sheet. A browser may remember, for as long as the page is open,
+ * that a module did not come: the next try asks for it under another address.
+ */
+export async function loadModule(name, style) {
+  const tried = retries[name] ?? 0;
+  const coming = import(`./${name}.js${tried ? `?retry=${tried}` : ""}`);
+  coming.catch(() => { retries[name] = tried + 1; });
+  return (await Promise.all([coming, style && loadStyle(style)]))[0];
+}
 
 export function choose(box, value) {
   for (const input of box.querySelectorAll("input")) input.checked = input.value === String(value);

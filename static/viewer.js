@@ -1,6 +1,7 @@
 // One image, large: its neighbours, zoom, how it was generated step by step, and everything that can be done with it.
 
 import { canDo, editsInWords } from "./edits.js";
+import { icon, setIcon } from "./icons.js";
 import {
   altOf, deleteImages, deleteJob, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf,
 } from "./images.js";
@@ -8,8 +9,8 @@ import { gestures } from "./gestures.js";
 import { ask, jobPath } from "./server.js";
 import { canShare, collageOf, copy, linkTo, share } from "./sharing.js";
 import {
-  $, announce, bus, closable, h, icon, iconButton, img, isCommand, on, openDialog, percent, recall, setIcon, setText,
-  softButton, wantsStillness,
+  $, announce, bus, closable, h, iconButton, img, isCommand, on, openDialog, percent, recall, setText, softButton,
+  wantsStillness,
 } from "./ui.js";
 
 const MAX_ZOOM = 8;

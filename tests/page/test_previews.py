@@ -6,7 +6,6 @@ import io
 import json
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -140,10 +139,7 @@ def test_four_pictures_reach_a_slow_page_soon(browser: Browser) -> None:
         page.wait_for_function(finals())
         took = time.monotonic() - began
         paths = [url for url in asked if "/images/" in url and "?t=" in url]
-        job = site.state(page.locator(".job").get_attribute("data-job") or "")
-        began, ended = (datetime.fromisoformat(job[name].rstrip("Z")) for name in ("created_at", "finished_at"))
-        ran = (ended - began).total_seconds()  # 2 s where nothing else runs
-        assert took - ran <= 4, (took, first, ran)
+        assert took <= 6, (took, first)
         assert first <= 3.0, first  # three trips there and back: the job, its events, the picture
         assert paths and len(paths) == len(set(paths)), "a preview is fetched once"
 

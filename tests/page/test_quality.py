@@ -19,8 +19,10 @@ from tests.support.drawing import TROUBLE, DrawingEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "static"
-SHELL_BYTES = 150_000  # page + scripts + styles that a visit loads, uncompressed
-ON_DEMAND_BYTES = 75_000  # what comes with the first opened picture or panel of editing
+SHELL_BYTES = 150_000  # page + scripts + styles + icons that a first visit loads, uncompressed
+# What comes with the first opened image, panel of editing or pressed word. It was 75,000 while the switching of words
+# came with each visit: what is promised is the first load, and what few visits need belongs here.
+ON_DEMAND_BYTES = 82_000
 ICON_BYTES = 20_000
 
 
@@ -250,7 +252,8 @@ def test_a_finger_is_enough(browser: Browser, site: Site, gate: Gate) -> None:
 
 
 def test_the_shell_stays_within_its_budget(browser: Browser, site: Site) -> None:
-    files = [ROOT / "frontend.html", *STATIC.glob("*.js"), *STATIC.glob("*.css")]
+    files = {ROOT / "frontend.html", STATIC / "icon.svg", STATIC / "manifest.webmanifest", *STATIC.glob("*.js"),
+             *STATIC.glob("*.css")} - {STATIC / "docs.css"}  # which only /docs asks for
     assert sum(file.stat().st_size for file in STATIC.iterdir() if file.suffix in (".png", ".svg")) <= ICON_BYTES
     asked: list[Request] = []
     said: list[str] = []
@@ -263,11 +266,54 @@ def test_the_shell_stays_within_its_budget(browser: Browser, site: Site) -> None
     assert [text for text in said if "Service Worker registration blocked" not in text] == []  # blocked by this test
     loaded = {request.url.removeprefix(site.address).partition("?")[0] for request in asked}
     known = {file.relative_to(ROOT).as_posix(): file.stat().st_size for file in files}
-    first = [size for path, size in known.items() if path in loaded | {"frontend.html", "static/sw.js"}]
+    unseen = {"frontend.html", "static/sw.js", "static/manifest.webmanifest"}  # asked for under another name, or later
+    first = [size for path, size in known.items() if path in loaded | unseen]
     assert len(first) > 10 and sum(first) <= SHELL_BYTES, (sum(first), sorted(loaded))
     assert sum(known.values()) - sum(first) <= ON_DEMAND_BYTES
-    others = {"static/icon.svg", "static/icons.svg", "static/manifest.webmanifest"}
-    assert {path for path in loaded if path.startswith("static/")} <= others | known.keys()
+    assert {path for path in loaded if path.startswith("static/")} <= known.keys()
+
+
+@pytest.mark.parametrize("how", ["hover", "focus"])
+def test_a_chip_brings_its_code_before_it_is_pressed(page: Page, site: Site, how: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    visit(page, site.address)
+    write_prompt(page, "a smiling woman")
+    chip = page.locator("#notes").get_by_role("button", name="smiling", exact=True)
+    expect(chip).to_be_visible()
+    assert "prompt_editing.js" not in asked
+    with page.expect_response("**/prompt_editing.js"):
+        getattr(chip, how)()
+    expect(page.get_by_label("Describe a face")).to_have_value("a smiling woman")
+    chip.press("Enter")
+    expect(page.get_by_label("Describe a face")).to_have_value("a woman")
+    expect(chip).to_be_focused()
+    assert asked.count("prompt_editing.js") == 1
+
+
+def test_a_chip_whose_code_did_not_come_is_tried_again(page: Page, site: Site) -> None:
+    page.route("**/prompt_editing.js", lambda route: route.abort("connectionreset"))
+    visit(page, site.address)
+    write_prompt(page, "a smiling woman")
+    chip = page.locator("#notes").get_by_role("button", name="smiling", exact=True)
+    with page.expect_event("requestfailed"):
+        chip.hover()
+    page.unroute("**/prompt_editing.js")
+    chip.click()
+    expect(page.get_by_label("Describe a face")).to_have_value("a woman")
+
+
+def test_no_icon_is_asked_for_while_images_come(page: Page, site: Site, gate: Gate) -> None:
+    """On a slow line an icon would take one of the six connections that the images come through."""
+    gate.open()
+    visit(page, site.address)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    generate(page)
+    expect(page.locator(".job")).to_have_attribute("data-state", "succeeded")
+    expect(page.locator(".job .heart .icon path").first).to_be_attached()
+    drawings = [url for url in asked if url.endswith(".svg")]
+    assert asked and [url for url in drawings if not url.endswith("/icon.svg")] == []  # which is the tab's own
 
 
 def test_nothing_in_the_page_needs_a_looser_policy(page: Page, site: Site) -> None:
