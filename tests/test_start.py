@@ -256,7 +256,7 @@ def test_the_real_server_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
         "import sys, os; from pathlib import Path; from launcher.process import Child\n"
         "child = Child([sys.executable, 'api.py', '--port', '0', *sys.argv[1:]], cwd=Path('.'), env=dict(os.environ),"
-        " farewell='')\nprint(child._process.pid, flush=True); child.release(); child.wait()"
+        " closing_message='')\nprint(child._process.pid, flush=True); child.release(); child.wait()"
     )
     words = ["--model", str(tmp_path / "none"), "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, stdout=subprocess.PIPE,
@@ -546,13 +546,13 @@ def test_every_flag_has_a_twin_and_the_flag_wins() -> None:
     values = {"HOST": "::1", "PORT": "80", "DEVICE": "cuda:1", "MODEL": "m", "DATA_DIR": "d", "API_KEY": "k"}
     values |= {"THREADS": "3", "NO_BROWSER": "1", "OFFLINE": "yes", "INSECURE": "true", "TORCH_INDEX": "https://x/cpu",
                "NO_WATERMARK": "1", "ALLOW_HOST": "a.example", "CORS_ORIGIN": "https://a.example, https://b.example",
-               "TRUSTED_PROXY": "127.0.0.1"}
+               "TRUSTED_PROXY": "127.0.0.1", "IMAGE_SIZE": "256"}
     told = vars(start.command_line({"FACES_" + name: value for name, value in values.items()}).parse_args([]))
     assert told.pop("command") == "run"
     assert {name.upper(): str(value) for name, value in told.items()} == {
         **values, "NO_BROWSER": "True", "OFFLINE": "True", "INSECURE": "True", "NO_WATERMARK": "True",
         "ALLOW_HOST": "['a.example']", "CORS_ORIGIN": "['https://a.example', 'https://b.example']",
-        "TRUSTED_PROXY": "['127.0.0.1']",
+        "TRUSTED_PROXY": "['127.0.0.1']", "MODEL": "['m']",
     }
     assert start.command_line({"FACES_PORT": "80"}).parse_args(["--port", "81"]).port == 81
     plain = start.command_line({"FACES_OFFLINE": "0", "FACES_HOST": ""}).parse_args([])

@@ -281,7 +281,9 @@ class EngineBatch:
     def _refine_those_that_wait(self) -> Iterator[tuple[Job, JobError | None]]:
         """Begin the second run of jobs whose first one is finished, as soon as the model for it can be loaded."""
         for one in [one for one in self._running if one.waits]:
-            name = self._models.find(one.job.request["refine"]["model"]) or one.job.request["refine"]["model"]
+            shown = one.job.request["refine"]["model"]
+            found = self._models.find(shown)
+            name = shown if found is None else found
             if one.job.cancel_requested or not self._models.has_room_for(name, self.models_in_use):
                 continue
             try:

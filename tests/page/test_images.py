@@ -81,7 +81,7 @@ def test_the_gallery_shows_searches_and_filters(page: Page, site: Site) -> None:
     page.get_by_text("Unfinished", exact=True).click()
     expect(page.locator("#days .tile")).to_have_count(1)
     page.get_by_role("button", name=re.compile("Failed")).click()  # to the stage, with cause and remedy
-    expect(page.locator(".job").get_by_role("alert")).to_contain_text("No picture came out. Try another sampler.")
+    expect(page.locator(".job").get_by_role("alert")).to_contain_text("No image came out. Try another sampler.")
     page.go_back()
     expect(page.get_by_role("heading", name="Gallery")).to_be_visible()
 
@@ -160,6 +160,8 @@ def test_who_takes_a_deletion_back_before_the_server_answered_is_heard(page: Pag
     page.keyboard.press("Escape")
     with page.expect_response(lambda answer: answer.url.endswith("/restore")) as brought_back:
         page.keyboard.press("Control+z")
+        while not held:  # the DELETE is asked for after the key was pressed, in its own time
+            page.wait_for_timeout(20)
         page.wait_for_timeout(50)
         held.pop().continue_()
     assert brought_back.value.status < 300

@@ -437,7 +437,7 @@ def test_the_promised_request_in_the_document(document: dict[str, Any]) -> None:
         found[name] = (kind["type"], default, low, kind.get("maximum", kind.get("maxLength")))
     assert found == PROMISED_FIELDS
     others = {"latent", "init_image", "mask", "interpolate_to", "attributes", "candidates", "balance",
-              "attribute_balancing", "preview_every_s", "guidance_interval"}
+              "attribute_balancing", "preview_every_s", "guidance_interval", "refine"}
     assert set(schema["properties"]) == {*PROMISED_FIELDS, *others}
     assert schema["required"] == ["prompt"] and schema["additionalProperties"] is False
 

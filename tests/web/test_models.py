@@ -14,7 +14,7 @@ from PIL import Image
 
 from core.engine import Engine, EngineInfo
 from core.jobs.models import Models, ModelSource
-from tests.support.asking import CheckedClient, post, problem, service_of, tick, work
+from tests.support.asking import CheckedClient, make_app, post, problem, run, service_of, tick, work
 from tests.support.drawing import DrawingEngine, DrawingInfo
 
 LACKS = frozenset(("attributes", "balance", "candidates", "vocabulary"))
@@ -74,8 +74,8 @@ def test_what_a_model_lacks_is_absent_from_its_options(client: Any) -> None:
     assert not {"attributes", "balance", "candidates"} & set(found["fields"])
     assert found["attributes"] == [] and found["few_steps"] == {} and found["step_curve"] == []
     assert found["samplers"] == ["Brush"] and found["fields"]["guidance_scale"]["default"] == 7.5
-    told = problem(client.get("/options?model=third"), 422)
-    assert "must be one of drawing, Other, cut, xl" in told["detail"] + str(told["errors"])
+    told = problem(client.get("/options?model=third"), 404)
+    assert "there are drawing, Other, cut, xl" in told["detail"]
 
 
 def test_a_request_names_its_model(app: Flask, client: Any, drawn: dict[str, DrawingEngine]) -> None:
@@ -148,6 +148,12 @@ def test_refinement_keeps_the_picture_before(app: Flask, client: Any, drawn: dic
     assert drawn["Other"].begun[0].prompt == "sharp"
     events = client.get(f"/jobs/{asked['job_id']}/events")
     assert events.status_code == 200 and '"before"' in events.text
+
+
+def test_the_only_model_refines_what_it_generated() -> None:
+    app = make_app(DrawingEngine())
+    job_id = run(app, prompt="a smiling woman", refine={})
+    assert app.test_client().get(f"/jobs/{job_id}/").get_json()["response"][0]["before"]
 
 
 @pytest.mark.parametrize("refine, pointer", [

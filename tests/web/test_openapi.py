@@ -347,7 +347,7 @@ def test_the_log_tells_which_job(app: Flask, client: FlaskClient, caplog: pytest
         client.delete(f"/jobs/{job_id}/")
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
     about = [line["message"] for line in lines if line.get("job_id") == job_id]
-    assert about == [f"job {job_id} accepted", f"job {job_id} drawn", "DELETE /jobs/{job_id}/ 204"]
+    assert about == [f"job {job_id} accepted", f"job {job_id} generated", "DELETE /jobs/{job_id}/ 204"]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     assert service_of(app).state == "READY"
 

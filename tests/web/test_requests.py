@@ -265,8 +265,8 @@ BODIES = [
         ("a string", b'"prompt"', JSON, 422, ("must be a JSON object",), ("#",)),
         ("a number", b"1", JSON, 422, ("must be a JSON object; got 1",), ("#",)),
         ("null", b"null", JSON, 422, ("must be a JSON object; got null",), ("#",)),
-        ("a megabyte", b'{"prompt": "' + b"a" * 2**20 + b'"}', JSON, 413, ("1048576 bytes beside pictures",), None),
-        ("ten megabytes", b" " * (10 * 2**20), JSON, 413, ("1048576 bytes beside pictures",), None),
+        ("a megabyte", b'{"prompt": "' + b"a" * 2**20 + b'"}', JSON, 413, ("1048576 bytes beside images",), None),
+        ("ten megabytes", b" " * (10 * 2**20), JSON, 413, ("1048576 bytes beside images",), None),
         ("fourteen megabytes", b" " * (14 * 2**20), JSON, 413, ("bytes",), None),
         ("a million names", b'{"prompt": "a", "mask": "", ' + b", ".join(
             b'"%d": 1' % number for number in range(10**6)) + b"}", JSON, 413, ("beside images",), None),

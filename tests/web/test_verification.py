@@ -188,7 +188,8 @@ def test_pictures_without_a_sound_receipt_are_refused(app: Flask, client: FlaskC
     bare = encode_png(read_image(png))
     crash = png[: len(png) // 2]
     for wrong, words in (
-        (bare, "nothing says how it was generated"), (a1111(png), "no receipt"), (crash, "cut off"), (b"", "bytes"),
+        (bare, "nothing says how it was generated"), (a1111(png), "no generation parameters"), (crash, "cut off"),
+        (b"", "bytes"),
         (b"GIF89a" + bytes(30), "GIF"), (forged(png, sampler="Brush"), "sampler"),
         (forged(png, n_images=2), "n_images = 2"), (forged(png, n_inf_steps=5000), "n_inf_steps"),
         (forged(png, start_timestep=0.5), "start_timestep"), (forged(png, model="another"), "model"),

@@ -16,7 +16,7 @@ from core.web.model_choice import failed_models_of
 from core.web.monitoring import Present, Telemetry
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.web.queries import OptionsQuery
-from core.web.validation import invalid, read_query
+from core.web.validation import read_query
 
 
 def info_of(service: EngineService) -> EngineInfo:
@@ -55,14 +55,13 @@ def add_state(
     @app.get("/options")
     @operation("Limits, defaults and choices", "server",
                {200: Answer("Everything that a form needs.", {JSON: responses.OptionsAnswer}, (ETAG,)), 304: UNCHANGED},
-               query=OptionsQuery, headers=(IF_NONE_MATCH,))
+               query=OptionsQuery, headers=(IF_NONE_MATCH,), problems={404: "No model has this name."})
     def show_options() -> Response:
         """Answers while the model loads too: then without what only it knows. What a model lacks is not there."""
         name = read_query(OptionsQuery).model
         info = service.info_of(name)
         if info is None and name is not None and service.info is not None:
-            wanted = f"must be one of {', '.join(service.models.names)}"
-            raise invalid([(("model",), f"{wanted}; got {shown(name)}")], pointer="?")
+            raise Problem(404, f"no model is called {shown(name)}: there are {', '.join(service.models.names)}")
         found = options(info)
         found["fields"] = both_names({name: both_names(field) for name, field in found["fields"].items()})
         found["limits"] = both_names(found["limits"])
