@@ -26,7 +26,7 @@ import torch
 
 from core.command import Command, SettingError, run_command, run_lock, run_one
 from core.diffusion.schedule import NoiseSchedule
-from core.diffusion.schedulers import scheduler_config
+from core.diffusion.schedulers import TURBO, scheduler_config
 from core.diffusion.training_loss import TrainingLoss, denoising_loss, mean_loss
 from core.diffusion.unet import ConditionalUNet, UNetConfig, check_widths, frozen, write_config
 from core.nn.autoencoder import encoder_hash, load_vae
@@ -276,7 +276,8 @@ def draw_picture(run: RunFolder, name: str, network: ConditionalUNet, data: Trai
     config, encoders = scheduler_config(data.schedule), data.encoders
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     info = ModelInfo(name=run.folder.name, model_hash="", device=str(accelerator.device), image_size=128,
-                     latent_shape=(encoders.vae.config.latent_channels, 16, 16), samplers=tuple(config["samplers"]),
+                     latent_shape=(encoders.vae.config.latent_channels, 16, 16),
+                     samplers=(*config["samplers"], *([] if how is None else [TURBO])),
                      default_sampler=config["default_sampler"], long_sampler=config["long_sampler"],
                      default_guidance_scale=2.0)
     faces = FaceGenerator(encoders.clip, encoders.tokenizer, encoders.vae, network, config, info, dtype,

@@ -83,7 +83,7 @@ class FacesModel(ModelMixin, ConfigMixin):
             self.register_buffer("shift", torch.zeros(*counts, *latent_shape))
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self, tokenizer: Any, prompt: str, *, count: int, seed: int, steps: int, guidance_scale: float | None,
         negative_prompt: str, sampler: str | None, watermark: bool,
     ) -> np.ndarray:
@@ -110,7 +110,7 @@ class FacesModel(ModelMixin, ConfigMixin):
         x = sample(network, encode(table(prompt)), make_scheduler(sampler or config.sampler, config.scheduler),
                    start.noise, steps, scale, schedule=schedule_from_config(config.scheduler),
                    negative=encode(negative_prompt) if negative_prompt.strip() else None,
-                   known=self.unet.guidance_range, generators=start.generators, correction=correction)
+                   guidance_range=self.unet.guidance_range, generators=start.generators, correction=correction)
         pixels = to_pixels(self.vae.decode(self.vae.denormalize(x.to(device))))
         return np.stack([mark(one, None) if watermark else one for one in pixels])
 
@@ -132,9 +132,9 @@ class FacesPipeline(DiffusionPipeline):
         seed = secrets.randbelow(2**32) if generator is None else generator.initial_seed()
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         drawn = np.concatenate([
-            self.networks.draw(self.tokenizer, text, count=num_images_per_prompt, seed=seed, steps=num_inference_steps,
-                               guidance_scale=guidance_scale, negative_prompt=negative_prompt, sampler=sampler,
-                               watermark=watermark)
+            self.networks.generate(
+                self.tokenizer, text, count=num_images_per_prompt, seed=seed, steps=num_inference_steps,
+                guidance_scale=guidance_scale, negative_prompt=negative_prompt, sampler=sampler, watermark=watermark)
             for text in texts])
         images = [Image.fromarray(one) for one in drawn] if output_type == "pil" else drawn / np.float32(255)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

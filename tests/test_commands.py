@@ -207,7 +207,7 @@ def test_training_needs_no_diffusers(trained: Path, place: Workplace, monkeypatc
     assert conditional_ldm.main(place.train("unet", run, "--schedule", schedule, "--steps", 1)) == 0
     found = list((place.root / run / "pictures").glob("*.png"))
     assert len(found) == (schedule == "cosine")
-    assert ("step-0000001 has no picture: diffusers is not installed" in capsys.readouterr().out) == (not found)
+    assert ("step-0000001 has no image: diffusers is not installed" in capsys.readouterr().out) == (not found)
 
 
 def test_pictures_of_a_run_are_what_the_released_folder_draws(trained: Path, place: Workplace) -> None:

@@ -481,7 +481,7 @@ def test_a_tar_cut_short_gives_what_it_has(tmp_path: Path) -> None:
 def test_only_broken_pictures_make_no_store(tmp_path: Path) -> None:
     lists = kaggle_lists({"000001.jpg": random_attributes(random.Random(0))})
     source = write_files(tmp_path / "in", {**lists, "000001.jpg": b"no image"})
-    with pytest.raises(DataError, match="none of the 1 pictures could be used; the first: 000001.jpg"):
+    with pytest.raises(DataError, match="none of the 1 images could be used; the first: 000001.jpg"):
         prepare([source], tmp_path / "out")
     with pytest.raises(DataError, match="no complete prepared store"):
         FaceStore.open(tmp_path / "out")
@@ -706,7 +706,7 @@ def test_command_line_finds_what_lies_in_archive(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, error = run(["--prepare"], capsys)
-    assert code == 1 and "no pictures with labels in archive" in error
+    assert code == 1 and "no images with labels in archive" in error
     archive = tmp_path / "archive"
     archive.mkdir()
     (archive / "a-broken.zip").write_bytes(b"half")

@@ -48,7 +48,7 @@ def test_info_comes_from_the_folder(faces: FaceGenerator) -> None:
     assert (info.name, info.device, info.image_size, info.latent_shape) == ("tiny", "cpu", 128, (4, 16, 16))
     assert info.samplers == SAMPLERS and info.default_sampler in SAMPLERS and info.default_guidance_scale > 1
     assert re.fullmatch("[0-9a-f]{64}", info.model_hash)
-    used = [faces.start(GenerationRequest("a face", 1, steps)).asked[0]["sampler"] for steps in (50, 51)]
+    used = [faces.start(GenerationRequest("a face", 1, steps)).parameters[0]["sampler"] for steps in (50, 51)]
     assert used == [info.default_sampler, info.long_sampler] == ["UniPC", "UniPC"]
 
 
@@ -186,7 +186,7 @@ def test_a_step_is_one_call_of_as_few_rows_as_guidance_allows(faces: FaceGenerat
 
 def test_prompts_are_read_once_and_joined_once(faces: FaceGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many steps, images and requests there are."""
-    monkeypatch.setattr(faces, "_texts", {})
+    monkeypatch.setattr(faces, "_encoded_prompts", {})
     read: list[int] = []
     joined = []
     with (faces.clip.text.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0]))),
@@ -432,7 +432,7 @@ def test_wrong_arguments_are_refused(faces: FaceGenerator, options: dict, messag
 def test_nan_is_an_error_never_a_black_picture(tiny_folder: Path) -> None:
     broken = FaceGenerator.load(tiny_folder, device="cpu", engine="torch")
     with torch.no_grad():
-        broken.unet.head.bias.fill_(float("nan"))
+        broken.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(JobError, match="NaN or infinity") as failed:
         broken.generate(PROMPT, num_inference_steps=2)
     assert failed.value.code == "not_finite" and failed.value.hint
@@ -624,7 +624,7 @@ def test_words_are_read_once(faces: FaceGenerator, monkeypatch: pytest.MonkeyPat
         return encode(ids, mask)
 
     monkeypatch.setattr(faces.clip, "encode_text", counting)
-    monkeypatch.setattr(faces, "_texts", {})
+    monkeypatch.setattr(faces, "_encoded_prompts", {})
     first = faces.generate("an old man with a hat", num_inference_steps=1, seed=4)[0]
     again = faces.generate("an old man with a hat", num_inference_steps=1, seed=4)[0]
     assert len(read) == 1 and np.array_equal(first.pixels, again.pixels)

@@ -38,7 +38,7 @@ from core.imaging.file_sanitizer import (
     shown,
 )
 
-MAX_TEXT_BYTES = 2**22  # of a PNG's text after inflation, with latents or an image of 1024 x 1024 to begin with
+MAX_TEXT_BYTES = 2**21  # of a PNG's text after inflation, with latents or an image of 512 x 512 to begin with
 MAX_SLIDERS = 40  # attributes that a request may name
 MAX_INTEGER = 2**53 - 1  # the largest that JavaScript holds exactly
 

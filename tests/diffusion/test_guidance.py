@@ -306,7 +306,7 @@ def test_no_judge_and_a_failing_judge_stop_no_picture(
     (damaged / "model.safetensors").write_bytes(b"junk")
     with caplog.at_level(logging.WARNING):
         assert find_attribute_classifier(tmp_path) is None
-    assert "no image is judged" in caplog.text
+    assert "no image is classified" in caplog.text
     wanted = pngs(draw(faces, num_images=2))
     for broken in (None, torch.nn.Linear(1, 1)):
         monkeypatch.setattr(faces, "classifier", broken)

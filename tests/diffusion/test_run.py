@@ -58,7 +58,7 @@ def test_an_interval_of_all_steps_is_none(faces: FaceGenerator) -> None:
     usual, found = trajectory(faces, **GUIDED)
     whole, same = trajectory(faces, **GUIDED, guidance_interval=[0, 1])
     assert all(np.array_equal(one, other) for one, other in zip(found, same, strict=True))
-    assert whole.asked == usual.asked and "guidance_interval" not in whole.asked[0]
+    assert whole.parameters == usual.parameters and "guidance_interval" not in whole.parameters[0]
 
 
 @pytest.mark.parametrize(("interval", "rows"), [

@@ -146,8 +146,8 @@ def test_a_training_picture_is_too_close_whichever_way_it_looks(store: Any, smal
     toned = np.clip(train * 0.8 + 30, 0, 255).astype(np.uint8)
     marked = np.stack([saved(mark(one), "JPEG", 80) for one in train])
     for pictures in (train, np.ascontiguousarray(train[:, :, ::-1]), toned, marked):
-        assert all(one.too_close and one.percentile < 1 for one in image_assessment.compare(small, pictures) if one)
-        assert len(image_assessment.compare(small, pictures)) == 12
+        found = image_assessment.nearest_training_images(small, pictures)
+        assert len(found) == 12 and all(one.too_close and one.percentile < 1 for one in found if one)
 
 
 def test_thumbnails_know_neither_brightness_nor_contrast() -> None:
@@ -163,9 +163,9 @@ def test_no_index_and_a_failing_one_stop_no_picture(
     index: Index, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pixels = np.zeros((2, 128, 128, 3), np.uint8)
-    assert image_assessment.compare(None, pixels) == [None, None]
+    assert image_assessment.nearest_training_images(None, pixels) == [None, None]
     with caplog.at_level(logging.ERROR):
-        assert image_assessment.compare(index, pixels) == [None, None]  # 24 features instead of 768
+        assert image_assessment.nearest_training_images(index, pixels) == [None, None]  # 24 features instead of 768
     assert "the images go out without it" in caplog.text
     weights = folder / "nearest" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
@@ -210,8 +210,8 @@ def test_a_job_warns_of_images_that_are_too_close() -> None:
     two, one, none = (client.get(f"/jobs/{run(app, n_images=n, seed=seed)}/").get_json()
                       for n, seed in ((4, 7), (1, 41), (2, 50)))
     assert [entry["nearest"]["too_close"] for entry in two["response"]] == [False, True, True, False]
-    assert two["warnings"][-1].startswith("Images 1, 2 are unusually close to a training picture")
-    assert one["warnings"][-1].startswith("Image 0 is unusually close to a training picture")
+    assert two["warnings"][-1].startswith("Images 1, 2 are unusually close to a training image")
+    assert one["warnings"][-1].startswith("Image 0 is unusually close to a training image")
     assert not any("training image" in warning for warning in none["warnings"])
     listed = {job["job_id"]: job["warnings"] for job in client.get("/jobs/").get_json()["jobs"]}
     assert listed == {job["job_id"]: job["warnings"] for job in (two, one, none)}

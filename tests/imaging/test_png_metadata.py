@@ -233,7 +233,7 @@ BAD_REQUESTS = {
     "latent is nested": (as_json(latent=[["a"]]), "latent .* must be base64"),
     "a field twice": (as_json().replace('"seed"', '"seed": 1, "seed"'), "a field twice"),
     "deep": (as_json(latent=0).replace('"latent": 0', '"latent": ' + "[" * 200_000 + "]" * 200_000), "not JSON"),
-    "too long": (as_json(latent="a" * MAX_TEXT_BYTES), "longer than 1,048,576 bytes"),
+    "too long": (as_json(latent="a" * MAX_TEXT_BYTES), "longer than 2,097,152 bytes"),
     **{f"no {name}": (json.dumps({"request": {k: v for k, v in REQUEST.items() if k != name}, "model_hash": "ab"}),
                       f"lacks the field '{name}'") for name in ("prompt", "seed", "n_inf_steps", "guidance_scale")},
 }

@@ -411,7 +411,7 @@ except ValueError as error:
     engine, total, error = json.loads(done.stdout)
     assert engine == plain.info.engine and abs(total - wanted) < 500
     assert error == "engine openvino does not work here: OpenVINO is not installed; use auto or torch"
-    assert "WARNING torch draws, which is slower than OpenVINO would be: OpenVINO is not installed" in done.stderr
+    assert "WARNING torch generates, which is slower than OpenVINO would be: OpenVINO is not installed" in done.stderr
     assert f"INFO {plain.info.engine} draws, with 1 threads" in done.stderr
 
 

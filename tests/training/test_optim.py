@@ -82,5 +82,5 @@ def test_every_weight_of_the_unet_has_one_optimizer() -> None:
     model = conditional_ldm.ConditionalUNet(conditional_ldm.PRESETS["tiny"])
     inner = {id(weight) for weight in matrices(model, conditional_ldm.EDGES)}
     names = {name for name, weight in model.named_parameters() if id(weight) in inner}
-    assert "middle.res.0.conv1.weight" in names and "middle.attention.0.cross_attention.kv.weight" in names
+    assert "mid_block.res.0.conv1.weight" in names and "mid_block.attention.0.cross_attention.kv.weight" in names
     assert not any(name.startswith(conditional_ldm.EDGES) or name.endswith("bias") or "null" in name for name in names)

@@ -104,7 +104,7 @@ def test_text_labels_that_were_written_can_be_trained_on(tmp_path: Path) -> None
 
 def test_captions_that_tell_nothing_apart_are_refused(tmp_path: Path) -> None:
     source = draw_shapes(tmp_path / "shapes", count=32)
-    labels = {name: "A  picture" if int(name[:3]) % 2 else "an image"
+    labels = {name: "An  image" if int(name[:3]) % 2 else "an image"
               for name in json.loads((source / "text_labels.json").read_text())}
     (source / "text_labels.json").write_text(json.dumps(labels))
     store = prepare(source, tmp_path / "store")
