@@ -5,7 +5,7 @@
 
 It does not know what generates: an engine is anything like `core.engine.Engine`, made by a factory that runs in the one
 background thread where all model work happens. This file never imports torch, so its tests run in seconds. What may be
-asked stands in `core/web/requests.py`, what is answered in `core/web/responses.py`, errors and the door in
+asked stands in `core/web/requests.py`, what is answered in `core/web/responses.py`, errors in
 `core/web/errors.py`, event streams in `core/web/sse.py`, latents in `core/web/routes/latents.py`, how jobs run in
 `core/engine.py` and `core/jobs/queue.py`, the process in `core/web/wsgi.py`.
 """
@@ -13,7 +13,6 @@ asked stands in `core/web/requests.py`, what is answered in `core/web/responses.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -34,6 +33,7 @@ from core import disk
 from core.addresses import address_of, host_of, is_local
 from core.addresses import listener as listen
 from core.engine import Engine, EngineInfo
+from core.jobs.model_files import is_ours, size_of
 from core.jobs.models import Models, ModelSource
 from core.jobs.queue import JobQueue
 from core.jobs.retention import Retention
@@ -43,7 +43,9 @@ from core.jobs.store import Store
 from core.process import end_with_parent
 from core.quiet import keep_quiet
 from core.text import captions
-from core.web import openapi, options, requests, responses
+from core.text.model_captions import examples_of, vocabulary_of
+from core.web import options, requests
+from core.web.api_description import PUBLIC_ENDPOINTS, describe
 from core.web.api_docs import add_reference
 from core.web.errors import Problem, problem_response
 from core.web.model_choice import all_models
@@ -58,7 +60,7 @@ from core.web.routes.prompts import add_prompts
 from core.web.routes.sdapi import add_sdapi
 from core.web.routes.server import add_state, info_of, present
 from core.web.routes.verification import add_verification
-from core.web.security import KEY_COOKIE, add_request_checks
+from core.web.security import add_request_checks
 from core.web.sse import EventStreams
 from core.web.waiting import MAX_WAITING_REQUESTS, WaitingRequests
 from core.web.wsgi import Server, allowed_host, allowed_origin, at_least, serve, size
@@ -70,37 +72,7 @@ DEFAULT_PORT = 5001
 HEARTBEAT_S = 15.0
 MAX_STREAMS = 12
 THREADS = MAX_STREAMS + MAX_WAITING_REQUESTS + 8  # those may hold one for minutes; the rest answer everybody else
-PUBLIC_ENDPOINTS = frozenset(("page", "static_file", "session", "health"))  # all that needs no key
 PUBLIC_FILES = frozenset(("page", "static_file"))  # the same for everybody, whatever a proxy made of Host and Origin
-INFO = {
-    "title": "Text to face",
-    "version": "1.0.0",
-    "description": "Draws faces from English. Ask with POST /text_to_image, watch with GET /jobs/{job_id}/.",
-}
-TAGS = {
-    "jobs": "Ask, watch, list, cancel, delete.",
-    "results": "What was drawn, as files.",
-    "latents": "Pictures to latents and back, without a job.",
-    "prompts": "What the model understands.",
-    "other clients": "Routes of other servers, for programs that speak to those.",
-    "server": "Limits, state, numbers, this document.",
-    "page": "The web page.",
-}
-COMMON_PROBLEMS = {
-    401: "The key is missing or wrong; only where the server was started with one.",
-    403: "The Host or the Origin is not allowed.",
-    500: "A fault of the server.",
-}
-KEY_SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer"},
-    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    "cookie": {"type": "apiKey", "in": "cookie", "name": KEY_COOKIE},
-}
-PATH_PARAMETERS: dict[str, dict[str, Any]] = {
-    "job_id": {"schema": {"type": "string", "pattern": "^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{32}$"}},
-    "index": {"schema": {"type": "integer", "minimum": 0, "maximum": 7}},
-    "name": {"schema": {"type": "string", "pattern": r"^[A-Za-z0-9_.-]+\.(js|css|svg|png|webmanifest)$"}},
-}
 
 
 # ---- the application -------------------------------------------------------------------------------------------------
@@ -200,19 +172,6 @@ def disk_fails(error: StoreError) -> Response:
     return problem_response(Problem(503, disk.ANSWERS[error.cause], {"Retry-After": "30"}))
 
 
-def describe(
-    app: Flask, info: EngineInfo | None, *, locked: bool, others: Sequence[EngineInfo] = ()
-) -> dict[str, Any]:
-    """The OpenAPI document; once the model is loaded it also names the samplers and the size of a latent."""
-    document = openapi.document(
-        app, info=INFO, tags=TAGS, problem=responses.ProblemAnswer, common=COMMON_PROBLEMS,
-        path_parameters=PATH_PARAMETERS, public=PUBLIC_ENDPOINTS, security=KEY_SCHEMES if locked else {},
-    )
-    if info is not None:
-        options.name_choices(document["components"]["schemas"], info, others)
-    return document
-
-
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -253,33 +212,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not is_local(arguments.host) and not arguments.api_key and not arguments.insecure:
         parser.error(f"--host {arguments.host} opens the server to the network: give --api-key KEY, or say --insecure")
     return arguments
-
-
-def vocabulary_of(model: Path) -> Mapping[str, str]:
-    """The words of the captions that this model was trained on; today's captions where it does not say."""
-    try:
-        words = json.loads((model / "vocabulary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return captions.vocabulary()
-    sound = isinstance(words, dict) and set(words.values()) <= {"known", "rare"}
-    return words if sound else captions.vocabulary()
-
-
-def examples_of(model: Path) -> Sequence[str]:
-    """Some captions that a person wrote and this model was trained on; none where captions were generated."""
-    try:
-        texts = json.loads((model / "examples.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ()
-    return [text for text in texts if isinstance(text, str)] if isinstance(texts, list) else ()
-
-
-def is_ours(model: Path) -> bool:
-    """Whether this is, or ought to be, a folder that this repository trained; diffusers' folders name a class."""
-    try:
-        return "_class_name" not in json.loads((model / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return not model.is_file()
 
 
 def models_of(arguments: argparse.Namespace) -> Models:
@@ -329,12 +261,6 @@ def models_of(arguments: argparse.Namespace) -> Models:
         described = (lambda: None) if is_ours(path) else partial(describe, path, name)
         sources.append(ModelSource(name, load, described, partial(size_of, path)))
     return Models(sources, free_memory, release)
-
-
-def size_of(model: Path) -> int:
-    """Bytes of a model's weights on disk."""
-    files = [model] if model.is_file() else model.glob("*/*")
-    return sum(file.stat().st_size for file in files if file.suffix in (".safetensors", ".bin", ".ckpt"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

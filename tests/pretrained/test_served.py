@@ -18,10 +18,11 @@ import pytest
 from flask import Flask
 from PIL import Image
 
-from api import create_app, is_ours, models_of
+from api import create_app, models_of
 from core.engine import GenerationRequest
 from core.imaging.png_metadata import read_request
 from core.imaging.watermark import find
+from core.jobs.model_files import is_ours
 from core.jobs.models import Models
 from core.nn.device import free_memory, pick_device, release_memory
 from core.pretrained.engine import PretrainedEngine

@@ -21,6 +21,7 @@ import api
 from api import create_app
 from core.jobs.store import Store
 from core.text import captions
+from core.text.model_captions import vocabulary_of
 from core.web.routes import page
 from core.web.security import host_allowed, origin_allowed
 from launcher import host as machine
@@ -270,11 +271,11 @@ def test_names_and_origins_are_read_as_browsers_send_them() -> None:
 
 
 def test_the_words_come_with_the_model(tmp_path: Path) -> None:
-    assert api.vocabulary_of(tmp_path) == captions.vocabulary()
+    assert vocabulary_of(tmp_path) == captions.vocabulary()
     for text, words in (('{"face": "known"}', {"face": "known"}), ('{"face": 1}', captions.vocabulary()),
                         ("[]", captions.vocabulary()), ("{", captions.vocabulary())):
         (tmp_path / "vocabulary.json").write_text(text, encoding="utf-8")
-        assert api.vocabulary_of(tmp_path) == words
+        assert vocabulary_of(tmp_path) == words
 
 
 def test_a_folder_in_use_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
