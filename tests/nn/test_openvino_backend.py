@@ -412,7 +412,7 @@ except ValueError as error:
     assert engine == plain.info.engine and abs(total - wanted) < 500
     assert error == "engine openvino does not work here: OpenVINO is not installed; use auto or torch"
     assert "WARNING torch generates, which is slower than OpenVINO would be: OpenVINO is not installed" in done.stderr
-    assert f"INFO {plain.info.engine} draws, with 1 threads" in done.stderr
+    assert f"INFO {plain.info.engine} generates, with 1 threads" in done.stderr
 
 
 def test_a_package_that_does_not_load_counts_as_absent(
