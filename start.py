@@ -147,11 +147,11 @@ def page_answers(options: argparse.Namespace, server: Child) -> bool:
 def show_addresses(root: Path, options: argparse.Namespace) -> None:
     """Say where the page is, on this machine and on the network, and open it."""
     # with a key, the address carries it once and turns it into a cookie
-    door = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
-    address = addresses.address_of(options.host, options.port) + door
+    session = f"session?key={quote(options.api_key, safe='')}" if options.api_key else ""
+    address = addresses.address_of(options.host, options.port) + session
     print(f"\n    Faces are drawn at  {address}   (Ctrl+C stops)", flush=True)
     outside = host.outside_address(options.host, options.port)
-    outside = outside and outside + door
+    outside = outside and outside + session
     if options.host in addresses.ANYWHERE:
         print(f"    On a phone or another computer:  {outside or 'this machine is in no network'}", flush=True)
     if outside and sys.stdout.isatty():

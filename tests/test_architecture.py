@@ -429,7 +429,7 @@ def test_the_law_can_tell(law: Law) -> None:
         assert law(Source(module, text)) == [], text
 
 
-def test_torch_stays_out_of_the_door_and_the_queue() -> None:
+def test_torch_stays_out_of_http_and_the_queue() -> None:
     complaints = []
     for module in sorted(name for name in PROJECT if within(name, WITHOUT_TORCH)):
         brought = import_time_closure(module, PROJECT)

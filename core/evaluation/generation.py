@@ -36,7 +36,7 @@ class Generator(Engine, Protocol):
     @property
     def device(self) -> torch.device: ...
     @property
-    def vae(self) -> Any: ...  # encode(images).mean and .sample(generator), whiten, decode
+    def vae(self) -> Any: ...  # encode(images).mean and .sample(generator), normalize, decode
     @property
     def clip(self) -> Any: ...  # encode_image(images) -> unit vectors
 

@@ -366,7 +366,7 @@ def test_the_prompt_of_an_inversion_matters(faces: FaceGenerator, photo: np.ndar
     assert np.isfinite(found).all() and np.abs(found[0] - found[1]).max() > 1e-4
 
 
-# ---- receipts --------------------------------------------------------------------------------------------------------
+# ---- what an image says of itself -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["picture", "mask", "variation", "interpolation", "latents", "variation of a latent"])

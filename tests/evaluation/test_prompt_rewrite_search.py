@@ -149,7 +149,7 @@ def test_the_heard_words_are_drawn(hearing: FaceGenerator, faces: FaceGenerator)
     assert np.array_equal(pixels(hearing, said), pixels(faces, encoded_prompt))
     assert not np.array_equal(pixels(hearing, said), pixels(faces, said))
     assert np.array_equal(pixels(hearing, "a man"), pixels(faces, "a man"))
-    away = {"negative_prompt": "glasses", "guidance_scale": 2.0}  # what is steered away from is heard as it is said
+    away = {"negative_prompt": "glasses", "guidance_scale": 2.0}  # a negative prompt is encoded as it is
     assert np.array_equal(pixels(hearing, "a man", **away), pixels(faces, "a man", **away))
     photograph = pixels(faces, "a man")
     ways = [drawer.inversion(photograph, prompt, steps=2) for drawer, prompt in ((hearing, said),

@@ -151,7 +151,7 @@ def some_npy(seed: int) -> bytes:
     return file.getvalue()
 
 
-RECEIPT = {"prompt": "a face", "negative_prompt": "", "n_images": 1, "n_inf_steps": 2, "sampler": "Pencil",
+PARAMETERS = {"prompt": "a face", "negative_prompt": "", "n_images": 1, "n_inf_steps": 2, "sampler": "Pencil",
            "guidance_scale": 3.0}
 
 
@@ -161,7 +161,7 @@ def some_picture(kind: str) -> Callable[[int], bytes]:
     def make(seed: int) -> bytes:
         pixels = draw("a face", seed, 32 + seed % 9, 1.0)
         if kind == "PNG":
-            return encode_png(pixels, {**RECEIPT, "seed": seed}, DrawingInfo(), VERSION)
+            return encode_png(pixels, {**PARAMETERS, "seed": seed}, DrawingInfo(), VERSION)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, kind)
         return file.getvalue()
@@ -270,7 +270,7 @@ def test_every_phase_and_every_check_did_run(attack: Attack) -> None:
 
 
 def test_every_operation_was_reached(attack: Attack, document: dict[str, Any]) -> None:
-    """An attack that is turned away at the door proves nothing."""
+    """An attack that is turned away by the request checks proves nothing."""
     labels = {f"{method} {path}" for method, path, _ in operations(document)}
     labels.remove("GET /openapi.json")  # read, but left out of the attack: where the document comes from
     assert set(attack.statuses) == labels

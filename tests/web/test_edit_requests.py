@@ -368,11 +368,11 @@ def test_a_masked_picture_goes_all_the_way(faces: FaceGenerator) -> None:
     client = app.test_client()
     job_id = run(app, prompt="", n_images=2, init_image=picture((200, 150)), mask=halves((50, 50)), seed=3)
     png = client.get(f"/jobs/{job_id}/images/1.png").data
-    receipt = client.post("/inspect", data=png, content_type="image/png").get_json()
-    assert receipt["made_here"] and receipt["request"] == read_request(png)["request"]
-    kept = read_image(base64.b64decode(receipt["request"]["init_image"]))
+    told = client.post("/inspect", data=png, content_type="image/png").get_json()
+    assert told["made_here"] and told["request"] == read_request(png)["request"]
+    kept = read_image(base64.b64decode(told["request"]["init_image"]))
     drawn = read_image(png)
     assert np.array_equal(drawn[:64], kept[:64]) and np.abs(drawn[64:].astype(int) - kept[64:]).mean() > 3
-    again = client.post("/text_to_image", json=receipt["request"]).get_json()["job_id"]
+    again = client.post("/text_to_image", json=told["request"]).get_json()["job_id"]
     work(app)
     assert np.abs(read_image(client.get(f"/jobs/{again}/images/0.png").data).astype(int) - drawn).max() <= 1

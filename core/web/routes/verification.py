@@ -98,7 +98,7 @@ def add_verification(
                 pixels, size_changed = reader.look(picture, lambda seen: at_size(seen, info.image_size))
         except PictureError as error:
             raise refused(error) from error
-        wanted = receipt(found, info)
+        wanted = restored_request(found, info)
         pictures = {} if wanted.init_image is None else reader.normalised(wanted, info.image_size)
         kept = {"verify": {"picture": as_text(pixels), "size_changed": size_changed}}
         digest = hashlib.sha256(json.dumps([found, kept], sort_keys=True).encode()).hexdigest()
@@ -145,7 +145,7 @@ def at_size(pixels: np.ndarray, size: int) -> tuple[np.ndarray, bool]:
     return (pixels, False) if pixels.shape[:2] == (size, size) else (crop_square(pixels, size), True)
 
 
-def receipt(found: Restored, info: EngineInfo) -> TextToImage:
+def restored_request(found: Restored, info: EngineInfo) -> TextToImage:
     """The request in a PNG, checked like any other. Raises a 422 problem that says what in it cannot be generated
     here."""
     try:
