@@ -292,7 +292,8 @@ def ends(pid: int) -> bool:
             return True
         stat = Path(f"/proc/{pid}/stat")
         with contextlib.suppress(OSError):
-            if stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            state = stat.read_text().rpartition(")")[2].split()[0] if stat.is_file() else ""
+            if state == "Z" and len(list(stat.with_name("task").iterdir())) == 1:  # its other threads hold its sockets
                 return True  # nobody has buried it yet: in a container the first process may not
         time.sleep(0.05)
     return False
