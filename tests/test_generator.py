@@ -499,7 +499,7 @@ def test_the_request_in_a_png_draws_the_same_picture_through_http(faces: FaceGen
 
 
 def test_results_carry_the_watermark_and_previews_do_not(faces: FaceGenerator) -> None:
-    """On by default, as its parameters say; without it the decoder's pixels come as they are. The latent is the same."""
+    """On by default, and said in the parameters; without it pixels are as decoded. The latent is the same."""
     previews: list[GeneratedImage] = []
     asked: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "num_images": 2}
     marked = faces.generate(PROMPT, on_step=lambda step: previews.extend(step.previews()), **asked)
