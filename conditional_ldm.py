@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core.command import Command, SettingError, run_command, run_lock, run_one
+from core.command import Command, SettingError, alone, run_command, run_one
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.schedulers import TURBO, scheduler_config
 from core.diffusion.training_loss import TrainingLoss, denoising_loss, mean_loss
@@ -407,14 +407,8 @@ def check_sheets(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--eval needs at least one --prompt, or --gallery")
 
 
-def train_alone(args: argparse.Namespace) -> None:
-    """`train`, in a folder that no other process trains in."""
-    with run_lock(args.run):
-        train(args)
-
-
 COMMANDS = (
-    Command("--train", "train the UNet and release it", train_options, train_alone, check_train),
+    Command("--train", "train the UNet and release it", train_options, alone(train), check_train),
     Command("--fit-soft-from", "find the two timesteps for --soft-from", fit_soft_from_options, fit_soft_from,
             check_train),
     Command("--eval", "draw a grid or a gallery with a model folder", sheet_options, write_sheets, check_sheets),

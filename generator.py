@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ import torch
 from torch import Tensor, nn
 
 from core.diffusion.conditioning import Condition, Flat, Model
+from core.diffusion.generated_image import GeneratedImage, latent_bytes
 from core.diffusion.inversion import Inversion, RunningInversion, inverting
 from core.diffusion.latent_correction import LatentCorrection, load_correction
 from core.diffusion.model_info import ModelInfo, model_hash, read_info, read_scheduler_config
@@ -86,23 +87,6 @@ INVERSION_STEPS, INVERSION_ROUNDS = 50, 3
 
 class JobCancelled(Exception):
     """Raised by `FaceGenerator.generate` as soon as its `should_stop` says so."""
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """One image, preview or result: uint8 pixels [H, W, 3], the same as PNG, its normalized latent as float32 bytes.
-
-    The pixels of a result carry the invisible watermark unless the request says no; the latent is that of the image
-    before it was marked. `about` is what else is known of a result: what the attribute classifier predicts for it, how
-    often the network was asked for it.
-    """
-
-    index: int
-    seed: int
-    pixels: np.ndarray
-    png: bytes
-    latent: bytes
-    assessment: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -299,7 +283,8 @@ class FaceGenerator:
         pixels = self._decode(z) if quick is None else quick(z.float().to(self.device)).cpu().numpy().astype(np.uint8)
         pixels = run.composite(pixels)
         return [
-            GeneratedImage(i, run.seeds[i], pixels[i], quick_png(pixels[i]), _float32(one)) for i, one in enumerate(z)
+            GeneratedImage(i, run.seeds[i], pixels[i], quick_png(pixels[i]), latent_bytes(one))
+            for i, one in enumerate(z)
         ]
 
     @torch.inference_mode()
@@ -324,7 +309,7 @@ class FaceGenerator:
         return [
             GeneratedImage(index, run.seeds[i], shown[index],
                            encode_png(shown[index], run.parameters[i], self.info, version),
-                           _float32(z[i]),
+                           latent_bytes(z[i]),
                            assessment(found[i], near[index], run.evaluations[i],
                                       run.parameters[i]["prompt"] if parameters.balance else None))
             for index, i in enumerate(kept)
@@ -421,7 +406,3 @@ class FaceGenerator:
                 on_step(Step(run.done, run.total, lambda: self.previews(run)))
             stop_if_asked()
         return self.pictures(run)
-
-
-def _float32(z: Tensor) -> bytes:
-    return z.detach().cpu().contiguous().numpy().astype("<f4").tobytes()

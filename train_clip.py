@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.command import Command, run_command, run_lock, run_one
+from core.command import Command, alone, run_command, run_one
 from core.nn.checkpoint import file_hash, git_commit, save_component, write_json
 from core.nn.clip import CLIP, CLIPConfig, load_clip
 from core.nn.layers import to_images
@@ -325,23 +325,13 @@ def check_train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
 
 def eval_options(parser: argparse.ArgumentParser) -> None:
     """Those of --eval."""
-    from core.training.options import add_data, add_device, add_measured_model, add_run_folder
+    from core.training.options import add_evaluation
 
-    add_data(parser)
-    add_measured_model(parser)
-    add_run_folder(parser, "runs/clip")
-    parser.add_argument("--samples", type=int, default=100000, help="at most this many test images")
-    add_device(parser)
-
-
-def train_alone(args: argparse.Namespace) -> None:
-    """`train`, in a folder that no other process trains in."""
-    with run_lock(args.run):
-        train(args)
+    add_evaluation(parser, "runs/clip")
 
 
 COMMANDS = (
-    Command("--train", "learn tokenizer and both towers, and release them", train_options, train_alone, check_train),
+    Command("--train", "learn tokenizer and both towers, and release them", train_options, alone(train), check_train),
     Command("--eval", "measure retrieval and zero-shot accuracy", eval_options, evaluate),
 )
 

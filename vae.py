@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.command import Command, run_command, run_lock, run_one
+from core.command import Command, alone, run_command, run_one
 from core.nn.autoencoder import FACTOR, VAE, VAEConfig, encoder_hash, load_vae
 from core.nn.checkpoint import component_hash, git_commit, read_component_config, save_component
 from core.nn.equivariance import LatentRegularization, regularized_step
@@ -417,23 +417,13 @@ def check_preview(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def eval_options(parser: argparse.ArgumentParser) -> None:
     """Those of --eval."""
-    from core.training.options import add_data, add_device, add_measured_model, add_run_folder
+    from core.training.options import add_evaluation
 
-    add_data(parser)
-    add_measured_model(parser)
-    add_run_folder(parser, "runs/vae")
-    parser.add_argument("--samples", type=int, default=100000, help="at most this many test images")
-    add_device(parser)
-
-
-def train_alone(args: argparse.Namespace) -> None:
-    """`train`, in a folder that no other process trains in."""
-    with run_lock(args.run):
-        train(args)
+    add_evaluation(parser, "runs/vae")
 
 
 COMMANDS = (
-    Command("--train", "train the autoencoder and release it", train_options, train_alone, check_train),
+    Command("--train", "train the autoencoder and release it", train_options, alone(train), check_train),
     Command("--fit-preview", "fit the preview decoder of a model folder again", preview_options, refit, check_preview),
     Command("--eval", "measure reconstructions of the test pictures", eval_options, evaluate),
 )

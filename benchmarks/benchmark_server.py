@@ -328,7 +328,7 @@ def crash(folder: Path, kills: int = 20, kills_at_start: int = 5, seed: int = 20
         Row("jobs that nobody asked for (a POST sent again with its key)", [known - len(ids)], at_most=0),
         Row("jobs seen to be finished before a kill", [len(kept)]),
         Row("of them changed afterwards", [sum(pngs.get(job_id) != seen for job_id, seen in kept.items())], at_most=0),
-        Row("events that were heard and are no longer true", [untrue], at_most=0),
+        Row("events that were received and are no longer true", [untrue], at_most=0),
         Row("tracebacks in the server's log", [traces], at_most=0),
         *agreement("of an undisturbed run", comparison),
     ], [f"Seed {seed}; moments uniform between 0.1 and {life_s:.1f} s after the model is loaded, four jobs unfinished "

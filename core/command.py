@@ -263,6 +263,16 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         yield
 
 
+def alone(train: Callable[[argparse.Namespace], Any]) -> Callable[[argparse.Namespace], None]:
+    """``train``, in a run's folder (``args.run``) in which no other process trains."""
+
+    def run(args: argparse.Namespace) -> None:
+        with run_lock(args.run):
+            train(args)
+
+    return run
+
+
 def _lock(file: Any) -> bool:
     """Whether this process now holds the file; systems without file locks say yes."""
     try:

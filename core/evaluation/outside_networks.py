@@ -1,4 +1,4 @@
-"""What do strangers' networks see in images of faces?
+"""What do networks that others trained see in images of faces?
 
 `python -m core.evaluation.outside_networks measure|identify PICTURES.npy OUT.npz`, run by
 `core/evaluation/outside_judge.py` in the judge's own environment (`core/evaluation/outside_setup.py`), on one thread:

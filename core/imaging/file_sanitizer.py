@@ -1,6 +1,6 @@
 """What is in a PNG, JPEG or WebP file beside its pixels, and what does it claim before anybody decodes it?
 
-Walks the containers (PNG chunks, JPEG segments, WebP chunks) of strangers' files, checks sizes there, and makes from
+Walks the containers (PNG chunks, JPEG segments, WebP chunks) of untrusted files, checks sizes there, and makes from
 each a new file of nothing but image data: what a library is handed then holds no profile, text, EXIF block or second
 frame, nothing is inflated that is not pixels, and Pillow has nothing to warn about.
 

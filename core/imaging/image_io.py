@@ -16,13 +16,14 @@ import base64
 import io
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, PictureError, plain_file, shown
+from core.imaging.file_sanitizer import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, PictureError, Plain, plain_file, shown
 from core.imaging.png_metadata import XMP, XMP_CHUNK, write_png
 
 MAX_COLLAGE_ROWS, MAX_COLLAGE_COLUMNS, MAX_COLLAGE_SIDE = 64, 32, 8192
@@ -31,7 +32,7 @@ GUTTER = 2  # pixels between the images of a collage
 Item = TypeVar("Item")
 
 
-# ---- strangers' bytes become pixels ----------------------------------------------------------------------------------
+# ---- untrusted bytes become pixels -----------------------------------------------------------------------------------
 
 _BAND = 2**20  # pixels that are converted at once
 _DECODERS = {
@@ -54,14 +55,8 @@ def read_image(
     Raises PictureError, and nothing else, for whatever the bytes are.
     """
     plain = plain_file(data, max_bytes, max_pixels)
-    try:
-        with _DECODERS[plain.kind](io.BytesIO(plain.data)) as image:
-            if image.size != plain.size:
-                raise ValueError(f"it says {plain.size} and holds {image.size} pixels")
-            image.load()
-            pixels = _rgb_on_white(image, plain.transparent)
-    except Exception as error:  # which one a decoder raises depends on where the damage is
-        raise PictureError(f"the {plain.kind} is damaged: {error}") from error
+    with _decoded(plain) as image:
+        pixels = _rgb_on_white(image, plain.transparent)
     return _upright(pixels, plain.orientation)
 
 
@@ -73,17 +68,24 @@ def read_alpha(
     Shapes: -> uint8 [H, W]. Raises PictureError, and nothing else, for whatever the bytes are.
     """
     plain = plain_file(data, max_bytes, max_pixels)
+    with _decoded(plain) as image:
+        if image.mode not in ("LA", "RGBA") and "transparency" not in image.info:
+            return None
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return _upright(alpha, plain.orientation)
+
+
+@contextmanager
+def _decoded(plain: Plain) -> Iterator[Image.Image]:
+    """The image of a file, loaded. Whatever goes wrong with it until it is closed is a PictureError."""
     try:
         with _DECODERS[plain.kind](io.BytesIO(plain.data)) as image:
             if image.size != plain.size:
                 raise ValueError(f"it says {plain.size} and holds {image.size} pixels")
             image.load()
-            if image.mode not in ("LA", "RGBA") and "transparency" not in image.info:
-                return None
-            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+            yield image
     except Exception as error:  # which one a decoder raises depends on where the damage is
         raise PictureError(f"the {plain.kind} is damaged: {error}") from error
-    return _upright(alpha, plain.orientation)
 
 
 def _rgb_on_white(image: Image.Image, transparent: tuple[int, ...] | None) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What does a PNG say about how it came about, and how is it asked for again?
 
 `encode_png` writes the request into text chunks beside the pixels, and that a machine generated them; `read_request`
-gives it back, from files that strangers may have changed. Which requests are written is in
+gives it back, from files that anybody may have changed. Which requests are written is in
 `core/imaging/generation_parameters.py`.
 
 It does not know models, jobs or HTTP, nor which values of a request are in range: `core.web.requests` decides that.

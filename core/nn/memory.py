@@ -40,11 +40,13 @@ def in_pieces(
         yield rows, result
 
 
-def all_pieces(compute: Callable[[slice], T], count: int, device: torch.device) -> list[T]:
-    """The results of `compute` over `count` rows, in as few pieces as memory allows. Raises JobError
-    (`out_of_memory`)."""
+def all_pieces(
+    compute: Callable[[slice], T], count: int, device: torch.device, at_once: int | None = None
+) -> list[T]:
+    """The results of `compute` over `count` rows, `at_once` of them (None: all), or in as many pieces as memory asks
+    for. Raises JobError (`out_of_memory`)."""
     found = []
-    for _, result in in_pieces(compute, count, count, device):
+    for _, result in in_pieces(compute, count, count if at_once is None else at_once, device):
         if result is None:
             raise out_of_memory()
         found.append(result)

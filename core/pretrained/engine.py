@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.diffusion.generated_image import GeneratedImage, latent_bytes
 from core.diffusion.inversion import Inversion, RunningInversion
 from core.diffusion.run import check, find_start, not_finite
 from core.diffusion.sampling import NotFiniteError
@@ -48,19 +49,6 @@ NUM_TEXTS = 64  # prompts that are remembered as they were read
 CELLS_AT_ONCE = {"cpu": 4 * 64 * 64, "cuda": 32 * 64 * 64, "mps": 8 * 64 * 64}  # latent places in one call of the UNet
 INVERSION_STEPS, INVERSION_ROUNDS = 50, 3
 PREVIEW_SIZE, NUM_PREVIEW_PICTURES = 64, 8  # of what the map of previews is fitted to
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """One image (`core.engine.GeneratedImage`): uint8 pixels [H, W, 3], the same as PNG, its latent as float32
-    bytes."""
-
-    index: int
-    seed: int
-    pixels: np.ndarray
-    png: bytes
-    latent: bytes
-    assessment: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PretrainedEngine:
@@ -198,7 +186,7 @@ class PretrainedEngine:
         pixels = self._preview.levels(z).numpy().astype(np.uint8)
         pixels = pixels if run.inpainting is None else run.inpainting.composite(pixels)
         return [GeneratedImage(i, run.seeds[i], pixels[i], encode_png(pixels[i]),
-                               _float32(one)) for i, one in enumerate(z)]
+                               latent_bytes(one)) for i, one in enumerate(z)]
 
     @torch.inference_mode()
     def pictures(self, run: PretrainedRun) -> list[GeneratedImage]:
@@ -219,7 +207,7 @@ class PretrainedEngine:
             shown = mark(one, region) if run.watermark else one
             about = assessment(None, None, run.num_evaluations[i], None) | ({"unsafe": unsafe[i]} if unsafe else {})
             png = encode_png(shown, run.parameters[i], self.info, VERSION if run.watermark else None)
-            found.append(GeneratedImage(i, run.seeds[i], shown, png, _float32(z[i]), about))
+            found.append(GeneratedImage(i, run.seeds[i], shown, png, latent_bytes(z[i]), about))
         return found
 
     def _unsafe(self, pixels: np.ndarray) -> list[bool]:
@@ -291,12 +279,7 @@ class PretrainedEngine:
             given = (z[rows] / self._scale).to(self.device, self.dtype)
             return to_pixels(self._parts.vae.decode(given, return_dict=False)[0])
 
-        found = []
-        for _, pixels in in_pieces(decoded, len(z), 1, self.device):
-            if pixels is None:
-                raise out_of_memory()
-            found.append(pixels)
-        return np.concatenate(found)
+        return np.concatenate(all_pieces(decoded, len(z), self.device, at_once=1))
 
     @torch.inference_mode()
     def inversion(self, pixels: np.ndarray, prompt: str = "") -> RunningInversion:
@@ -373,7 +356,3 @@ class _Levels:
         """The prediction for `x` as v."""
         alpha, sigma = self.coefficients(torch.tensor([level]))
         return prediction if self._is_v else (prediction - sigma * x) / alpha
-
-
-def _float32(z: Tensor) -> bytes:
-    return z.detach().cpu().contiguous().numpy().astype("<f4").tobytes()

@@ -2,7 +2,7 @@
 
 A model obeys some facts less than others: it overlooks glasses, and because "no bangs" contains "bangs", it may
 generate them. What it follows better is measured on people it never saw (`python evaluate.py fit-prompt-rewriting`) and
-kept as a table: denials that are best left out, and facts that are best said again at the end. It costs nothing
+kept as a table: negations that are best dropped, and phrases that are best appended. It costs nothing
 where an image is drawn, and the network stays as it is. A text encoder reads only so much of a text: words are
 appended where there is room, and `unread_from` says which words are not read. It knows neither networks nor which facts
 those are.

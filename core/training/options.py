@@ -46,6 +46,15 @@ def add_run_folder(parser: argparse.ArgumentParser, default: str) -> None:
                         f"from it ({default}; torchrun has a --run of its own)")
 
 
+def add_evaluation(parser: argparse.ArgumentParser, run: str) -> None:
+    """What a component's --eval takes; its figures go into the folder ``run``."""
+    add_data(parser)
+    add_measured_model(parser)
+    add_run_folder(parser, run)
+    parser.add_argument("--samples", type=int, default=100000, help="at most this many test images")
+    add_device(parser)
+
+
 def add_run(parser: argparse.ArgumentParser, presets: Presets, defaults: RunDefaults) -> None:
     """What every run of training takes: folder, preset, length, learning rate, seed, machine, and what it records."""
     add_data(parser)

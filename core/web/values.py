@@ -94,7 +94,7 @@ def read_npy(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     try:
         read_header = readers[np.lib.format.read_magic(file)]
         found, fortran, kind = read_header(file, max_header_size=1024)  # type: ignore[call-arg]
-    except Exception as error:  # numpy's parser of headers was not made for strangers: it raises whatever comes up
+    except Exception as error:  # numpy's parser was not made for untrusted input and raises whatever comes up
         raise ValueError(f"{wanted}; got {len(content)} bytes that are none") from error
     if found != shape or fortran or kind != np.dtype("<f4"):
         raise ValueError(f"{wanted}, C order; got {kind} of shape {list(found)}{', Fortran order' * fortran}")

@@ -1,6 +1,6 @@
 """How do images and latents travel between a client and the model?
 
-`ImageReader` is the one place where the server turns strangers' images into pixels. Three routes make no job:
+`ImageReader` is the one place where the server turns untrusted images into pixels. Three routes make no job:
 POST /encode turns any photograph into a latent, POST /decode turns a latent into an image, POST /inspect says whether
 an image was generated here, and how. Images come as files or inside JSON, latents as `.npy` files or inside JSON, and
 never as a pickle. The model works in its own thread, between two steps of the jobs.
