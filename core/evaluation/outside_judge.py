@@ -1,6 +1,6 @@
 """Are drawn faces well-formed, different from each other, and nobody's portrait, by eyes that no one here tuned?
 
-Others trained the networks (`core/evaluation/outside_networks.py`), which run in an environment of their own; here their
+Others trained the networks (`core/evaluation/outside_networks.py`), in an environment of their own; here their
 answers become figures. An image is well-formed by how usual its face is among real held-out ones of like pose: do
 detectors see it, do landmarkers that know nothing of each other agree, are its mirror image and both its halves the
 same person, do eyes and mouth look to dlib's middle layers as real ones do. The five groups make one quantile;
