@@ -48,9 +48,9 @@ from core.web import options, requests
 from core.web.api_description import PUBLIC_ENDPOINTS, describe
 from core.web.api_docs import add_reference
 from core.web.errors import Problem, problem_response
-from core.web.model_choice import all_models
 from core.web.monitoring import Telemetry, configure_logging
 from core.web.proxies import Network, TrustedProxies, network, server_url
+from core.web.rendered import RenderedAnswers
 from core.web.routes.images import add_results
 from core.web.routes.jobs import add_jobs, client_name
 from core.web.routes.latents import ImageReader, add_exchange
@@ -144,18 +144,18 @@ def create_app(
         return describe(app, service.info if ready else None, locked=api_key is not None, others=others)
 
     words, own = vocabulary(), examples()
-    reader, waiting = ImageReader(), WaitingRequests(queue)
+    reader, waiting, answers = ImageReader(), WaitingRequests(queue), RenderedAnswers()
     add_jobs(app, service, words, EventStreams(queue, telemetry, limit=max_streams, heartbeat_s=heartbeat_s), reader,
-             waiting)
-    add_results(app, queue)
+             waiting, answers)
+    add_results(app, queue, answers)
     add_exchange(app, service, loaded, reader)
     add_verification(app, service, loaded, words, reader, client_name)
     add_sdapi(app, service, loaded, words, reader, waiting, client_name)
     add_openai_images(app, service, loaded, words, reader, waiting, client_name)
     add_prompts(app, service, words, own)
-    add_state(app, service, telemetry, lambda info: options.options(info, words, own, all_models(service)))
+    add_state(app, service, telemetry, lambda info, models: options.options(info, words, own, models), answers)
     add_reference(app, lambda: {**document(service.info is not None), "servers": [{"url": server_url()}]})
-    add_page(app, ROOT, api_key)
+    add_page(app, ROOT, api_key, answers)
     if start:
         service.start()
     return app

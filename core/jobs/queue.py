@@ -135,6 +135,11 @@ class JobQueue:
 
             return self._jobs.enter(record, request, save)
 
+    @property
+    def revision(self) -> int:
+        """Another number whenever a finished job has changed or gone (`Store.revision`)."""
+        return self._store.revision
+
     def get(self, job_id: str) -> Job:
         """The job with this id. Raises UnknownJob or DeletedJob."""
         while True:

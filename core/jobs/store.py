@@ -17,6 +17,7 @@ This file does not know what a state or an event means, when a job may be remove
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sqlite3
@@ -48,6 +49,9 @@ T = TypeVar("T")
 class Store:
     """Jobs, events and files in `folder`, which is made when it is missing. Every method may be called by any thread.
 
+    `revision` is another number whenever a finished job has changed or gone: what was made from one stays true as long
+    as it is the same.
+
     Raises: StoreError from every method that touches the disk.
     """
 
@@ -56,6 +60,8 @@ class Store:
     def __init__(self, folder: Path, *, patience_s: float = 1.0) -> None:
         """Open or make the store, waiting up to `patience_s` for another process to let go of it."""
         self.folder, self._files = folder, JobFiles(folder)
+        self._revisions = itertools.count(1)
+        self.revision = 0
         try:
             (folder / FILES).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,6 +81,11 @@ class Store:
         self._database.close()
 
     # ---- writing
+
+    def _changed(self) -> None:
+        """A finished job is another one than before, or gone. Comes after the commit: who has read `revision` before it
+        may have read the job as it was."""
+        self.revision = next(self._revisions)
 
     def next_number(self) -> int:
         """A number for a new job, above all before it."""
@@ -120,6 +131,7 @@ class Store:
                 raise
             self._files.remove_all(record.id)  # no reserve is left: the files, which are what takes the room, go first
             self._commit(forget, durable=True)
+        self._changed()
         self._files.remove_all(record.id)
         self._reserve.refill()
 
@@ -140,6 +152,8 @@ class Store:
             return gone
 
         gone = self._commit(remove, reserved=True)
+        if gone:
+            self._changed()
         for job in gone:
             self._files.remove_all(job.id)
         if gone:
@@ -155,6 +169,7 @@ class Store:
         with self._database.transaction(durable=True) as db:
             db.execute(f"INSERT INTO marks (job, picture, favourite) VALUES (?, ?, {place}) "
                        f"ON CONFLICT DO UPDATE SET favourite = {update}", (number, picture))
+        self._changed()
 
     def mark_deleted(self, number: int, picture: int, at: float | None) -> None:
         """Delete an image of job `number`, durably, or bring it back (None): its files stay until `purge`."""
@@ -164,6 +179,7 @@ class Store:
                        if at is not None else
                        "INSERT INTO marks (job, picture, deleted_at) VALUES (?, ?, ?) "
                        "ON CONFLICT DO UPDATE SET deleted_at = NULL", (number, picture, at))
+        self._changed()
 
     def marks(self, numbers: Sequence[int]) -> dict[int, Marks]:
         """What was decided about the images of each of these jobs."""
@@ -186,12 +202,14 @@ class Store:
             if not {name for name in files if PICTURE_NAME.fullmatch(name)} - set(gone):
                 with self._database.transaction(durable=True) as db:
                     self._forget(db, [(number, job_id)])
+                self._changed()
                 self._files.remove_all(job_id)
                 continue
             with self._database.transaction(durable=True) as db:
                 for name in gone:
                     db.execute("DELETE FROM files WHERE job = ? AND name = ?", (number, name))
                 _measure(db, number)
+            self._changed()
             self.remove_files(job_id, gone)
 
     # ---- reading

@@ -52,6 +52,8 @@ class TrustedProxies:
         return self._told(environ, start_response)
 
     def _trusts(self, address: str) -> bool:
+        if not self._trusted:
+            return False
         try:
             found = ipaddress.ip_address(address)
         except ValueError:

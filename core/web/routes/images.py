@@ -27,6 +27,7 @@ from core.web.errors import Problem, json_response, shown, tagged
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.web.proxies import outside
 from core.web.queries import AnimationQuery, ImageQuery, LatentQuery
+from core.web.rendered import Rendered, RenderedAnswers
 from core.web.responses import StepLatent, StepsAnswer
 from core.web.serializers import files_of, latest_updates
 from core.web.validation import read_query
@@ -69,24 +70,30 @@ def without(job: Job) -> str:
     return "".join(f"-no{index}" for index in sorted(job.marks.deleted))
 
 
-def file_response(content: bytes, kind: str, name: str, tag: str, *, final: bool = True) -> Response:
+def file_of(content: bytes, kind: str, name: str, tag: str, *, final: bool = True) -> Rendered:
     """A file to look at or to keep; one that is not final is the newest of several."""
     cache = FOREVER if final else "no-cache"
-    headers = {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": cache}
-    return tagged(Response(content, mimetype=kind, headers=headers), tag)
+    return Rendered(content, kind, tag, {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": cache})
 
 
-def add_results(app: Flask, queue: JobQueue) -> None:
+def add_results(app: Flask, queue: JobQueue, answers: RenderedAnswers) -> None:
     """Images, thumbnails, the collage of all steps, everything in one archive."""
+
+    def answer(job_id: str, what: tuple[Any, ...], make: Callable[[Job, Snapshot], Rendered]) -> Response:
+        """`what` of a job; kept when the job has ended, after which only a decision about it makes another of it."""
+        key = (job_id, what, queue.revision)  # read before the job is
+        if (kept := answers.find(key)) is not None:
+            return kept.response()
+        job, now = updates_of(job_id)
+        made = make(job, now)
+        return (answers.keep(key, made) if now.finished else made).response()
 
     def updates_of(job_id: str) -> tuple[Job, Snapshot]:
         job = find(queue.get, job_id)
         return job, job.snapshot()
 
-    def picture(job_id: str, index: int) -> tuple[bytes, dict[str, Any]]:
-        """The image as the query asks for it; what is of one step, or finished, never changes."""
-        wanted = read_query(ImageQuery).t
-        job, now = updates_of(job_id)
+    def picture(job: Job, now: Snapshot, index: int, wanted: int | None) -> tuple[bytes, dict[str, Any]]:
+        """The image at one step, or the newest; what is of one step, or finished, never changes."""
         if index in now.marks.deleted:
             raise Problem(410, f"Image {index} of this job was deleted.")
         event = latest_updates(now).get(index) if wanted is None else next(
@@ -95,16 +102,14 @@ def add_results(app: Flask, queue: JobQueue) -> None:
         content = job.file(files_of(event)[0]) if event else None
         if event is None or content is None:
             at = "" if wanted is None else f" at step {wanted}"
-            raise Problem(404, f"Job {shown(job_id)} has no image {index}{at} (yet).")
+            raise Problem(404, f"Job {shown(job.id)} has no image {index}{at} (yet).")
         seed, step = event.data["seed"], event.data["t"]
         return content, {"name": f"face-{seed}", "tag": f"{job.id}-{index}-{step}",
                          "final": event.kind == "image" or wanted is not None}
 
-    def finished(job_id: str) -> tuple[Job, Snapshot]:
-        job, now = updates_of(job_id)
+    def assert_finished(now: Snapshot) -> None:
         if not now.finished:
             raise Problem(409, f"The job is {now.state}; wait until it is finished.")
-        return job, now
 
     def decide(job_id: str, act: Callable[[str], None]) -> Response:
         """Do what was decided about one image. Raises a 404, 409 or 410 problem."""
@@ -126,8 +131,13 @@ def add_results(app: Flask, queue: JobQueue) -> None:
                query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def image(job_id: str, index: int) -> Response:
         """The final image with everything that is needed to generate it again; before that, the newest preview."""
-        content, about = picture(job_id, index)
-        return file_response(content, PNG, f"{about['name']}.png", about["tag"], final=about["final"])
+        wanted = read_query(ImageQuery).t
+
+        def render(job: Job, now: Snapshot) -> Rendered:
+            content, about = picture(job, now, index, wanted)
+            return file_of(content, PNG, f"{about['name']}.png", about["tag"], final=about["final"])
+
+        return answer(job_id, ("image", index, wanted), render)
 
     @app.get("/jobs/<job_id>/images/<int:index>.webp")
     @operation("One image, small", "results",
@@ -135,9 +145,14 @@ def add_results(app: Flask, queue: JobQueue) -> None:
                query=ImageQuery, headers=(IF_NONE_MATCH,), problems=no_image)
     def thumbnail(job_id: str, index: int) -> Response:
         """For lists; without the text that the PNG carries."""
-        content, about = picture(job_id, index)
-        small = thumbnail_webp(content, THUMBNAIL_SIZE)
-        return file_response(small, WEBP, f"{about['name']}.webp", f"{about['tag']}-small", final=about["final"])
+        wanted = read_query(ImageQuery).t
+
+        def render(job: Job, now: Snapshot) -> Rendered:
+            content, about = picture(job, now, index, wanted)
+            small = thumbnail_webp(content, THUMBNAIL_SIZE)
+            return file_of(small, WEBP, f"{about['name']}.webp", f"{about['tag']}-small", final=about["final"])
+
+        return answer(job_id, ("thumbnail", index, wanted), render)
 
     undecided = {**no_image, 409: "The job is not finished."}
 
@@ -185,28 +200,35 @@ def add_results(app: Flask, queue: JobQueue) -> None:
                headers=(IF_NONE_MATCH,), problems=too_early)
     def collage_of(job_id: str) -> Response:
         """Every preview that is kept, and the image at the end."""
-        job, now = finished(job_id)
-        rows: dict[int, list[bytes]] = {}
-        for event in pictures_of(now):
-            content = job.file(files_of(event)[0])
-            rows.setdefault(event.data["index"], []).extend([] if content is None else [content])
-        if not any(rows.values()):
-            raise Problem(409, f"The job {now.state} before there was an image.")
-        content = collage([rows[index] for index in sorted(rows)])
-        tag = f"{job.id}-collage{without(job)}"
-        return file_response(content, PNG, "collage.png", tag, final=not job.marks.deleted)
+
+        def render(job: Job, now: Snapshot) -> Rendered:
+            assert_finished(now)
+            rows: dict[int, list[bytes]] = {}
+            for event in pictures_of(now):
+                content = job.file(files_of(event)[0])
+                rows.setdefault(event.data["index"], []).extend([] if content is None else [content])
+            if not any(rows.values()):
+                raise Problem(409, f"The job {now.state} before there was an image.")
+            content = collage([rows[index] for index in sorted(rows)])
+            tag = f"{job.id}-collage{without(job)}"
+            return file_of(content, PNG, "collage.png", tag, final=not job.marks.deleted)
+
+        return answer(job_id, ("collage",), render)
 
     def animation_of(job_id: str, kind: str) -> Response:
         wanted = read_query(AnimationQuery)
-        job, now = finished(job_id)
-        names = [image_name(event.data["index"]) for event in now.events_of_this_run if event.kind == "image"]
-        pictures = [content for name in names if (content := job.file(name)) is not None]
-        if not pictures:
-            raise Problem(409, f"The job {now.state} before there was an image.")
-        content = animation(pictures, kind, frame_ms=wanted.ms, between=wanted.between)
-        tag = f"{job.id}-animation-{kind}-{wanted.ms}-{wanted.between}{without(job)}"
-        return file_response(content, f"image/{kind.lower()}", f"faces.{kind.lower()}", tag,
-                             final=not job.marks.deleted)
+
+        def render(job: Job, now: Snapshot) -> Rendered:
+            assert_finished(now)
+            names = [image_name(event.data["index"]) for event in now.events_of_this_run if event.kind == "image"]
+            pictures = [content for name in names if (content := job.file(name)) is not None]
+            if not pictures:
+                raise Problem(409, f"The job {now.state} before there was an image.")
+            content = animation(pictures, kind, frame_ms=wanted.ms, between=wanted.between)
+            tag = f"{job.id}-animation-{kind}-{wanted.ms}-{wanted.between}{without(job)}"
+            return file_of(content, f"image/{kind.lower()}", f"faces.{kind.lower()}", tag, final=not job.marks.deleted)
+
+        return answer(job_id, ("animation", kind, wanted.ms, wanted.between), render)
 
     @app.get("/jobs/<job_id>/animation.webp")
     @operation("The images as an animation", "results",
@@ -245,20 +267,24 @@ def add_results(app: Flask, queue: JobQueue) -> None:
 
     @app.get("/jobs/<job_id>/archive.zip")
     @operation("All images of a job", "results",
-               {200: Answer("The images, and the request as job.json.", {"application/zip": BINARY}, (ETAG,)),
+               {200: Answer("The images, and the request as job.json.", {ZIP: BINARY}, (ETAG,)),
                 304: UNCHANGED},
                headers=(IF_NONE_MATCH,), problems=too_early)
     def archive_of(job_id: str) -> Response:
         """Equal jobs give equal bytes."""
-        job, now = finished(job_id)
-        finals = [event for event in now.events_of_this_run if event.kind == "image"]
-        seeds = [event.data["seed"] for event in finals]
-        names = [f"face-{seed}.png" if seeds.count(seed) == 1 else f"face-{seed}-{i + 1}.png"
-                 for i, seed in enumerate(seeds)]
-        files = {name: job.file(image_name(event.data["index"])) for name, event in zip(names, finals, strict=True)}
-        if not files or None in files.values():
-            raise Problem(409, f"The job {now.state} before there was an image.")
-        about = json.dumps(both_names(job.parameters), indent=2).encode()
-        content = archive({name: data for name, data in files.items() if data is not None} | {"job.json": about})
-        return file_response(content, "application/zip", "faces.zip", f"{job.id}-archive{without(job)}",
-                             final=not job.marks.deleted)
+
+        def render(job: Job, now: Snapshot) -> Rendered:
+            assert_finished(now)
+            finals = [event for event in now.events_of_this_run if event.kind == "image"]
+            seeds = [event.data["seed"] for event in finals]
+            names = [f"face-{seed}.png" if seeds.count(seed) == 1 else f"face-{seed}-{i + 1}.png"
+                     for i, seed in enumerate(seeds)]
+            files = {name: job.file(image_name(event.data["index"]))
+                     for name, event in zip(names, finals, strict=True)}
+            if not files or None in files.values():
+                raise Problem(409, f"The job {now.state} before there was an image.")
+            about = json.dumps(both_names(job.parameters), indent=2).encode()
+            content = archive({name: data for name, data in files.items() if data is not None} | {"job.json": about})
+            return file_of(content, ZIP, "faces.zip", f"{job.id}-archive{without(job)}", final=not job.marks.deleted)
+
+        return answer(job_id, ("archive",), render)

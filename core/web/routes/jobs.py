@@ -16,7 +16,8 @@ from core.web import queries, requests, responses, serializers
 from core.web.errors import Problem, json_response, shown, tagged
 from core.web.model_choice import chosen, refinement
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, Header, operation
-from core.web.proxies import outside
+from core.web.proxies import outside, prefix
+from core.web.rendered import Rendered, RenderedAnswers
 from core.web.routes.images import NO_JOB, find
 from core.web.routes.latents import BUSY, ImageReader, read_drawing
 from core.web.routes.server import info_of
@@ -36,7 +37,7 @@ def client_name() -> str:
 
 def add_jobs(
     app: Flask, service: EngineService, words: Mapping[str, str], streams: EventStreams, reader: ImageReader,
-    waiting: WaitingRequests,
+    waiting: WaitingRequests, answers: RenderedAnswers,
 ) -> None:
     """Ask, watch, list, cancel, delete."""
     queue = service.queue
@@ -105,13 +106,19 @@ def add_jobs(
     def job_status(job_id: str) -> Response:
         """Polling is cheap with If-None-Match and `include=none`."""
         include = read_query(queries.JobQuery).include
+        key = ("job", job_id, include, prefix(), queue.revision)  # read before the job is
+        if (kept := answers.find(key)) is not None:
+            return kept.response()
         job = find(queue.get, job_id)
         now = job.snapshot()
         decided = "".join(f"-{'.'.join(map(str, sorted(some)))}" for some in now.marks if some)
         tag = f"{job.id}-{now.events[-1].id}-{include}{decided and f'-{len(now.marks.favourites)}{decided}'}"
         if request.if_none_match.contains_weak(tag):
             return tagged(Response(status=304), tag)
-        return tagged(json_response(serializers.job_answer(job, now, include)), tag)
+        answer = json_response(serializers.job_answer(job, now, include))
+        if now.finished:
+            answers.keep(key, Rendered(answer.get_data(), JSON, tag))
+        return tagged(answer, tag)
 
     @app.post("/jobs/<job_id>/cancel")
     @operation(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Mapping
 from pathlib import Path
 
-from flask import Flask, Response, request, send_from_directory
+from flask import Flask, Response, request
+from werkzeug.http import http_date
+from werkzeug.security import safe_join
 
 from core.web import queries
 from core.web.errors import Problem, shown
 from core.web.openapi import BINARY, ETAG, IF_NONE_MATCH, UNCHANGED, Answer, Header, operation
-from core.web.proxies import outside
+from core.web.proxies import outside, prefix
+from core.web.rendered import Rendered, RenderedAnswers, digest
 from core.web.security import KEY_COOKIE
 from core.web.validation import read_query
 
@@ -24,15 +28,26 @@ MEDIA_TYPES = {  # static/ serves nothing else
 FILE_TYPES = {kind: {"type": "object"} if kind.endswith("json") else BINARY for kind in MEDIA_TYPES.values()}
 
 
-def add_page(app: Flask, root: Path, api_key: str | None) -> None:
+def add_page(app: Flask, root: Path, api_key: str | None, answers: RenderedAnswers) -> None:
     """The page, its static files, and the address that turns an API key into a cookie."""
+
+    def file(path: Path, kind: str, headers: Mapping[str, str] | None = None) -> Response:
+        """A file as it is now; it is read again when it has changed. Raises FileNotFoundError."""
+        about = path.stat()
+
+        def render() -> Rendered:
+            body = path.read_bytes()
+            caching = {"Cache-Control": "no-cache", "Last-Modified": http_date(about.st_mtime)}
+            return Rendered(body, kind, digest(body), {**caching, **(headers or {})})
+
+        return answers.get((str(path), about.st_mtime_ns, about.st_size, prefix()), render).response()
 
     @app.get("/")
     @operation("The page", "page", {200: Answer("HTML.", {"text/html": {"type": "string"}}, (ETAG,)), 304: UNCHANGED},
                headers=(IF_NONE_MATCH,))
     def page() -> Response:
         """For people."""
-        return send_from_directory(root, "frontend.html", mimetype="text/html")
+        return file(root / "frontend.html", "text/html; charset=utf-8")
 
     @app.get("/static/<name>")
     @operation("A file of the page", "page",
@@ -41,12 +56,12 @@ def add_page(app: Flask, root: Path, api_key: str | None) -> None:
     def static_file(name: str) -> Response:
         """Modules, styles, icons, the manifest."""
         kind = MEDIA_TYPES.get(Path(name).suffix)  # not guessed: some systems call a module text/plain
-        if kind is None:
+        path = safe_join(str(root / "static"), name)
+        if kind is None or path is None or not Path(path).is_file():
             raise Problem(404, f"There is no file {shown(name)}.")
-        response = send_from_directory(root / "static", name, mimetype=kind)
-        if name == "sw.js":
-            response.headers["Service-Worker-Allowed"] = outside("/")
-        return response
+        text = "; charset=utf-8" * kind.startswith("text/")
+        headers = {"Service-Worker-Allowed": outside("/")} if name == "sw.js" else {}
+        return file(Path(path), f"{kind}{text}", headers)
 
     @app.get("/session")
     @operation("Turn the key into a cookie", "page",

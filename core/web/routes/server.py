@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Flask, Response
@@ -11,11 +12,12 @@ from core.engine import EngineInfo
 from core.jobs.service import EngineService
 from core.web import server_responses as responses
 from core.web.aliases import both_names
-from core.web.errors import Problem, json_response, shown, stopping, tagged
-from core.web.model_choice import failed_models_of
+from core.web.errors import Problem, json_response, shown, stopping
+from core.web.model_choice import all_models, failed_models_of
 from core.web.monitoring import Present, Telemetry
 from core.web.openapi import ETAG, IF_NONE_MATCH, JSON, UNCHANGED, Answer, operation
 from core.web.queries import OptionsQuery
+from core.web.rendered import Rendered, RenderedAnswers, digest
 from core.web.validation import read_query
 
 
@@ -48,9 +50,11 @@ def present(service: EngineService) -> Present:
 
 
 def add_state(
-    app: Flask, service: EngineService, telemetry: Telemetry, options: Callable[[EngineInfo | None], dict[str, Any]]
+    app: Flask, service: EngineService, telemetry: Telemetry,
+    options: Callable[[EngineInfo | None, Sequence[dict[str, Any]]], dict[str, Any]], answers: RenderedAnswers,
 ) -> None:
-    """What may be asked, whether the server lives and is ready, and its numbers."""
+    """What may be asked, whether the server lives and is ready, and its numbers. `options` tells of one model among
+    all."""
 
     @app.get("/options")
     @operation("Limits, defaults and choices", "server",
@@ -62,16 +66,22 @@ def add_state(
         info = service.info_of(name)
         if info is None and name is not None and service.info is not None:
             raise Problem(404, f"no model is called {shown(name)}: there are {', '.join(service.models.names)}")
-        found = options(info)
-        found["fields"] = both_names({name: both_names(field) for name, field in found["fields"].items()})
-        found["limits"] = both_names(found["limits"])
-        return tagged(json_response({
+        models = all_models(service)
+        now = {
             "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
-            **found,
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
             "failed_models": failed_models_of(service),
             **loading(service),
-        }))
+        }
+
+        def render() -> Rendered:
+            found = options(info, models)
+            found["fields"] = both_names({name: both_names(field) for name, field in found["fields"].items()})
+            found["limits"] = both_names(found["limits"])
+            body = json.dumps({**found, **now}).encode()
+            return Rendered(body, JSON, digest(body))
+
+        return answers.get(("options", info and info.model_hash, repr(now), repr(models)), render).response()
 
     @app.get("/speed")
     @operation("What does a step cost here, and what is to be done first?", "server",
