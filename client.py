@@ -188,7 +188,12 @@ class Faces:
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         content = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
-        found: dict[str, Any] = json.loads(self._request("POST", path, content, headers))
+        try:
+            found: dict[str, Any] = json.loads(self._request("POST", path, content, headers))
+        except KeyboardInterrupt:  # the job may be there though its answer is not: the same key finds it
+            with contextlib.suppress(*LOST, FacesError):
+                self.cancel(json.loads(self._request("POST", "text_to_image", content, headers))["job_id"])
+            raise
         return found
 
     def _get(self, path: str) -> dict[str, Any]:
@@ -328,7 +333,8 @@ def bar(done: int, total: int, width: int = 30) -> str:
 
 
 def draw(faces: Faces, arguments: argparse.Namespace, say: Callable[[str], object]) -> list[GeneratedImage]:
-    """What the command does: ask, show how far it is, give the images back. Ctrl-C cancels the job."""
+    """What the command does: ask, show how far it is, give the images back. Ctrl-C cancels the job, even one whose
+    answer has not come yet."""
     given = {"n_images": arguments.n, "n_inf_steps": arguments.steps, "seed": arguments.seed,
              "negative_prompt": arguments.negative, "sampler": arguments.sampler, "strength": arguments.strength}
     options: Any = {name: value for name, value in given.items() if value is not None}

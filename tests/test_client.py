@@ -297,3 +297,29 @@ def test_ctrl_c_cancels_the_job(live: Live, engine: DrawingEngine, tmp_path: Pat
     assert process.returncode == 130 and said == "cancelled\n"
     job = live.ask("GET", "/jobs/", None, {"X-API-Key": KEY}).json()["jobs"][0]
     assert live.ask("GET", f"/jobs/{job['job_id']}/events", None, {"X-API-Key": KEY}).body.count(b"cancelled") >= 1
+
+
+@pytest.mark.parametrize("ask", ["start", "generate"])
+def test_ctrl_c_before_the_answer_has_come_cancels_too(
+    faces: Faces, engine: DrawingEngine, live: Live, ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job runs already, and nobody has told its id."""
+    engine.before_step = gate = Gate()
+    request, asked = faces._request, []
+
+    def interrupted(method: str, path: str, *rest: Any) -> bytes:
+        if not asked:  # the wait for the answer is what a person ends
+            asked.append(path)
+            request(method, "text_to_image", *rest)
+            raise KeyboardInterrupt
+        return request(method, path, *rest)
+
+    monkeypatch.setattr(faces, "_request", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(faces, ask)("a woman")
+    gate.open()
+    jobs = live.ask("GET", "/jobs/", None, {"X-API-Key": KEY}).json()["jobs"]
+    assert len(jobs) == 1
+    with pytest.raises(JobFailed) as failed:
+        faces.wait(jobs[0]["job_id"])
+    assert failed.value.code == "cancelled"

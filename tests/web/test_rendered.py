@@ -151,3 +151,14 @@ def test_a_file_of_the_page_that_changes_is_read_again(
     assert client.get("/").data == b"three"
     for name in ("b.js", "..%2ffrontend.html", "..%5cx.js", ".js"):
         assert client.get(f"/static/{name}").status_code == 404
+
+
+def test_what_wrk_prints_is_read() -> None:
+    from benchmarks.benchmark_http import Load, read_wrk
+
+    text = "  Latency Distribution\n     50%   33.01ms\n     99%   1.34s \n  20012 requests in 10.01s, 5.00MB read\n"
+    assert read_wrk(text + "Requests/sec:   1999.55\n") == Load(1999.55, 1.34, 0)
+    bad = "  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 5\n"
+    assert read_wrk(text.replace("1.34s", "900.00us") + bad + "Requests/sec: 7.5\n") == Load(7.5, 9e-4, 15)
+    with pytest.raises(ValueError, match="not what wrk"):
+        read_wrk("unable to connect to 127.0.0.1:1 Connection refused")
