@@ -43,7 +43,7 @@ export function build(box, options) {
     id: "blend-prompt", type: "text", maxlength: options.fields.prompt.max_length, placeholder: "the same description",
   });
   const seed = h("input", { id: "blend-seed", type: "text", inputmode: "numeric", placeholder: "the same seed" });
-  const size = options.models[0].image_size;
+  const size = options.model.image_size;
   const from = quiet("");
   const set = (latent = readEdits().interpolate_to?.latent) => {
     const to = {};

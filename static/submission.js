@@ -4,7 +4,7 @@ import { readEdits } from "./edits.js";
 import { jobFrom, sent } from "./images.js";
 import { addCard, joinGrid } from "./jobs.js";
 import { ask } from "./server.js";
-import { clearErrors, isReady, readForm, showErrors } from "./settings.js";
+import { clearErrors, hasModel, isReady, readForm, showErrors } from "./settings.js";
 import { $, announce, bus, loadModule, on, randomHex, randomSeed, setText } from "./ui.js";
 
 let sending = false;
@@ -44,7 +44,8 @@ export function updateButton() {
 const currentRequest = () => ({ ...readForm(), ...readEdits() });
 
 /** Send a job; the idempotency key makes sure that asking twice never generates twice. */
-export async function submit(request, key = randomHex(16), grid = null) {
+export async function submit({ model, ...given }, key = randomHex(16), grid = null) {
+  const request = hasModel(model) ? { ...given, model } : given;
   if (sending || !isReady()) return null;
   sending = true;
   clearErrors();

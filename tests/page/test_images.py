@@ -315,7 +315,7 @@ def test_two_pictures_are_compared(page: Page, site: Site) -> None:
     dialog.get_by_text("Wipe").click()
     slider = dialog.get_by_role("slider", name="How much of the first image is seen")
     slider.fill("25")
-    expect(page.locator("#wipe-over")).to_have_css("clip-path", "inset(0px 75% 0px 0px)")
+    expect(page.locator("#compare .wipe-over")).to_have_css("clip-path", "inset(0px 75% 0px 0px)")
     page.keyboard.press("Escape")
     page.locator("#days .tile").first.locator(".tile-open").click()  # from the viewer: this one and another
     page.keyboard.press("c")

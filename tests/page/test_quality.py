@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "static"
 SHELL_BYTES = 150_000  # page + scripts + styles + icons that a first visit loads, uncompressed
 # What comes with the first opened image, panel of editing or pressed word. It was 75,000 while the switching of words
-# came with each visit: what is promised is the first load, and what few visits need belongs here.
-ON_DEMAND_BYTES = 82_000
+# came with each visit, and 82,000 while the viewer's markup did and there was one model: what is promised is the first
+# load, and what few visits need belongs here.
+ON_DEMAND_BYTES = 92_000
 ICON_BYTES = 20_000
 
 

@@ -61,7 +61,7 @@ def watched_page(browser: Browser, *, wait_ms: int = WAIT_MS, **options: Any) ->
     faults = watch(context)
     yield context.new_page()
     context.close()
-    assert faults == []
+    assert faults == [], faults
 
 
 def visit(page: Page, address: str) -> None:
