@@ -68,7 +68,8 @@ export function editsInWords(edits) {
     said.push([`Image, ${share} changed`, { init_image: null }, image]);
   }
   if (edits.mask || edits.has_mask) said.push(["Painted part alone", { mask: null, strength: null }]);
-  if (edits.start_timestep) said.push([`From ${percent(edits.start_timestep)} of the way`, { latent: null }]);
+  const { start_timestep: begun } = edits;
+  if (begun) said.push([begun === 1 ? "From a finished image" : `From ${percent(begun)} of the way`, { latent: null }]);
   else if (edits.latent || edits.num_latents) said.push(["From the noise of an image", { latent: null }]);
   for (const [name, value] of Object.entries(attributes ?? {})) {
     const { [name]: gone, ...others } = attributes;

@@ -89,6 +89,34 @@ def violations(page: Page, *rules: str) -> list[str]:
     return [f"{rule}: {node['html'][:160]} {node['failureSummary'][:300]}" for rule, node in nodes]
 
 
+def boxes(page: Page, *selectors: str) -> list[list[dict[str, float]]]:
+    """Where the elements of each selector are, all of the same moment, once no image is under way and nothing moves.
+
+    One after the other would mix what was before with what is after something came, or after the page scrolled.
+    """
+    look = """async ([selectors, patience]) => {
+        const until = performance.now() + patience;
+        const all = () => selectors.map(one => [...document.querySelectorAll(one)].map(
+            found => { const {x, y, width, height} = found.getBoundingClientRect(); return {x, y, width, height}; }));
+        const frame = () => new Promise(requestAnimationFrame);
+        const here = image => !image.checkVisibility() || image.loading === "lazy" || image.complete;
+        for (let before = null, now = null; ; before = now) {
+            await frame();
+            now = JSON.stringify(all());
+            const still = now === before && [...document.images].every(here);
+            if (still || performance.now() > until) return JSON.parse(now);
+        }
+    }"""
+    found: list[list[dict[str, float]]] = page.evaluate(look, [list(selectors), WAIT_MS])
+    return found
+
+
+def box_of(page: Page, selector: str) -> dict[str, float]:
+    """The same of one element."""
+    ((box,),) = boxes(page, selector)
+    return box
+
+
 class Site:
     """The application in a thread of this process, behind a server that ends when it is told to, or with its block."""
 
