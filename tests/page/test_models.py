@@ -8,8 +8,6 @@ controls at two sizes.
 from __future__ import annotations
 
 import dataclasses
-import io
-import os
 import re
 import shutil
 from argparse import Namespace
@@ -18,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.page.test_layout import COVERED
-from tests.support.browsing import Gate, Site, generate, violations, visit, write_prompt
+from tests.support.browsing import Gate, Site, generate, keep_part, violations, visit, write_prompt
 
 if TYPE_CHECKING:
     from tests.support.tiny_stable_diffusion import TinyStableDiffusion
@@ -98,14 +95,6 @@ def look(page: Page) -> Iterator[Callable[[str, str], None]]:
     assert found == {}, found
 
 
-def keep_screenshot(page: Page, name: str, clip: str) -> None:
-    """Where somebody wants them: docs/screenshots is made this way."""
-    if folder := os.environ.get("FACES_SCREENSHOTS"):
-        page.wait_for_timeout(500)  # fades have ended
-        content = page.locator(clip).first.screenshot()
-        Image.open(io.BytesIO(content)).save(Path(folder) / f"{name}.webp", quality=80)
-
-
 def choose(page: Page, name: str) -> None:
     page.get_by_label("Model", exact=True).select_option(name)
     expect(page.locator("#model-text")).to_have_text(f"{name} · cpu")
@@ -172,6 +161,7 @@ def test_a_model_is_chosen_loaded_cancelled_and_remembered(
     assert "Euler" in page.get_by_label("Sampler").locator("option").all_text_contents()
     expect(page.locator("footer")).to_contain_text("tiny, a model of other people")
     page.get_by_text("More settings").click()
+    keep_part(page, "models", "#composer", "#model-note")
     look("another model", "#composer")
 
     ask_for(page, "an old man", steps=900)
@@ -212,9 +202,8 @@ def test_links_and_images_bring_their_model_back(page: Page, site: Site) -> None
 
 def test_a_face_is_refined_and_an_image_changed(page: Page, site: Site, look: Callable[[str, str], None]) -> None:
     visit(page, site.address)
-    ask_for(page, PROMPT, steps=40 if os.environ.get("FACES_SCREENSHOTS") else 6)
+    ask_for(page, PROMPT, steps=6)
     ended(page)
-    keep_screenshot(page, "models", "#composer")
     page.locator(".job").get_by_role("button", name="Refine").press("Enter")
     sheet = page.get_by_role("dialog", name="Refine")
     expect(sheet.get_by_label("Model")).to_have_value("tiny")
@@ -242,7 +231,6 @@ def test_a_face_is_refined_and_an_image_changed(page: Page, site: Site, look: Ca
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
     expect(slider).to_have_value(re.compile("^2[3-7]$"))
-    keep_screenshot(page, "before-and-after", ".job")
 
     card.get_by_role("button", name=re.compile("^Face 1 of 1")).click()
     page.get_by_role("dialog").get_by_role("button", name="Before and after").click()

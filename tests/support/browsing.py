@@ -8,6 +8,8 @@ in peace.
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 
 import axe_playwright_python
 from flask import Flask
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from werkzeug.serving import make_server
 
@@ -115,6 +118,21 @@ def box_of(page: Page, selector: str) -> dict[str, float]:
     """The same of one element."""
     ((box,),) = boxes(page, selector)
     return box
+
+
+def keep_part(page: Page, name: str, first: str, last: str | None = None) -> None:
+    """A small picture of the page from the element `first` to the end of `last`, where FACES_SCREENSHOTS names a folder
+    for it: docs/screenshots is made this way."""
+    folder = os.environ.get("FACES_SCREENSHOTS")
+    if not folder:
+        return
+    page.locator(first).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # fades have ended
+    (start, *_), (end, *_) = boxes(page, first, last or first)
+    clip = {"x": start["x"], "y": start["y"], "width": start["width"],
+            "height": end["y"] + end["height"] + (0 if last is None else 12) - start["y"]}
+    content = page.screenshot(clip=clip)  # type: ignore[arg-type]
+    Image.open(io.BytesIO(content)).save(Path(folder) / f"{name}.webp", quality=82)
 
 
 class Site:
