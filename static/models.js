@@ -2,14 +2,16 @@
 
 import { ask } from "./server.js";
 import { fillForm } from "./settings.js";
-import { $, bus, complain, h, on, quiet, setText } from "./ui.js";
+import { $, announce, bus, complain, h, on, quiet, setText } from "./ui.js";
 
 const foot = document.querySelector(".foot p");
 const ours = foot.textContent;
-const note = quiet("", { id: "model-note", role: "status" });
+const note = quiet("", { id: "model-note" });
 const select = h("select", {
   id: "model-choice", name: "model", "aria-describedby": "model-note", change: () => chooseModel(select.value) });
 const broken = h("div");
+const label = h("label", { for: select.id, text: "Model" });
+const field = h("div.field", { id: "model-field" }, label, select, note, broken);
 
 let options = null; // of the chosen model
 let loading = null; // the model that is being loaded for a job of this page
@@ -29,8 +31,7 @@ function stateOf({ name, failure, loaded, image_size: size }) {
 
 function show() {
   const { model } = options;
-  const said = stateOf(model);
-  if (note.textContent !== said) note.textContent = said; // what is said twice is heard twice
+  note.textContent = stateOf(model);
   select.value = model.name;
   setText("model-text", `${model.name} · ${model.device}`);
   foot.textContent = model.kind === "faces" ? ours
@@ -56,6 +57,7 @@ export async function chooseModel(name) {
     if (mine !== turn) return;
     options = found;
     show();
+    announce(note.textContent); // that it is loaded, or failed, the card of its job says
     fillForm(options);
   } catch (error) {
     select.value = options.model.name;
@@ -71,8 +73,7 @@ export async function startModels(given, wanted) {
   select.replaceChildren(...models.map(({ name }) => new Option(name, name)),
     ...failed.map(({ name }) => h("option", { value: name, disabled: true, text: `${name} (failed)` })));
   broken.replaceChildren(...failed.map(({ name, failure }) => quiet(`${name} failed: ${failure}`)));
-  $("counts").closest(".field").before(
-    h("div.field", { id: "model-field" }, h("label", { for: select.id, text: "Model" }), select, note, broken));
+  $("counts").closest(".field").before(field);
   if (wanted !== given.model.name && models.some((one) => one.name === wanted)) options = await optionsOf(wanted);
   show();
   return options;

@@ -47,8 +47,8 @@ export async function openRefine(one) {
     img(one.url, altOf(one)), h("div.refine-fields",
       names.length > 1 && h("div.field", h("label", { for: model.id, text: "Model" }), model),
       strength.box, h("div.field", h("label", { for: prompt.id, text: "Description" }), prompt),
-      quiet("The image is enlarged to what the model generates; then the share of its steps that changes so much is "
-        + "done. Both images are kept."))), h("div.sheet-foot", go)]);
+      quiet("The image is enlarged to what the model generates, and changed by it. Both are kept."))),
+  h("div.sheet-foot", go)]);
 }
 
 /** A refined image and what it was, divided by a slider. */

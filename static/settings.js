@@ -58,9 +58,12 @@ function cost(rows) {
   return Math.max(near.seconds + slope * (rows - near.rows), near.seconds * Math.min(1, rows / near.rows));
 }
 
+/** What steps cost is measured of the first model alone. */
+const isTimed = () => model.name === fields.model.default && !readEdits().refine;
+
 /** Seconds of a job like this, or null before the first; others make the steps that both do dearer. */
 function expectedSeconds(parameters) {
-  if (!speed.step_costs.length || model.name !== fields.model.default) return null; // it is of the first model
+  if (!speed.step_costs.length || !isTimed()) return null;
   const { n_inf_steps: steps, candidates, n_images: count } = parameters;
   const rows = rowsOf(parameters);
   return speed.ahead.reduce((sum, one) => sum + Math.min(one.steps, steps) * (cost(rows + one.rows) - cost(rows)),
@@ -80,8 +83,7 @@ function showExpected() {
   }
   const expected = wanted.n_inf_steps > 0 ? expectedFor(wanted.n_inf_steps) : null;
   setText("generate-note", expected === null ? "" : `≈ ${seconds(expected)}`);
-  setText("expected", (expected === null ? model.name !== fields.model.default ? ""
-    : "Its time is measured with the first images."
+  setText("expected", (!isTimed() ? "" : expected === null ? "Its time is measured with the first images."
     : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps)));
 }
 

@@ -195,7 +195,7 @@ function show(one) {
   $("viewer-more").replaceChildren(...[
     canDo("init_image") && elsewhere("image", "Start from this image", () => actions.edit(one)),
     canDo("init_image") && elsewhere("brush", "Inpaint a part of it", () => actions.edit(one, true)),
-    canDo("variation_strength")
+    canDo("variation_strength") && !asked.refine
       && elsewhere("grid", "Vary this face", () => actions.use(job, one.index, varied, "vary")),
     canDo("refine") && elsewhere("spark", "Refine", () => actions.refine(one)),
     asked.refine && elsewhere("compare", "Before and after", () => actions.before(one)),

@@ -150,17 +150,20 @@ def test_the_viewer_opens_on_its_picture_and_says_its_size(
 
 
 def test_the_viewer_waits_for_its_style_sheet(page: Page, site: Site) -> None:
-    """It is asked for when a job begins: who opens an image before it has come must not see the dialog without it."""
+    """It is asked for when a job begins, and again if it did not come: who opens an image before it is there must not
+    see the dialog without it."""
     held: list[Route] = []
     page.route("**/viewer.css", lambda route: held.append(route))
     visit(page, site.address)
     generate(page)
     expect(page.locator(".job")).to_have_attribute("data-state", "succeeded")
+    held[0].abort("connectionreset")
+    expect(page.locator("link[href$='viewer.css']")).to_have_count(0)
     page.get_by_role("button", name=re.compile("^Face 1 of 4")).click()
     page.wait_for_timeout(300)
     expect(page.locator("dialog[open]")).to_have_count(0)
-    (asked,) = held
-    asked.continue_()
+    _, again = held
+    again.continue_()
     expect(page.locator("dialog[open]")).to_be_visible()
     assert box_of(page, "#viewer-frame")["width"] >= 440
 

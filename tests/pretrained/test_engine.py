@@ -290,7 +290,8 @@ def test_nan_fails_its_run_only(drawer: PretrainedEngine) -> None:
 @pytest.mark.parametrize("wrong, told", [
     ({"attributes": {"Smiling": 1.0}}, "cannot follow attributes"),
     ({"candidates": 4}, "cannot follow candidates"),
-    ({"balance": True, "guidance_interval": [0.2, 0.8]}, "cannot follow balance and guidance_interval"),
+    ({"balance": True, "candidates": 4}, "cannot follow balance and candidates"),
+    ({"guidance_interval": (0.8, 0.2)}, "guidance_interval must be two shares"),
     ({"sampler": "Turbo"}, "sampler 'Turbo' is not"),
     ({"num_inference_steps": 0}, "must be at least 1"),
     ({"mask": np.ones((64, 64), bool)}, "needs an init_image"),

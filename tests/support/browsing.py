@@ -131,7 +131,7 @@ def keep_part(page: Page, name: str, first: str, last: str | None = None) -> Non
     (start, *_), (end, *_) = boxes(page, first, last or first)
     clip = {"x": start["x"], "y": start["y"], "width": start["width"],
             "height": end["y"] + end["height"] + (0 if last is None else 12) - start["y"]}
-    content = page.screenshot(clip=clip)  # type: ignore[arg-type]
+    content = page.screenshot(clip=clip)
     Image.open(io.BytesIO(content)).save(Path(folder) / f"{name}.webp", quality=82)
 
 
