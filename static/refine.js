@@ -9,20 +9,24 @@ import { h, img, loadStyle, openSheet, percent, quiet, slider, softButton } from
 import { goTo } from "./views.js";
 import { wipe } from "./wipe.js";
 
-const inWords = (value) => `${percent(value)}, ${
-  value < 0.25 ? "details" : value < 0.5 ? "the same face" : value < 0.75 ? "a similar face" : "another face"}`;
+const inWords = (value) => `${percent(value)}, ${value < 0.5 ? "the same face" : "another face"}`;
 
 /** The request that refines one image: from its latent, so that nothing is generated twice. */
 async function requestFor(one, refine) {
   const { job, index } = one;
   const { has_init_image: image, has_mask: mask, num_latents: latents, strength, interpolate_to: to, ...asked } = (
     parametersOf(one));
-  const { prompt, negative_prompt, n_images, n_inf_steps, stream_freq, seed, refine: before } = asked;
+  const { refine: before } = asked;
+  const { quality } = await ask(`options?${new URLSearchParams({ model: refine.model })}`);
+  const { steps } = quality.find((entry) => entry.default);
+  const n_inf_steps = Math.max(steps, asked.n_inf_steps); // a face of four steps is not refined in four
   if (mask && !before) return { ...await requestOf(job, index), refine }; // what was not painted is in no latent
   const { latent } = await ask(`${jobPath(job.id)}latents/${index}`);
-  const begun = before ? { prompt: before.prompt ?? prompt, negative_prompt, n_images, n_inf_steps, stream_freq, seed,
-    model: before.model } : asked; // the latent of a refined image is of the model that refined it
-  return { ...begun, latent, start_timestep: 1, refine };
+  if (before) { // the latent is of the model that refined
+    Object.assign(asked, { prompt: before.prompt ?? asked.prompt, model: before.model, sampler: null,
+      guidance_scale: null, attributes: null });
+  }
+  return { ...asked, n_inf_steps, latent, start_timestep: 1, refine };
 }
 
 /** Ask how an image is to be refined, and by which model. */
@@ -37,17 +41,14 @@ export async function openRefine(one) {
   const go = softButton("spark", "Refine", () => {
     const wanted = { model: model.value, strength: Number(strength.input.value), prompt: prompt.value.trim() || null };
     dialog.close();
-    attempt(async () => {
-      const request = await requestFor(one, wanted);
-      goTo("generate");
-      await submit(request);
-    });
+    goTo("generate");
+    attempt(async () => submit(await requestFor(one, wanted)));
   }, { class: "soft strong" });
-  const dialog = openSheet("refine", "Refine", "refine", [h("div.trust",
-    img(one.url, altOf(one)), h("div.refine-fields",
+  const dialog = openSheet("refine", "Refine", "", [h("div.trust",
+    img(one.url, altOf(one)), h("div.grid-form",
       names.length > 1 && h("div.field", h("label", { for: model.id, text: "Model" }), model),
       strength.box, h("div.field", h("label", { for: prompt.id, text: "Description" }), prompt),
-      quiet("The image is enlarged to what the model generates, and changed by it. Both are kept."))),
+      quiet("It is enlarged to what the model generates, and changed. Both are kept."))),
   h("div.sheet-foot", go)]);
 }
 
@@ -60,5 +61,5 @@ export function beforeAndAfter(one) {
 }
 
 export function openBefore(one) {
-  openSheet("before", "Before and after", "before", [beforeAndAfter(one)]);
+  openSheet("before", "Before and after", "", [beforeAndAfter(one)]);
 }

@@ -5,7 +5,7 @@ import { icon } from "./icons.js";
 
 const step = (name, label, image) => h("button.viewer-step", { class: `viewer-step ${name}`, id: `viewer-${name}`,
   "aria-label": label }, icon(image), img(null));
-const control = (name, label, id) => iconButton(name, label, null, { id, title: null });
+const control = (name, label, id) => iconButton(name, label, null, { id });
 
 export const dialog = h("dialog.viewer", { id: "viewer", "aria-labelledby": "viewer-title" },
   h("div.viewer-main",

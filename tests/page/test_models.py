@@ -83,6 +83,7 @@ def look(page: Page) -> Iterator[Callable[[str, str], None]]:
 
     def look(state: str, where: str) -> None:
         for width, height in SIZES:
+            page.emulate_media(color_scheme="dark" if width < 500 else "light")
             page.set_viewport_size({"width": width, "height": height})
             page.wait_for_timeout(60)
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
@@ -165,7 +166,7 @@ def test_a_model_is_chosen_loaded_cancelled_and_remembered(
     assert "Euler" in page.get_by_label("Sampler").locator("option").all_text_contents()
     expect(page.locator("footer")).to_contain_text("tiny, a model of other people")
     page.get_by_text("More settings").click()
-    keep_part(page, "models", "#composer", "#model-note")
+    keep_part(page, "models", "#composer .field", "#model-note")
     look("another model", "#composer")
 
     ask_for(page, "an old man", steps=900)
@@ -218,6 +219,7 @@ def test_a_face_is_refined_and_an_image_changed(page: Page, site: Site, look: Ca
     sheet.get_by_role("button", name="Refine").press("Enter")
     ended(page, jobs=2)
     card = page.locator(".job").first
+    expect(card).to_contain_text("50 steps")  # the usual ones of that model, of which 40 % are done
     expect(card).to_contain_text("Refined by tiny, 40 %")
     sizes = card.locator(".wipe-stack img")
     expect(sizes).to_have_count(2)

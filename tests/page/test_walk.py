@@ -176,7 +176,7 @@ def test_a_face_is_refined_by_the_model_that_generated_it(page: Page, server: Se
     drawn(page, 2)
     card = page.locator(".job").first
     expect(card.locator(".wipe-stack")).to_be_visible()
-    keep_part(page, "refined", ".wipe")
+    keep_part(page, "refined", ".wipe-stack", ".wipe-names")
     source = card.locator(".wipe-over").get_attribute("src") or ""
     before, after = picture_at(page, server, source), pixels_of(page, server, 0)
     first = pixels_of(page, server, 1)

@@ -29,6 +29,7 @@ from launcher.host import find_browser
 from tests.support.drawing import DrawingEngine
 
 WAIT_MS = 20_000
+MARGIN = 12  # pixels around what a picture of a part of the page shows
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 expect.set_options(timeout=WAIT_MS)
 
@@ -129,9 +130,9 @@ def keep_part(page: Page, name: str, first: str, last: str | None = None) -> Non
     page.locator(first).first.scroll_into_view_if_needed()
     page.wait_for_timeout(500)  # fades have ended
     (start, *_), (end, *_) = boxes(page, first, last or first)
-    clip = {"x": start["x"], "y": start["y"], "width": start["width"],
-            "height": end["y"] + end["height"] + (0 if last is None else 12) - start["y"]}
-    content = page.screenshot(clip=clip)
+    x, y = start["x"] - MARGIN, start["y"] - MARGIN
+    content = page.screenshot(clip={"x": x, "y": y, "width": start["width"] + 2 * MARGIN,
+                                    "height": end["y"] + end["height"] + MARGIN - y})
     Image.open(io.BytesIO(content)).save(Path(folder) / f"{name}.webp", quality=82)
 
 
