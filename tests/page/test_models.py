@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +20,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.test_layout import COVERED
-from tests.support.browsing import Gate, Site, generate, keep_part, violations, visit, write_prompt
+from tests.support.browsing import Site, generate, keep_part, violations, visit, write_prompt
 
 if TYPE_CHECKING:
     from tests.support.tiny_stable_diffusion import TinyStableDiffusion
 
 SIZES = ((1366, 768), (390, 844))
+LONG_S = 300  # while a state is looked at, on a slow machine
 PROMPT = "a smiling young woman with wavy blond hair"
 
 
@@ -35,12 +37,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyStableDiffusion:
     return build(tmp_path_factory.mktemp("stable-diffusion"))
 
 
+@pytest.fixture(scope="module")
+def page_options() -> dict[str, Any]:
+    return {"permissions": ["clipboard-read", "clipboard-write"]}
+
+
 @pytest.fixture
-def loads() -> Gate:
-    """Holds every load of the model `tiny` until a test opens it."""
-    gate = Gate()
-    gate.open()
-    return gate
+def loads() -> threading.Event:
+    """The model `tiny` is loaded while it is set."""
+    loads = threading.Event()
+    loads.set()
+    return loads
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def broken(tiny: TinyStableDiffusion, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def site(tiny: TinyStableDiffusion, broken: Path, loads: Gate, tmp_path: Path) -> Iterator[Site]:
+def site(tiny: TinyStableDiffusion, broken: Path, loads: threading.Event, tmp_path: Path) -> Iterator[Site]:
     """Our model, the tiny one, one that can be broken, and one that is cut off, as the command line opens them."""
     from api import models_of
     from tests.support.tiny_model import build_tiny_model, bundled_model
@@ -66,14 +73,14 @@ def site(tiny: TinyStableDiffusion, broken: Path, loads: Gate, tmp_path: Path) -
     source = models._sources["tiny"]
 
     def load() -> Any:
-        loads(1)
+        assert loads.wait(LONG_S)
         return source.load()
 
     models._sources["tiny"] = dataclasses.replace(source, load=load)
     with Site(models) as site:
         site.wait_until_ready()
         yield site
-        loads.open()
+        loads.set()
 
 
 @pytest.fixture
@@ -135,7 +142,7 @@ def test_one_model_needs_no_menu(page: Page, tmp_path: Path) -> None:
 
 
 def test_a_model_is_chosen_loaded_cancelled_and_remembered(
-    page: Page, site: Site, loads: Gate, look: Callable[[str, str], None]
+    page: Page, site: Site, loads: threading.Event, look: Callable[[str, str], None]
 ) -> None:
     visit(page, site.address)
     expect(page.locator("#model-field")).to_contain_text("cut failed:")
@@ -145,7 +152,7 @@ def test_a_model_is_chosen_loaded_cancelled_and_remembered(
     expect(page.get_by_text("Balance who appears")).to_be_visible()
     page.get_by_role("button", name="Details").click()
 
-    loads.open_until(0)
+    loads.clear()
     choose(page, "tiny")
     expect(note(page)).to_have_text("64 × 64 pixels. It is loaded when its first image is generated.")
     expect(page.locator("#live")).to_have_text("64 × 64 pixels. It is loaded when its first image is generated.")
@@ -174,7 +181,7 @@ def test_a_model_is_chosen_loaded_cancelled_and_remembered(
     expect(page.locator(".job-status")).to_have_text("Loading tiny …")
     expect(page.locator("#live")).to_have_text("Loading tiny …")
     look("loading", ".job")
-    loads.open()
+    loads.set()
     expect(page.locator(".job-status")).to_have_text(re.compile("^Step [1-9][0-9]* of 900"))
     expect(note(page)).to_have_text("64 × 64 pixels.")
     page.get_by_role("button", name=re.compile("^Cancel: ")).click()
@@ -185,6 +192,8 @@ def test_a_model_is_chosen_loaded_cancelled_and_remembered(
     ended(page, jobs=2)
     expect(page.locator(".job").first).to_contain_text("tiny · 3 steps")
     page.get_by_role("button", name="Copy a link").first.click()
+    expect(page.get_by_role("status").filter(has_text="Link copied.")).to_be_visible()
+    assert "&model=tiny" in page.evaluate("navigator.clipboard.readText()")
     page.reload()
     page.wait_for_selector("body[data-resumed]")
     expect(page.get_by_label("Model", exact=True)).to_have_value("tiny")
