@@ -29,7 +29,7 @@ from launcher.host import find_browser
 from tests.support.drawing import DrawingEngine
 
 WAIT_MS = 20_000
-MARGIN = 12  # pixels around what a picture of a part of the page shows
+MARGIN = 4  # pixels around what a picture of a part of the page shows
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 expect.set_options(timeout=WAIT_MS)
 
