@@ -9,15 +9,16 @@ import { submit } from "./submission.js";
 import { $, complain, loadModule, toast } from "./ui.js";
 import { goTo } from "./views.js";
 
-/** Fill the form and the panels with a request. */
-export function restore(request) {
+/** Fill the form and the panels with a request; its model is chosen where it is here. */
+export async function restore(request) {
   goTo("generate");
+  if (request.model && $("model-choice")) await (await loadModule("models")).chooseModel(request.model);
   restoreForm(request, true);
   replaceEdits(request);
 }
 
-function restoreAndSay(request) {
-  restore(request);
+async function restoreAndSay(request) {
+  await restore(request);
   toast("Settings restored.");
 }
 
@@ -60,7 +61,7 @@ export const actions = {
   },
   /** The settings of a job, or of one of its images, with more changes. */
   use: (job, index = null, changes = {}, panel = null) => attempt(async () => {
-    restoreAndSay({ ...await requestOf(job, index), ...changes });
+    await restoreAndSay({ ...await requestOf(job, index), ...changes });
     if (panel) await openPanel(panel, true);
     else $("prompt").focus();
   }),
@@ -82,6 +83,8 @@ export const actions = {
     await actions.use(one.job, one.index, changes, "photo");
     $("prompt").focus();
   }),
+  refine: (one) => attempt(async () => (await loadModule("refine", "viewer.css")).openRefine(one)),
+  before: (one) => attempt(async () => (await loadModule("refine", "viewer.css")).openBefore(one)),
   trust: (one) => attempt(async () => about(await blobOf(one.url))),
   who: (job) => attempt(async () => {
     (await loadModule("population")).showPopulation([job].flat(), Array.isArray(job));

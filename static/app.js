@@ -1,7 +1,7 @@
 // What happens when the page opens, in every state of the server? And the page's keys. docs/page.md maps all modules.
 
 import { about, actions, attempt, photoPanel, restore } from "./actions.js";
-import { openedPanel, replaceEdits, startEdits } from "./edits.js";
+import { modelOf, openedPanel, replaceEdits } from "./edits.js";
 import { loadRecent, startGallery } from "./gallery.js";
 import { imageOf, imagesOf, jobFrom, moveFavourites, requestOf, stopPicking, undoDelete } from "./images.js";
 import { addCard, cardOf, gridOf, rememberCards, rememberedJobs, startCards } from "./jobs.js";
@@ -45,7 +45,7 @@ async function resume() {
   const query = new URLSearchParams(location.search);
   const wanted = query.get("job");
   const index = query.get("image");
-  if (linked) restore(linked);
+  if (linked) await restore(linked);
   const ids = [...new Set([...rememberedJobs(), wanted].filter(Boolean))];
   const found = await Promise.all(ids.map((id) => (
     askJob(id).then((body) => ({ id, body }), (error) => ({ id, error })))));
@@ -74,6 +74,18 @@ async function resume() {
   else updateAnalysis();
 }
 
+/** Where there are several models, what is so of the one that was chosen: the others need no menu. */
+async function ofChosenModel(options) {
+  [options.model] = options.models;
+  if (options.models.length + options.failed_models.length < 2) return options;
+  try {
+    const { startModels } = await loadModule("models");
+    return await startModels(options, linkedSettings()?.model ?? recall("form")?.model);
+  } catch {
+    return options; // the first one generates
+  }
+}
+
 /** Wait until the model is there, then open the form. It runs again whenever the server comes back. */
 async function begin() {
   let options;
@@ -93,10 +105,9 @@ async function begin() {
   }
   const { state } = options;
   if (state === "READY") {
-    const [first] = options.models;
-    showModel("READY", `${first.name} · ${first.device}`);
+    options = await ofChosenModel(options);
+    showModel("READY", `${options.model.name} · ${options.model.device}`);
     banner(null);
-    startEdits(options);
     fillForm(options);
     if (!$("examples").childElementCount) showExamples(options.examples);
     updateButton();
@@ -154,7 +165,7 @@ on($("key-form"), "submit", async (event) => {
 
 // ---- keys
 
-const toggleHelp = () => attempt(async () => (await loadModule("help")).openHelp());
+const toggleHelp = () => attempt(async () => (await loadModule("help", "editing.css")).openHelp());
 
 on(document, "keydown", (event) => {
   const command = event.ctrlKey || event.metaKey;
@@ -195,7 +206,7 @@ receiveImages(async (file, found) => {
   } else if (!found.request) {
     await about(file, found);
   } else {
-    restore(found.request);
+    await restore({ model: modelOf(found.model_hash), ...found.request });
     const other = found.model_matches === false ? " Another model generated it, so the face will differ." : "";
     toast(`Settings restored.${other}`, { action: "About it", act: () => about(file, found) });
   }

@@ -1,12 +1,14 @@
 // Where does a row of images lead? To another description, another seed, another image.
 
-import { RIVALS, readEdits, setEdits } from "./edits.js";
+import { RIVALS, modelNames, readEdits, setEdits } from "./edits.js";
 import { crop } from "./crop.js";
 import { fileButton } from "./photo.js";
 import { base64Of } from "./images.js";
 import { ask, blobOf } from "./server.js";
 import { readForm, restoreForm, setCount } from "./settings.js";
 import { $, bus, h, iconButton, on, quiet, randomSeed, toast } from "./ui.js";
+
+const findsNoise = (model) => modelNames()[0] === model || modelNames().length === 1;
 
 /** The noise from which the model generates an image again, found by running the steps backwards. */
 async function noiseOf(image, prompt) {
@@ -24,6 +26,7 @@ const EXACT = { sampler: "DDIM", guidance_scale: 1, n_inf_steps: 50 }; // with t
 async function endOf({ job: { parameters: asked }, url, seed }) {
   const { has_init_image: image, num_latents: latents, variation_strength: varied, interpolate_to: to } = asked;
   if (!image && !latents && !varied && !to) return { seed };
+  if (!findsNoise(asked.model)) throw new Error(`Only ${modelNames()[0]} finds the noise of an image.`);
   return { latent: await noiseOf(await base64Of(await blobOf(url)), asked.prompt) };
 }
 
@@ -43,7 +46,7 @@ export function build(box, options) {
     id: "blend-prompt", type: "text", maxlength: options.fields.prompt.max_length, placeholder: "the same description",
   });
   const seed = h("input", { id: "blend-seed", type: "text", inputmode: "numeric", placeholder: "the same seed" });
-  const size = options.models[0].image_size;
+  const size = options.model.image_size;
   const from = quiet("");
   const set = (latent = readEdits().interpolate_to?.latent) => {
     const to = {};
@@ -68,7 +71,7 @@ export function build(box, options) {
   const dice = iconButton("dice", "Random seed to blend to", () => { seed.value = randomSeed(); set(); });
   box.append(from, h("div.field", h("label", { for: "blend-prompt", text: "To the description" }), prompt),
     h("div.field", h("label", { for: "blend-seed", text: "To the seed" }), h("div.with-buttons", seed, dice)));
-  box.append(h("div.tools-row",
+  if (findsNoise(options.model.name)) box.append(h("div.tools-row",
     ...fileButton("image", "From an image",
       fromImage((latent) => { setEdits({ latent, start_timestep: null }); set(); })),
     ...fileButton("image", "To an image", fromImage((latent) => { seed.value = ""; set(latent); }))));

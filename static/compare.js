@@ -3,6 +3,7 @@
 import { canDo } from "./edits.js";
 import { altOf, wordsOf } from "./images.js";
 import { h, img, openSheet, segments, softButton } from "./ui.js";
+import { wipe } from "./wipe.js";
 
 const factsOf = ({ job, seed, job: { parameters: asked } }) => ({
   Description: wordsOf(job), Seed: seed, Steps: asked.n_inf_steps,
@@ -10,17 +11,10 @@ const factsOf = ({ job, seed, job: { parameters: asked } }) => ({
 });
 
 export function compare([one, other], actions) {
-  const over = img(one.url, altOf(one), { id: "wipe-over" });
-  const at = h("input", {
-    type: "range", id: "wipe-at", value: 50, "aria-label": "How much of the first image is seen", input: wipe,
-  });
-  function wipe() {
-    over.style.clipPath = `inset(0 ${100 - at.value}% 0 0)`;
-  }
-  wipe();
-  const ways = { beside: h("div.pair", ...[one, other].map((image) => h("figure",
-    img(image.url, altOf(image)), h("figcaption", { text: `Seed ${image.seed}` })))),
-  wipe: h("div.wipe", { hidden: true }, h("div.wipe-stack", img(other.url, altOf(other)), over), at) };
+  const pair = () => [one, other].map((image) => img(image.url, altOf(image)));
+  const ways = { beside: h("div.pair", ...pair().map((image, number) => h("figure",
+    image, h("figcaption", { text: `Seed ${[one, other][number].seed}` })))),
+  wipe: h("div.wipe", { hidden: true }, wipe(...pair(), "How much of the first image is seen")) };
   const choices = [["Side by side", "beside"], ["Wipe", "wipe"]];
   const modes = segments(h("div.segments"), "compare-mode", choices, "beside", (chosen) => {
     for (const [name, box] of Object.entries(ways)) box.hidden = name !== chosen;

@@ -9,7 +9,7 @@ const PANELS = [["photo", "Image", "image", ["init_image", "mask", "strength", "
   ["sliders", "Features", "settings", ["attributes"]],
   ["vary", "Vary", "grid", ["variation_strength", "variation_seed", "candidates", "balance"]],
   ["blend", "Blend", "blend", ["interpolate_to"]]];
-const FIELDS = PANELS.flatMap(([, , , fields]) => fields);
+const FIELDS = [...PANELS.flatMap(([, , , fields]) => fields), "refine"];
 const FROM_IMAGE = ["init_image", "mask", "strength"];
 /** What the server refuses beside a field. */
 export const RIVALS = {
@@ -20,11 +20,14 @@ export const RIVALS = {
 };
 
 let edits = {}; // fields of the request, only those that are set
-let options = {};
+let options = { models: [] };
 let open = null;
 
 export const readEdits = () => ({ ...edits });
-/** Does this server take a field? */
+export const modelNames = () => options.models.map(({ name }) => name);
+/** The model of the weights with this hash, or with one that begins so. */
+export const modelOf = (hash) => hash && options.models.find((one) => one.hash.startsWith(hash))?.name;
+/** Does the chosen model take a field? */
 export const canDo = (field) => field in (options.fields ?? {}) && !(field in (options.unavailable ?? {}));
 const isSet = (value) => Boolean(value) && (typeof value !== "object" || Object.keys(value).length > 0);
 
@@ -65,7 +68,8 @@ export function editsInWords(edits) {
     said.push([`Image, ${share} changed`, { init_image: null }, image]);
   }
   if (edits.mask || edits.has_mask) said.push(["Painted part alone", { mask: null, strength: null }]);
-  if (edits.start_timestep) said.push([`From ${percent(edits.start_timestep)} of the way`, { latent: null }]);
+  const { start_timestep: begun } = edits;
+  if (begun) said.push([begun === 1 ? "From a finished image" : `From ${percent(begun)} of the way`, { latent: null }]);
   else if (edits.latent || edits.num_latents) said.push(["From the noise of an image", { latent: null }]);
   for (const [name, value] of Object.entries(attributes ?? {})) {
     const { [name]: gone, ...others } = attributes;
@@ -76,6 +80,8 @@ export function editsInWords(edits) {
   if (varied) said.push([`Varied by ${percent(varied)}`, { variation_strength: null }]);
   if (edits.candidates) said.push([`Best of ${edits.candidates}`, { candidates: null }]);
   if (edits.balance) said.push(["Balanced", { balance: null }]);
+  const { refine } = edits;
+  if (refine) said.push([`Refined by ${refine.model}, ${percent(refine.strength)}`, { refine: null }]);
   if (to) {
     const goal = to.prompt ? `“${to.prompt}”` : to.latent || to.has_latent ? "an image" : `seed ${to.seed}`;
     said.push([`Blend to ${goal}`, { interpolate_to: null }]);
@@ -125,15 +131,21 @@ export function showEditError(field, message) {
   return true;
 }
 
-/** Fill in what this server can do. */
+/** Fill in what the chosen model can do; what another one was to do stays, where this one can. */
 export function startEdits(given) {
+  const before = options.model?.name;
   options = given;
   const known = PANELS.filter(([, , , fields]) => fields.some(canDo));
   $("tools-field").hidden = !known.length;
-  if ($("tools").childElementCount) return;
+  if (before === given.model.name) return;
+  open = null;
+  $("tool-box").replaceChildren();
   $("tools").replaceChildren(...known.map(([name, label, image]) => h("button.tool", {
     id: `tool-${name}`, "aria-expanded": "false", "aria-controls": "tool-box",
     click: () => openPanel(open === name ? null : name),
   }, icon(image), label)));
-  replaceEdits(recall("edits", {}));
+  if (!before) return replaceEdits(recall("edits", {}));
+  const { latent, start_timestep, interpolate_to: to, ...others } = edits; // latents are of one model
+  if (to && !to.latent) others.interpolate_to = to;
+  replaceEdits(Object.fromEntries(Object.entries(others).filter(([name]) => canDo(name))));
 }

@@ -15,7 +15,8 @@ export function imageOf(job, index) {
 
 /** What a request would be that makes one image again, without the images that it may have begun with. */
 export function parametersOf({ job, index, seed, result }) {
-  const { variation_seed: other, interpolate_to: to, n_images: count, candidates, balance, ...asked } = job.parameters;
+  const { variation_seed: other, interpolate_to: to, n_images: count, candidates, balance,
+    attribute_balancing: same, ...asked } = job.parameters;
   const made = { ...asked, seed, n_images: 1 };
   if (other != null) made.variation_seed = other + index;
   if (to) made.interpolate_to = { ...to, weight: to.weight ?? index / (count - 1) };
@@ -27,16 +28,24 @@ export function parametersOf({ job, index, seed, result }) {
 export const goalOf = ({ has_latent: known, ...to }) => (
   Object.fromEntries(Object.entries(to).filter(([, value]) => value != null)));
 
+/** Where the image is that was refined to this one: the last of the first steps. */
+export const beforeOf = ({ url, job: { parameters } }) => `${url}?t=${parameters.n_inf_steps}`;
+
+/** Steps of a job in all; who refines takes as many again. */
+export const stepsOf = ({ n_inf_steps: steps, refine }) => (refine ? 2 * steps : steps);
+
 export const sent = new Map(); // job id -> what this page asked for, images included
 
 /** The request of a job, or of one of its images: an image remembers what the job's parameters only mention. */
 export async function requestOf(job, index = null) {
   const parameters = index === null ? job.parameters : parametersOf(imageOf(job, index));
-  const { has_init_image: image, has_mask: mask, num_latents: latents, model, ...asked } = parameters;
+  const { has_init_image: image, has_mask: mask, num_latents: latents, ...asked } = parameters;
   const to = asked.interpolate_to;
   if (to) asked.interpolate_to = goalOf(to);
   if (!image && !mask && !latents && !to?.has_latent) return asked;
-  const kept = sent.get(job.id) ?? (await ask("inspect", await blobOf(imageOf(job, index ?? 0).url))).request;
+  const one = imageOf(job, index ?? 0);
+  const address = asked.refine ? beforeOf(one) : one.url;
+  const kept = sent.get(job.id) ?? (await ask("inspect", await blobOf(address))).request;
   if (!kept || (image && !kept.init_image)) throw new Error("The image no longer says what it began with.");
   for (const name of ["init_image", "mask", "latent"]) if (kept[name]) asked[name] = kept[name];
   if (Array.isArray(asked.latent) && index !== null) asked.latent = asked.latent[index];

@@ -1,8 +1,8 @@
 // What happens to one job? Its card on the stage, from waiting to its end.
 
-import { editsInWords } from "./edits.js";
+import { canDo, editsInWords, modelNames } from "./edits.js";
 import { icon } from "./icons.js";
-import { deleteJob, fileName, heart, imageOf, imagesOf, jobFrom, tile, wordsOf } from "./images.js";
+import { deleteJob, fileName, heart, imageOf, imagesOf, jobFrom, stepsOf, tile, wordsOf } from "./images.js";
 import { ask, askJob, follow, jobPath } from "./server.js";
 import { archiveOf, canShare, collageOf, copy, linkTo, share } from "./sharing.js";
 import { announce, bus, complain, h, iconButton, loadModule, plural, seconds, softButton } from "./ui.js";
@@ -25,6 +25,7 @@ export class JobCard {
     this.trouble = h("div.job-trouble", { hidden: true });
     this.buttons = h("div.job-actions");
     const details = [plural(asked.n_inf_steps, "step"), asked.sampler, `guidance ${asked.guidance_scale}`];
+    if (modelNames().length > 1) details.unshift(asked.model);
     if (asked.negative_prompt) details.push(`without ${asked.negative_prompt}`);
     details.push(...editsInWords(asked).map(([text]) => text));
     this.tiles = Array.from({ length: asked.n_images }, (_, index) => this.tileFor(imageOf(job, index)));
@@ -68,8 +69,8 @@ export class JobCard {
   state(body) {
     Object.assign(this.job, jobFrom(body));
     this.setStatus(body.status, body);
-    const total = body.parameters.n_inf_steps;
-    if (body.status === "running") this.setProgress(Math.round(body.progress * total), total);
+    const total = stepsOf(body.parameters);
+    if (body.status === "running" && !body.loading) this.setProgress(Math.round(body.progress * total), total);
     for (const entry of body.response ?? []) {
       if (body.status === "succeeded") this.setImage(entry);
       else this.setPreview(entry);
@@ -77,7 +78,7 @@ export class JobCard {
     if (body.finished) this.finish();
   }
 
-  setStatus(status, { queue_position: position, restarted }) {
+  setStatus(status, { queue_position: position, restarted, loading }) {
     if (this.finished || !["queued", "running"].includes(status)) return; // an end is shown with all that belongs to it
     this.job.status = this.box.dataset.state = status;
     if (status === "queued") {
@@ -86,9 +87,11 @@ export class JobCard {
       this.bar.removeAttribute("value");
       this.began = null;
       this.share = 0;
-    } else if (!this.began) {
-      this.status.textContent = "Starting …";
-      this.bar.value = 0;
+    } else if (loading || !this.began) {
+      this.status.textContent = loading ? `Loading ${loading} …` : "Starting …";
+      if (loading) announce(this.status.textContent);
+      if (!this.began) this.bar.value = 0;
+      bus.emit("loading", loading);
     }
   }
 
@@ -192,8 +195,10 @@ export class JobCard {
     }
     this.box.classList.toggle("bare", !anything);
     if (job.status === "succeeded") {
+      const [only, other] = imagesOf(job);
       announce(`${plural(job.parameters.n_images, "face")} finished: ${wordsOf(job)}`);
       if (job.parameters.interpolate_to && job.parameters.n_images > 1) this.showPlayer();
+      if (job.parameters.refine && only && !other) this.showBefore(only);
     } else if (job.status === "cancelled") {
       this.explain("Cancelled", anything ? "What had appeared by then stays here." : "Nothing had appeared yet.", true);
     } else {
@@ -208,6 +213,12 @@ export class JobCard {
   async showPlayer() {
     const { player } = await loadModule("player", "editing.css");
     this.box.append(player(this.job));
+  }
+
+  /** A refined image is compared with what it was. */
+  async showBefore(one) {
+    const { beforeAndAfter } = await loadModule("refine", "viewer.css");
+    this.box.append(beforeAndAfter(one));
   }
 
   missing({ status, message }) {
@@ -247,6 +258,7 @@ export class JobCard {
       done && (several ? iconLink("download", "Download all as zip", archiveOf(job), `faces-${only.seed}.zip`)
         : iconLink("download", "Download PNG", only.url, fileName(only))),
       done && iconLink("film", "Download the steps as one image", collageOf(job), `steps-${only.seed}.png`),
+      done && !several && canDo("refine") && iconButton("spark", "Refine", () => actions.refine(only)),
       done && job.images?.some((one) => one.attributes)
         && iconButton("people", "Who came out", () => actions.who(job)),
       done && canShare() && iconButton("share", "Share or save to photos", () => share(imagesOf(job))),

@@ -49,7 +49,7 @@ export function fileButton(name, text, take, given = {}) {
 }
 
 export function build(box, options) {
-  size = options.models[0].image_size;
+  size = options.model.image_size;
   usual.image = options.fields.strength?.default ?? usual.image;
   const touched = matchMedia("(pointer: coarse)").matches;
   const camera = touched ? fileButton("camera", "Camera", takePhoto, { capture: "user" }) : [];

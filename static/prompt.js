@@ -17,6 +17,7 @@ let analysis = null; // the server's newest answer about the text
 let timer = 0;
 let asked = 0;
 let palette = null; // loaded when it is first opened
+let understands = true; // whether the model was taught the vocabulary
 const switchedOff = new Map(); // chips that were switched off: attribute -> {value, before, after}
 
 /** An attribute and whether it is there, as one word: +Smiling, -Male. */
@@ -174,15 +175,27 @@ export async function updateAnalysis(rested = false) {
   const number = ++asked;
   if (!text.trim()) switchedOff.clear();
   try {
+    if (!understands) throw null; // nothing is known of it
     const answer = await analyze(text);
     if (number !== asked || text !== area.value) return; // somebody went on typing
     analysis = rested === true ? answer : withoutUnfinished(answer);
     showMarks(analysis.words);
     showNotes();
   } catch {
+    analysis = null;
     showMarks([]); // marks are a service, not a condition: the request itself will say what is wrong
     notes.replaceChildren();
+    setText("understood", "");
   }
+}
+
+/** Is what is written held against the vocabulary? Models of other people were not taught it. */
+export function useVocabulary(known) {
+  if (understands === known) return;
+  understands = known;
+  if (!known && !$("palette").hidden) $("palette-open").click();
+  $("palette-open").hidden = !known;
+  updateAnalysis();
 }
 
 on(area, "input", async (event) => {
@@ -193,6 +206,7 @@ on(area, "input", async (event) => {
   showMarks(changed < 0 ? analyzed : analyzed.slice(0, changed));
   clearTimeout(timer);
   timer = setTimeout(updateAnalysis, WAIT_MS);
+  if (!understands) return;
   try {
     (await loadModule("suggestions")).suggest(event, { words, phrases, type });
   } catch { /* the next letter tries again */ }

@@ -1,7 +1,7 @@
 // What is to be generated, and how? The form, with the server's limits and defaults, and how long it will take.
 
-import { readEdits, showEditError } from "./edits.js";
-import { updateAnalysis, setPrompt } from "./prompt.js";
+import { readEdits, showEditError, startEdits } from "./edits.js";
+import { updateAnalysis, setPrompt, useVocabulary } from "./prompt.js";
 import { ask } from "./server.js";
 import { $, bus, choose, h, keep, on, randomSeed, recall, seconds, segments, setText } from "./ui.js";
 
@@ -12,11 +12,13 @@ const NUMBERS = ["n_inf_steps", "guidance_scale", "stream_freq"];
 
 const form = $("composer");
 let fields = null; // as /options tells them
+let model = null; // the chosen one
 let quality = [];
 let curve = []; // what steps buy, where it was measured
 let lastSeed = null;
 
 export const isReady = () => fields !== null;
+export const hasModel = (name) => Boolean(fields?.model.choices.includes(name));
 
 // ---- how long does it take here?
 
@@ -56,9 +58,12 @@ function cost(rows) {
   return Math.max(near.seconds + slope * (rows - near.rows), near.seconds * Math.min(1, rows / near.rows));
 }
 
+/** What steps cost is measured of the first model alone. */
+const isTimed = () => model.name === fields.model.default && !readEdits().refine;
+
 /** Seconds of a job like this, or null before the first; others make the steps that both do dearer. */
 function expectedSeconds(parameters) {
-  if (!speed.step_costs.length) return null;
+  if (!speed.step_costs.length || !isTimed()) return null;
   const { n_inf_steps: steps, candidates, n_images: count } = parameters;
   const rows = rowsOf(parameters);
   return speed.ahead.reduce((sum, one) => sum + Math.min(one.steps, steps) * (cost(rows + one.rows) - cost(rows)),
@@ -78,7 +83,7 @@ function showExpected() {
   }
   const expected = wanted.n_inf_steps > 0 ? expectedFor(wanted.n_inf_steps) : null;
   setText("generate-note", expected === null ? "" : `≈ ${seconds(expected)}`);
-  setText("expected", (expected === null ? "Its time is measured with the first images."
+  setText("expected", (!isTimed() ? "" : expected === null ? "Its time is measured with the first images."
     : `About ${seconds(expected)} on this machine.`) + (wanted.sampler ? "" : worth(wanted.n_inf_steps)));
 }
 
@@ -95,15 +100,20 @@ function worth(steps) {
 
 // ---- the form
 
-/** Fill in what the server allows; what was typed here before comes back. */
+const usualSteps = () => (quality.find((entry) => entry.default) ?? quality[0]).steps;
+
+/** Fill in what the chosen model can do and allows; what was typed here before comes back, or stays. */
 export function fillForm(options) {
-  const first = fields === null;
-  fields = options.fields;
-  quality = options.quality;
-  curve = options.step_curve;
+  const before = model?.name;
+  const typed = before && readForm();
+  if (before) for (const [name, usual] of [["guidance_scale", fields.guidance_scale.default],
+    ["n_inf_steps", usualSteps()]]) if (typed[name] === usual) delete typed[name]; // the other model's
+  startEdits(options);
+  ({ fields, quality, model, step_curve: curve } = options);
   fields.few = options.few_steps;
+  useVocabulary(!model.lacks.includes("vocabulary"));
   measure();
-  if (!first) return;
+  if (before === model.name) return;
   const { minimum, maximum } = fields.n_images;
   const counts = Array.from({ length: maximum - minimum + 1 }, (_, number) => minimum + number);
   segments($("counts"), "n_images", counts.map((count) => [String(count), count]), fields.n_images.default);
@@ -115,16 +125,15 @@ export function fillForm(options) {
   $("prompt").maxLength = fields.prompt.max_length;
   $("negative_prompt").maxLength = fields.negative_prompt.max_length;
   $("sampler").replaceChildren(new Option("Automatic", ""), ...options.samplers.map((name) => new Option(name, name)));
-  const drafted = recall("form");
+  const drafted = typed || recall("form");
   setDefaults();
   if (drafted) restoreForm({ ...drafted, prompt: $("prompt").value || drafted.prompt }, drafted.seed !== null);
   refresh();
 }
 
 function setDefaults() {
-  const start = quality.find((entry) => entry.default) ?? quality[0];
   choose($("counts"), fields.n_images.default);
-  $("n_inf_steps").value = start.steps;
+  $("n_inf_steps").value = usualSteps();
   $("guidance_scale").value = fields.guidance_scale.default;
   $("sampler").value = "";
   $("negative_prompt").value = $("stream_freq").value = $("seed").value = "";
@@ -141,6 +150,7 @@ export function readForm() {
   const steps = number("n_inf_steps");
   return {
     prompt: $("prompt").value.trim(),
+    ...(form.elements.model ? { model: form.elements.model.value } : {}), // models.js adds it
     n_images: Number(form.elements.n_images.value) || fields.n_images.default,
     n_inf_steps: steps,
     stream_freq: number("stream_freq") ?? previewEvery(steps),

@@ -4,10 +4,11 @@ import { fileName, goalOf, parametersOf, wordsOf } from "./images.js";
 import { ask, blobOf, jobPath } from "./server.js";
 import { $, complain, dialogIsOpen, h, on, toast } from "./ui.js";
 
-const TEXTS = ["prompt", "sampler", "negative_prompt"];
+const TEXTS = ["prompt", "sampler", "negative_prompt", "model"];
 const LINKED = [...TEXTS, "n_images", "n_inf_steps", "seed", "guidance_scale", "stream_freq"];
 // images are too long for an address
-const EDITS = ["attributes", "variation_strength", "variation_seed", "candidates", "balance", "interpolate_to"];
+const EDITS = ["attributes", "variation_strength", "variation_seed", "candidates", "balance", "interpolate_to",
+  "refine"];
 
 // ---- links: the fragment holds all settings, so a link makes the image again even where the job is long gone
 

@@ -4,8 +4,8 @@ import { readEdits } from "./edits.js";
 import { jobFrom, sent } from "./images.js";
 import { addCard, joinGrid } from "./jobs.js";
 import { ask } from "./server.js";
-import { clearErrors, isReady, readForm, showErrors } from "./settings.js";
-import { $, announce, bus, loadModule, on, randomHex, randomSeed, setText } from "./ui.js";
+import { clearErrors, hasModel, isReady, readForm, showErrors } from "./settings.js";
+import { $, announce, bus, loadModule, on, randomHex, setText } from "./ui.js";
 
 let sending = false;
 let retryTimer = 0;
@@ -41,10 +41,11 @@ export function updateButton() {
 }
 
 /** What the form and the panels ask for. */
-const currentRequest = () => ({ ...readForm(), ...readEdits() });
+export const currentRequest = () => ({ ...readForm(), ...readEdits() });
 
 /** Send a job; the idempotency key makes sure that asking twice never generates twice. */
-export async function submit(request, key = randomHex(16), grid = null) {
+export async function submit({ model, ...given }, key = randomHex(16), grid = null) {
+  const request = hasModel(model) ? { ...given, model } : given;
   if (sending || !isReady()) return null;
   sending = true;
   clearErrors();
@@ -79,16 +80,6 @@ function refuse({ status, body, message, retryAfter }, again) {
   } else if (status === 401) bus.emit("locked");
   else showNotice("This was not accepted", message, again);
 }
-
-/** The same seeds for several descriptions, one job each, in one frame; a column is a seed. */
-bus.on("grid", async ({ prompts, count }) => {
-  const { candidates, variation_strength, variation_seed, interpolate_to, ...shared } = currentRequest();
-  const seed = shared.seed ?? randomSeed();
-  const grid = randomHex(6);
-  for (const prompt of [shared.prompt, ...prompts]) {
-    if (!await submit({ ...shared, prompt, seed, n_images: count }, randomHex(16), grid)) return;
-  }
-});
 
 on($("composer"), "submit", (event) => {
   event.preventDefault();

@@ -4,8 +4,9 @@
 const CACHE = "shell";
 const ROOT = new URL("../", location.href);
 const FILES = ("actions app badges blend compare crop edits gallery gestures help icons images job_card jobs mask "
-  + "photo player population prompt prompt_editing prompt_palette server settings sharing sliders submission "
-  + "suggestions theme trust ui vary viewer views").split(" ").map((name) => `${name}.js`);
+  + "models photo player population prompt prompt_editing prompt_palette refine server settings sharing sliders "
+  + "submission suggestions theme trust ui vary viewer viewer_dialog views wipe").split(" ")
+  .map((name) => `${name}.js`);
 const SHELL = ["../", "style.css", "editing.css", "viewer.css", "icon.svg", ...FILES]
   .map((path) => new URL(path, location.href).href);
 

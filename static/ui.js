@@ -76,12 +76,16 @@ export function slider(name, { min, max, step, value, words }, change, ...more) 
   return { box: h("div.slider", title, input, ...more), put, input };
 }
 
-/** A style sheet of parts that most visits never need. */
+const styles = {}; // name -> promise of a style sheet
+
+/** A style sheet of parts that most visits never need; resolves when it is there, or did not come. */
 export function loadStyle(name) {
-  if (document.querySelector(`link[href="static/${name}"]`)) return null;
-  return new Promise((done) => {
-    document.head.append(h("link", { rel: "stylesheet", href: `static/${name}`, load: done, error: done }));
+  styles[name] ??= new Promise((done) => {
+    const error = () => { link.remove(); delete styles[name]; done(); }; // the next who needs it tries again
+    const link = h("link", { rel: "stylesheet", href: `static/${name}`, load: done, error });
+    document.head.append(link);
   });
+  return styles[name];
 }
 
 const retries = {}; // module -> how often it did not come

@@ -1,7 +1,10 @@
 // What else could this be? Around one image, the best of many, all kinds of people, a grid of seeds and descriptions.
 
 import { canDo, readEdits, setEdits } from "./edits.js";
-import { $, bus, choose, h, on, percent, quiet, segments, slider, softButton } from "./ui.js";
+import { currentRequest, submit } from "./submission.js";
+import {
+  $, bus, choose, h, on, percent, quiet, randomHex, randomSeed, segments, slider, softButton,
+} from "./ui.js";
 
 const BEST_OF = [8, 16, 24, 32];
 const inWords = (value) => (value < 0.25 ? "subtle" : value < 0.5 ? "related" : value < 0.8 ? "loose" : "strong");
@@ -36,14 +39,24 @@ function balance() {
   ({ balance: on }) => { input.checked = Boolean(on); }];
 }
 
+/** The same seeds for several descriptions, one job each, in one frame; a column is a seed. */
+async function generateGrid(prompts, count) {
+  const { candidates, variation_strength, variation_seed, interpolate_to, ...shared } = currentRequest();
+  const seed = shared.seed ?? randomSeed();
+  const name = randomHex(6);
+  for (const prompt of [shared.prompt, ...prompts]) {
+    if (!await submit({ ...shared, prompt, seed, n_images: count }, randomHex(16), name)) return;
+  }
+}
+
 function grid(most) {
   const others = h("textarea", {
     rows: 3, id: "grid-prompts", placeholder: "an old man with glasses\na woman with a hat" });
   const counts = h("select", { id: "grid-seeds" });
   for (let count = 2; count <= most; count += 1) counts.append(h("option", { value: count, text: `${count} seeds` }));
   counts.value = Math.min(4, most);
-  const go = () => bus.emit("grid", {
-    prompts: others.value.split("\n").map((text) => text.trim()).filter(Boolean), count: Number(counts.value) });
+  const go = () => generateGrid(
+    others.value.split("\n").map((text) => text.trim()).filter(Boolean), Number(counts.value));
   return h("details", h("summary", "A grid of seeds and descriptions"), h("div.grid-form",
     h("label", { for: "grid-prompts", text: "More descriptions, one a line" }), others,
     h("label.visually-hidden", { for: "grid-seeds", text: "Seeds" }), counts,

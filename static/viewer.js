@@ -3,7 +3,7 @@
 import { canDo, editsInWords } from "./edits.js";
 import { icon, setIcon } from "./icons.js";
 import {
-  altOf, deleteImages, deleteJob, fileName, heart, isLeaving, startPicking, toggleFavourite, wordsOf,
+  altOf, deleteImages, deleteJob, fileName, heart, isLeaving, startPicking, stepsOf, toggleFavourite, wordsOf,
 } from "./images.js";
 import { gestures } from "./gestures.js";
 import { ask, jobPath } from "./server.js";
@@ -12,11 +12,11 @@ import {
   $, announce, bus, closable, h, iconButton, img, isCommand, on, openDialog, percent, recall, setText, softButton,
   wantsStillness,
 } from "./ui.js";
+import { dialog } from "./viewer_dialog.js";
 
 const MAX_ZOOM = 8;
 const FRAME_MS = 160;
 
-const dialog = $("viewer");
 const frame = $("viewer-frame");
 const image = $("viewer-image");
 let list = () => []; // what the arrows walk through; it may grow
@@ -91,7 +91,7 @@ async function loadSteps(one) {
   showSteps();
   const { steps } = await ask(`${jobPath(one.job.id)}steps`).catch(() => ({ steps: [] })); // images come when shown
   if (here?.key !== one.key) return;
-  const total = one.job.parameters.n_inf_steps;
+  const total = stepsOf(one.job.parameters);
   const kept = steps.filter(({ index, t }) => index === one.index && t < total);
   frames = [...kept.map(({ t }) => ({ t, total, src: `${one.thumbnail}?t=${t}` })), { t: total, total, src: one.url }];
   showSteps();
@@ -121,7 +121,7 @@ function showFrame(number) {
   image.src = frames[number].src;
   tellFrame(number);
   const last = number === frames.length - 1;
-  $("steps-fork").hidden = last || !canDo("start_timestep");
+  $("steps-fork").hidden = last || !canDo("start_timestep") || Boolean(here.job.parameters.refine);
   for (const [at, still] of [...$("steps-strip").children].entries()) {
     still.classList.toggle("now", at === number && !last);
   }
@@ -195,8 +195,10 @@ function show(one) {
   $("viewer-more").replaceChildren(...[
     canDo("init_image") && elsewhere("image", "Start from this image", () => actions.edit(one)),
     canDo("init_image") && elsewhere("brush", "Inpaint a part of it", () => actions.edit(one, true)),
-    canDo("variation_strength")
+    canDo("variation_strength") && !asked.refine
       && elsewhere("grid", "Vary this face", () => actions.use(job, one.index, varied, "vary")),
+    canDo("refine") && elsewhere("spark", "Refine", () => actions.refine(one)),
+    asked.refine && elsewhere("compare", "Before and after", () => actions.before(one)),
     elsewhere("settings", "Use these settings", () => actions.use(job, one.index)),
     elsewhere("again", "Generate others like this", () => actions.again(job, true)),
     elsewhere("shield", "About this image", () => actions.trust(one)),

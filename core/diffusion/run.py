@@ -204,6 +204,12 @@ def encode_texts(request: GenerationRequest, info: EngineInfo,
     )
 
 
+def guided_steps(request: GenerationRequest) -> tuple[int, int]:
+    """The first step of a checked request with guidance, and the first one after it without."""
+    steps, (low, high) = request.num_inference_steps, request.guidance_interval or (0.0, 1.0)
+    return math.ceil(low * steps - 1e-6), math.ceil(high * steps - 1e-6)  # 0.3 * 10 is more than 3
+
+
 def plan_guidance(
     request: GenerationRequest, texts: EncodedTexts, weights: Sequence[float], known: tuple[float, float] | None
 ) -> list[Phase]:
@@ -217,8 +223,7 @@ def plan_guidance(
         weights=weights if texts.target is not None else (),
         guidance_range=known,
     )
-    steps, (low, high) = request.num_inference_steps, request.guidance_interval or (0.0, 1.0)
-    first, last = (math.ceil(share * steps - 1e-6) for share in (low, high))  # 0.3 * 10 is more than 3
+    steps, (first, last) = request.num_inference_steps, guided_steps(request)
     phases = [Phase(first, plain)]
     if texts.directions:
         phases.append(Phase(max(first, int(EDIT_START * steps)), replace(plain, edit_directions=texts.directions)))

@@ -22,17 +22,26 @@ from core.pretrained.denoising import SchedulerRun
 
 @dataclass(eq=False)
 class PretrainedRun:
-    """A request being generated (`core.engine.Run`). `texts` has, for each image, the weight of every text that it is
-    predicted under, `parameters` what each image says about how it came about. With an `error` it is finished too."""
+    """A request being generated (`core.engine.Run`). `guided` has, for each image, the weight of every text that it is
+    predicted under in the steps from `interval[0]` to before `interval[1]`, `unguided` the same of the others.
+    `parameters` is what each image says about how it came about. With an `error` it is finished too."""
 
     seeds: list[int]
-    texts: list[dict[str, float]]
+    guided: list[dict[str, float]]
+    unguided: list[dict[str, float]]
+    interval: tuple[int, int]
     parameters: list[dict[str, Any]]
     trajectory: SchedulerRun
     inpainting: Inpainting | None
     watermark: bool
     num_evaluations: list[int] = field(default_factory=list)
     error: JobError | None = None
+
+    @property
+    def texts(self) -> list[dict[str, float]]:
+        """The weight of every text in the next step, for each image."""
+        first, last = self.interval
+        return self.guided if first <= self.done < last else self.unguided
 
     @property
     def num_images(self) -> int:
@@ -63,14 +72,14 @@ def text_weights(prompt: str, negative: str, scale: float, target: str | None = 
 
 
 class RowBatch:
-    """The rows of several runs, in the order of their images. It holds while the runs stay the same.
+    """The rows of several runs, in the order of their images. It holds while the runs and their texts stay the same.
 
     `encoded` has what the text encoder says of every text, [length, width].
     """
 
     def __init__(self, runs: Sequence[PretrainedRun], encoded: Mapping[str, Tensor]) -> None:
-        self.runs = tuple(runs)
-        rows = [(image, text, weight) for image, texts in enumerate(one for run in runs for one in run.texts)
+        self.runs, self._texts = tuple(runs), [run.texts for run in runs]
+        rows = [(image, text, weight) for image, texts in enumerate(one for texts in self._texts for one in texts)
                 for text, weight in texts.items()]
         self.num_images = sum(run.num_images for run in runs)
         self.images = [image for image, _, _ in rows]
@@ -79,8 +88,10 @@ class RowBatch:
         self._encoded_prompts = torch.stack([encoded[text] for _, text, _ in rows])  # [R, length, width]
 
     def is_of(self, runs: Sequence[PretrainedRun]) -> bool:
-        """Whether these are its runs, in this order."""
-        return len(runs) == len(self.runs) and all(a is b for a, b in zip(runs, self.runs, strict=True))
+        """Whether these are its runs, in this order and under these texts."""
+        return len(runs) == len(self.runs) and all(
+            one is other and one.texts is texts
+            for one, other, texts in zip(runs, self.runs, self._texts, strict=True))
 
     def inputs(self, x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [B, C, h, w] and timesteps [B] of the images -> those of the rows, and the rows' texts."""

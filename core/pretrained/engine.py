@@ -29,7 +29,7 @@ from torch import Tensor
 
 from core.diffusion.generated_image import GeneratedImage, latent_bytes
 from core.diffusion.inversion import Inversion, RunningInversion
-from core.diffusion.run import check, find_start, not_finite
+from core.diffusion.run import check, find_start, guided_steps, not_finite
 from core.diffusion.sampling import NotFiniteError
 from core.engine import GenerationRequest, JobError
 from core.imaging.generation_parameters import assessment, generation_parameters
@@ -108,15 +108,18 @@ class PretrainedEngine:
         start = find_start(request, self.info.latent_shape, self.encode)
         noise, scale = start.noise, float(request.guidance_scale or 0.0)
         target = None if request.interpolate_to is None else request.interpolate_to.prompt
-        texts = [text_weights(request.prompt, request.negative_prompt, scale, target, share)
-                 for share in noise.weights]
-        for text in {text for one in texts for text in one}:
+        guided = [text_weights(request.prompt, request.negative_prompt, scale, target, share)
+                  for share in noise.weights]
+        unguided = [text_weights(request.prompt, "", 1.0, target, share) for share in noise.weights]
+        interval = guided_steps(request)
+        used = guided if request.guidance_interval is None else [*guided, *unguided]
+        for text in {text for one in used for text in one}:
             self._encode_prompt(text)  # now: what does not fit into memory fails this request alone
         trajectory = SchedulerRun(scheduler, noise.noise, request.num_inference_steps, noise.generators, start.skipped,
                                   start.z)
         parameters = generation_parameters(request, [request.prompt] * request.num_images, noise.seeds, noise.weights)
-        return PretrainedRun(noise.seeds, texts, parameters, trajectory, start.inpainting, request.watermark,
-                             [0] * len(texts))
+        return PretrainedRun(noise.seeds, guided, unguided, interval, parameters, trajectory, start.inpainting,
+                             request.watermark, [0] * len(guided))
 
     @torch.inference_mode()
     def step(self, runs: Sequence[PretrainedRun]) -> None:

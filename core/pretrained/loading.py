@@ -25,7 +25,7 @@ USUAL_SIZE = 512  # pixels a side that the 1.x family was trained at
 SMALLEST, LARGEST, MULTIPLE = 64, 1024, 64  # pixels a side: the UNet halves its latents three times
 GUIDANCE_SCALE = 7.5
 # what needs our own words and classifier, or guidance that changes between steps
-LACKS = frozenset(("attributes", "balance", "candidates", "guidance_interval", "vocabulary"))
+LACKS = frozenset(("attributes", "balance", "candidates", "vocabulary"))
 
 
 @dataclass(frozen=True)

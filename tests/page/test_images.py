@@ -248,13 +248,14 @@ def test_the_viewer_walks_zooms_and_plays_the_film(page: Page, site: Site) -> No
     expect(dialog.get_by_text("41", exact=True)).to_be_visible()
 
     percent = dialog.locator("#zoom-reset")  # of the picture's own size, which is 32 pixels
+    expect(percent).to_have_text(re.compile(r"^\d{4,} %$"))  # once the picture is there
     fits = int((percent.text_content() or "").rstrip(" %"))
     assert fits > 1000
     page.keyboard.press("+")
     expect(percent).to_have_text(re.compile(rf"^({'|'.join(str(int(1.5 * fits) + more) for more in (-1, 0, 1))}) %$"))
     page.locator("#viewer-frame").hover()
     page.mouse.wheel(0, -300)
-    assert page.locator("#viewer-image").evaluate("image => image.style.transform").endswith("scale(4.07742)")
+    expect(page.locator("#viewer-image")).to_have_attribute("style", re.compile(r"scale\(4\.07742\);?$"))
     page.locator("#viewer-frame").dblclick()
     expect(percent).to_have_text(f"{fits} %")
     page.get_by_label("Pixels").check()
@@ -278,6 +279,7 @@ def test_the_viewer_walks_zooms_and_plays_the_film(page: Page, site: Site) -> No
     page.keyboard.press("f")
     expect(dialog.get_by_role("button", name="Favourite")).to_have_attribute("aria-pressed", "true")
     dialog.get_by_role("button", name="Copy the seed").click()
+    expect(dialog.get_by_role("status").filter(has_text="Seed copied.")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == "41"
     for _ in range(40):  # the focus never leaves the dialog for the page behind it
         page.keyboard.press("Tab")
@@ -315,7 +317,7 @@ def test_two_pictures_are_compared(page: Page, site: Site) -> None:
     dialog.get_by_text("Wipe").click()
     slider = dialog.get_by_role("slider", name="How much of the first image is seen")
     slider.fill("25")
-    expect(page.locator("#wipe-over")).to_have_css("clip-path", "inset(0px 75% 0px 0px)")
+    expect(page.locator("#compare .wipe-over")).to_have_css("clip-path", "inset(0px 75% 0px 0px)")
     page.keyboard.press("Escape")
     page.locator("#days .tile").first.locator(".tile-open").click()  # from the viewer: this one and another
     page.keyboard.press("c")

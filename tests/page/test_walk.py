@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from core.imaging.png_metadata import read_request
 from launcher.host import free_port
-from tests.support.browsing import generate, violations, visit, watched_page, write_prompt
+from tests.support.browsing import generate, keep_part, violations, visit, watched_page, write_prompt
 from tests.support.server import Server
 from tests.support.tiny_model import build_tiny_model, bundled_model
 
@@ -165,6 +165,26 @@ def test_cancel_reload_and_a_server_killed_under_the_page(page: Page, server: Se
     keep_screenshot(page, "gallery")
 
 
+def test_a_face_is_refined_by_the_model_that_generated_it(page: Page, server: Server) -> None:
+    visit(page, address(server))
+    ask_for(page, PROMPT, steps=STEPS, images=1, seed=11)
+    drawn(page, 1)
+    page.locator(".job").get_by_role("button", name="Refine").click()
+    sheet = page.get_by_role("dialog", name="Refine")
+    sheet.get_by_label("How much changes").fill("0.6")
+    sheet.get_by_role("button", name="Refine").click()
+    drawn(page, 2)
+    card = page.locator(".job").first
+    expect(card.locator(".wipe-stack")).to_be_visible()
+    keep_part(page, "refined", ".wipe-stack", ".wipe-names")
+    source = card.locator(".wipe-over").get_attribute("src") or ""
+    before, after = picture_at(page, server, source), pixels_of(page, server, 0)
+    first = pixels_of(page, server, 1)
+    assert before.shape == after.shape == first.shape == (128, 128, 3)
+    assert np.abs(before.astype(int) - first).max() <= 1  # what was refined is the face that was there
+    assert np.abs(after.astype(int) - first).mean() > 1
+
+
 def test_gallery_favourites_and_undo_by_keyboard_on_a_dark_phone(browser: Browser, server: Server) -> None:
     phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 2}
     with watched_page(browser, wait_ms=LONG_MS, **phone) as page:
@@ -198,7 +218,12 @@ def test_gallery_favourites_and_undo_by_keyboard_on_a_dark_phone(browser: Browse
 
 def pixels_of(page: Page, server: Server, card: int) -> np.ndarray:
     """The first image of a card as the server keeps it, uint8 [H, W, 3]."""
-    source = page.locator(".job").nth(card).locator(".tile img").first.get_attribute("src") or ""
+    image = page.locator(".job").nth(card).locator(".tile img").first
+    return picture_at(page, server, image.get_attribute("src") or "")
+
+
+def picture_at(page: Page, server: Server, source: str) -> np.ndarray:
+    """An image as the server keeps it, uint8 [H, W, 3]."""
     return np.asarray(Image.open(io.BytesIO(page.request.get(address(server) + source).body())).convert("RGB"))
 
 

@@ -118,6 +118,27 @@ def test_one_call_of_the_network_serves_all_runs(drawer: PretrainedEngine, monke
     assert rows == [4, 4, 2, 2]  # two for guidance and two without; then the shorter one is finished
 
 
+def test_guidance_holds_in_its_interval_alone(drawer: PretrainedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, unet = [], drawer._parts.unet
+    forward = unet.forward
+    monkeypatch.setattr(unet, "forward", lambda x, *rest, **named: rows.append(len(x)) or forward(x, *rest, **named))
+
+    def latents(scale: float, interval: tuple[float, float] | None) -> np.ndarray:
+        rows.clear()
+        (found,) = finish(drawer, GenerationRequest(PROMPT, 1, 10, 3, scale, NEGATIVE, guidance_interval=interval))
+        return found
+
+    part = latents(6.0, (0.3, 0.6))
+    assert rows == [1, 1, 1, 2, 2, 2, 1, 1, 1, 1]
+    whole, never = latents(6.0, (0.0, 1.0)), latents(6.0, (0.5, 0.5))
+    assert np.array_equal(whole, latents(6.0, None)) and np.array_equal(never, latents(1.0, None))
+    assert not np.allclose(part, whole, atol=100 * EXACT) and not np.allclose(part, never, atol=100 * EXACT)
+    request = GenerationRequest(PROMPT, 1, 5, 3, 6.0, NEGATIVE, guidance_interval=(0.2, 0.7))
+    (picture,) = drawer.generate(request)
+    assert picture.assessment["evaluations"] == 5 + 3
+    assert read_request(picture.png)["request"]["guidance_interval"] == [0.2, 0.7]
+
+
 def test_image_i_depends_on_seed_plus_i_alone(drawer: PretrainedEngine) -> None:
     for sampler in ("DDIM", "Euler a", "DPM++ 2M SDE"):
         (several,) = finish(drawer, GenerationRequest(PROMPT, 3, 4, seed=10, sampler=sampler))
@@ -269,7 +290,8 @@ def test_nan_fails_its_run_only(drawer: PretrainedEngine) -> None:
 @pytest.mark.parametrize("wrong, told", [
     ({"attributes": {"Smiling": 1.0}}, "cannot follow attributes"),
     ({"candidates": 4}, "cannot follow candidates"),
-    ({"balance": True, "guidance_interval": [0.2, 0.8]}, "cannot follow balance and guidance_interval"),
+    ({"balance": True, "candidates": 4}, "cannot follow balance and candidates"),
+    ({"guidance_interval": (0.8, 0.2)}, "guidance_interval must be two shares"),
     ({"sampler": "Turbo"}, "sampler 'Turbo' is not"),
     ({"num_inference_steps": 0}, "must be at least 1"),
     ({"mask": np.ones((64, 64), bool)}, "needs an init_image"),

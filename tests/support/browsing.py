@@ -8,6 +8,8 @@ in peace.
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import threading
 import time
@@ -18,6 +20,7 @@ from typing import Any
 
 import axe_playwright_python
 from flask import Flask
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 from werkzeug.serving import make_server
 
@@ -26,6 +29,8 @@ from launcher.host import find_browser
 from tests.support.drawing import DrawingEngine
 
 WAIT_MS = 20_000
+HELD_S = 300  # an engine that gives up while its state is looked at, on a slow machine, would fail the job
+MARGIN = 4  # pixels around what a picture of a part of the page shows
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 expect.set_options(timeout=WAIT_MS)
 
@@ -61,7 +66,7 @@ def watched_page(browser: Browser, *, wait_ms: int = WAIT_MS, **options: Any) ->
     faults = watch(context)
     yield context.new_page()
     context.close()
-    assert faults == []
+    assert faults == [], faults
 
 
 def visit(page: Page, address: str) -> None:
@@ -87,6 +92,49 @@ def violations(page: Page, *rules: str) -> list[str]:
     found = page.evaluate("options => axe.run(options)", options)["violations"]
     nodes = [(one["id"], node) for one in found for node in one["nodes"]]
     return [f"{rule}: {node['html'][:160]} {node['failureSummary'][:300]}" for rule, node in nodes]
+
+
+def boxes(page: Page, *selectors: str) -> list[list[dict[str, float]]]:
+    """Where the elements of each selector are, all of the same moment, once no image is under way and nothing moves.
+
+    One after the other would mix what was before with what is after something came, or after the page scrolled.
+    """
+    look = """async ([selectors, patience]) => {
+        const until = performance.now() + patience;
+        const all = () => selectors.map(one => [...document.querySelectorAll(one)].map(
+            found => { const {x, y, width, height} = found.getBoundingClientRect(); return {x, y, width, height}; }));
+        const frame = () => new Promise(requestAnimationFrame);
+        const here = image => !image.checkVisibility() || image.loading === "lazy" || image.complete;
+        for (let before = null, now = null; ; before = now) {
+            await frame();
+            now = JSON.stringify(all());
+            const still = now === before && [...document.images].every(here);
+            if (still || performance.now() > until) return JSON.parse(now);
+        }
+    }"""
+    found: list[list[dict[str, float]]] = page.evaluate(look, [list(selectors), WAIT_MS])
+    return found
+
+
+def box_of(page: Page, selector: str) -> dict[str, float]:
+    """The same of one element."""
+    ((box,),) = boxes(page, selector)
+    return box
+
+
+def keep_part(page: Page, name: str, first: str, last: str | None = None) -> None:
+    """A small picture of the page from the element `first` to the end of `last`, where FACES_SCREENSHOTS names a folder
+    for it: docs/screenshots is made this way."""
+    folder = os.environ.get("FACES_SCREENSHOTS")
+    if not folder:
+        return
+    page.locator(first).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)  # fades have ended
+    (start, *_), (end, *_) = boxes(page, first, last or first)
+    x, y = start["x"] - MARGIN, start["y"] - MARGIN
+    content = page.screenshot(clip={"x": x, "y": y, "width": start["width"] + 2 * MARGIN,
+                                    "height": end["y"] + end["height"] + MARGIN - y})
+    Image.open(io.BytesIO(content)).save(Path(folder) / f"{name}.webp", quality=82)
 
 
 class Site:
@@ -167,4 +215,4 @@ class Gate:
 
     def __call__(self, step: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: step <= self._allowed, WAIT_MS / 1000)
+            assert self._changed.wait_for(lambda: step <= self._allowed, HELD_S)
