@@ -90,9 +90,10 @@ class Publisher:
         perhaps: their numbers tell the server."""
         pipe = self._redis.pipeline(transaction=False)
         for i, (session, news) in enumerate(batch):
-            later = next((other for _, other in batch[i + 1:] if other.attempt == news.attempt), None)
-            if news.kind == messages.PROGRESS and later is not None and later.kind == messages.PROGRESS:
-                continue
+            if len(batch) == AT_ONCE and news.kind == messages.PROGRESS:  # much has been waiting
+                later = next((other for _, other in batch[i + 1:] if other.attempt == news.attempt), None)
+                if later is not None and later.kind == messages.PROGRESS:
+                    continue
             key = messages.events_key(session)
             pipe.xadd(key, news.fields(), maxlen=messages.MOST_NEWS, approximate=True)  # type: ignore[arg-type]
             if news.kind == messages.END:

@@ -159,7 +159,8 @@ class RemoteBatch:
                 elif news.kind == messages.KEEP:
                     job.keep(news.files, [(kind, data) for kind, data in news.data])
                 elif news.kind == messages.EMIT:
-                    job.emit(*news.data, news.files)
+                    kind, data = news.data
+                    job.emit(kind, data, news.files)
         except Exception as raised:  # the disk refuses: this job ends, and no other
             self.drop(job)
             self._watcher.ended(False)
