@@ -37,6 +37,16 @@ function banner(title, text, { calm, action, act, key } = {}) {
   $("key-form").hidden = !key;
 }
 
+let waits = ""; // why jobs wait
+
+function tellWait(text = "") {
+  if (text) banner("Jobs wait", text, { calm: true });
+  else if (waits) banner(null);
+  waits = text;
+}
+
+bus.on("pulse", (told) => tellWait(told.notice));
+
 // ---- the beginning
 
 /** What the address and this browser remember: jobs that still run, what was opened last, the settings of a link. */
@@ -96,6 +106,7 @@ async function begin() {
     const [first] = options.models;
     showModel("READY", `${first.name} · ${first.device}`);
     banner(null);
+    tellWait(options.notice);
     startEdits(options);
     fillForm(options);
     if (!$("examples").childElementCount) showExamples(options.examples);

@@ -85,6 +85,9 @@ class SurpriseAnswer(TypedDict):
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
+Notice = Annotated[str, Field(description="why jobs wait: the broker does not answer, or no worker is there")]
+
+
 class FieldOptions(TypedDict):
     """What one field of a request accepts."""
 
@@ -190,6 +193,7 @@ class OptionsAnswer(TypedDict):
     models: list[ModelOptions]
     failed_models: Annotated[list[FailedModel], Field(description="given to the server, but nothing that generates")]
     loading: NotRequired[Annotated[str, Field(description="a model that is being loaded now")]]
+    notice: NotRequired[Notice]
     quality: list[QualityOptions]
     step_curve: Annotated[list[StepQuality], Field(description="what more steps buy; empty where it was not measured")]
     examples: list[str]
@@ -220,9 +224,6 @@ class SpeedAnswer(TypedDict):
     seconds_per_image: Annotated[float, Field(ge=0, description="to finish an image after its last step")]
     seconds_per_picture: Annotated[float, older_name_of("seconds_per_image"), Field(ge=0)]
     ahead: list[WorkAhead]
-
-
-Notice = Annotated[str, Field(description="why jobs wait: the broker does not answer, or no worker is there")]
 
 
 class Health(TypedDict):

@@ -77,7 +77,7 @@ def add_state(
             **found,
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
             "failed_models": failed_models_of(service),
-            **loading(service),
+            **loading(service), **notice(service),
         }))
 
     @app.get("/speed")
