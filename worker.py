@@ -31,6 +31,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_flags(parser)
     add("--job-seconds", type=at_least_one, default=3600, help="longest time for one job (%(default)s)")
     add("--drain-seconds", type=float, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")
+    add("--check", action="store_true", help="say whether a worker of this machine is at work, and end")
     add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
     arguments = parser.parse_args(argv)
     if not arguments.broker:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         from core.workers.broker import Broker
-        from core.workers.serve import Worker, WorkerOptions
+        from core.workers.serve import Worker, WorkerOptions, is_at_work
     except ImportError as error:
         print(f"worker.py needs packages that are not installed ({error}): "
               "python -m pip install -r requirements-workers.txt", file=sys.stderr)
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging(arguments.log_format)
     try:
         broker = Broker.parse(arguments.broker, arguments.sentinel_master)
+        if arguments.check:
+            return 0 if is_at_work(broker) else 1
         options = WorkerOptions(arguments.max_batch, arguments.job_seconds, arguments.drain_seconds)
         worker = Worker(broker, models_of(arguments), options)
     except Exception as error:  # a model folder that is damaged, an address that is none

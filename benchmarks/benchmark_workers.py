@@ -35,7 +35,7 @@ DOCUMENT = ROOT / "docs" / "scaling.md"
 FLAGS = ("--device", "cpu")
 PROMPT = "a smiling young woman with wavy blond hair"
 PATIENCE_S = 600.0
-STEPS = 10  # of the jobs of `scale`
+STEPS = 20  # of the jobs of `scale`
 
 
 def drawing_workers(stack: ExitStack, folder: Path, url: str, count: int, *flags: str) -> list[WorkerProcess]:
@@ -46,7 +46,7 @@ def drawing_workers(stack: ExitStack, folder: Path, url: str, count: int, *flags
 # ---- how far does it scale? ------------------------------------------------------------------------------------------
 
 
-def scale(folder: Path, jobs: int = 64, ms_per_image: float = 24.0) -> Section:
+def scale(folder: Path, jobs: int = 48, ms_per_image: float = 24.0) -> Section:
     """Jobs a second with 1, 2 and 4 workers that each take the same time for an image of a step."""
     seconds: dict[int, list[float]] = {1: [], 2: [], 4: []}
     cpu_ms: list[float] = []

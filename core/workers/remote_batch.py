@@ -5,8 +5,8 @@ process: queue, fairness, durability and HTTP see no difference. A job that is l
 worker says is told to the job. When the worker is gone, the attempt is void and the job waits again, in its old place,
 as after a restart of the server. Only the newest attempt at a job is listened to, and the job ends with its first end.
 
-No more is sent than the workers have room for, so that the order of the waiting jobs is decided here, at the last
-moment. It does not know Redis (`core/workers/link.py`).
+Little more is sent than the workers have room for, so that the order of the waiting jobs is decided here, almost at
+the last moment. It does not know Redis (`core/workers/link.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from core.workers.messages import News
 
 log = logging.getLogger(__name__)
 NEW_WORKER_S = 2.5 * messages.PULSE_S  # until then one that has just begun is known
+AHEAD = 4  # images a worker that wait in Celery's queue: who ends a job need not wait for the way there and back
 WAIT_S = 0.02  # for news, before the queue looks for new and cancelled jobs again
 
 
@@ -103,7 +104,7 @@ class RemoteBatch:
     # ---- the queue's thread
 
     def has_room(self, job: Job) -> bool:
-        room = sum(one.max_batch for one in self._link.workers)
+        room = sum(one.max_batch + AHEAD for one in self._link.workers)
         return not self._attempts or self.num_images + num_generated(job.request) <= room
 
     def admit(self, job: Job) -> None:

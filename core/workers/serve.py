@@ -70,12 +70,12 @@ class Worker:
         for name, target in (("pulse", self._pulse), ("cancels", self._hear_cancels), ("calls", self._answer_calls)):
             threading.Thread(target=target, name=name, daemon=True).start()
         app = self.broker.celery()
+        self._add_task(app)  # a worker looks for its steps when it is made
         worker = app.Worker(
             pool="threads", concurrency=self.runner.max_batch + 1, queues=[messages.queue_name(self.catalogue)],
             hostname=self.name, without_mingle=True, without_gossip=True, without_heartbeat=True, quiet=True,
             task_events=False,
         )
-        self._add_task(app)
         log.info("ready: %s on %s by %s, up to %d images a step, jobs from %s", self.info.name, self.info.device,
                  self.info.engine, self.runner.max_batch, self.broker.shown)
 
@@ -265,3 +265,11 @@ def room_step(runner: Runner) -> type[bootsteps.StartStopStep]:
                 self.pipe = None
 
     return Room
+
+
+def is_at_work(broker: Broker) -> bool:
+    """Whether a worker of this machine has told within seconds that it lives. Raises RedisError."""
+    client = broker.connect()
+    names: Any = client.smembers(messages.WORKERS)
+    mine = [name.decode() for name in names if name.decode().rsplit("-", 2)[0] == socket.gethostname()]
+    return any(client.exists(messages.worker_key(name)) for name in mine)

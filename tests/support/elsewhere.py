@@ -57,7 +57,7 @@ class Served:
         return self.client.get("/health").get_json().get("notice", "")
 
     def wait_for_workers(self, count: int) -> None:
-        until(lambda: len(self.workers.link.workers) == count and not self.notice())
+        until(lambda: len(self.workers.link.workers) == count and not self.notice(), 120)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def test_a_description_says_what_the_loaded_model_says(bundled: FaceGenerator) -
 @needs_redis
 def test_the_images_are_the_models_whoever_generates(bundled: FaceGenerator, tmp_path: Path) -> None:
     """`--engine-here` starts a worker, which is killed with its jobs; another one does them."""
-    bodies = mixed_jobs(4, bundled.info.samplers, steps=(8, 12))
+    bodies = mixed_jobs(3, bundled.info.samplers, steps=(8, 12))
     with (RedisServer(tmp_path / "redis") as redis,
           Server(tmp_path / "data", *FLAGS, "--broker", redis.url, "--engine-here") as server):
         def workers() -> list[dict]:
