@@ -192,7 +192,7 @@ def test_killed_workers_lose_nothing(site: Served, pair: list[WorkerProcess]) ->
 
 def test_a_worker_that_is_asked_to_stop_hands_back(site: Served, pair: list[WorkerProcess]) -> None:
     """Two seconds for what it draws; the rest is done elsewhere, at once."""
-    jobs = [site.submit(seed=i, n_images=4, n_inf_steps=200) for i in range(6)]
+    jobs = [site.submit(seed=i, n_images=4, n_inf_steps=100) for i in range(6)]
     until(lambda: all(worker["jobs"] for worker in site.client.get("/ready").get_json()["workers"]))
     pair[0].stop()
     site.wait(*jobs)
@@ -218,7 +218,7 @@ def test_a_worker_that_sleeps_is_overtaken_and_says_nothing_twice(site: Served, 
 
 def test_redis_goes_away_and_returns(site: Served, redis: RedisServer) -> None:
     """Killed and started again on its data: jobs that run and jobs that wait are done, and the page is told why."""
-    jobs = [site.submit(seed=i, n_images=4, n_inf_steps=80) for i in range(8)]
+    jobs = [site.submit(seed=i, n_images=4, n_inf_steps=60) for i in range(8)]
     until(lambda: any(site.job(one).done > 5 for one in jobs))
     redis.stop(kill=True)
     until(lambda: "Redis" in site.notice())
@@ -234,7 +234,7 @@ def test_redis_goes_away_and_returns(site: Served, redis: RedisServer) -> None:
 
 def test_a_redis_that_forgot_everything_loses_nothing(site: Served, redis: RedisServer) -> None:
     """Without its data: the server knows what it sent, and sends it again."""
-    jobs = [site.submit(seed=i, n_images=4, n_inf_steps=80) for i in range(8)]
+    jobs = [site.submit(seed=i, n_images=4, n_inf_steps=60) for i in range(8)]
     until(lambda: any(site.job(one).done > 5 for one in jobs))
     redis.client().flushall()
     site.wait(*jobs)
