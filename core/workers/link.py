@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError
 
 from core.workers import messages
 from core.workers.broker import BLOCK_S, TASK, Broker
-from core.workers.messages import News, WorkerState
+from core.workers.messages import USUAL_PACE, News, Pace, WorkerState
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
@@ -32,8 +32,8 @@ READ_AT_ONCE = 200
 class Link:
     """A server's connection with Redis. It begins when the models are known (`open`)."""
 
-    def __init__(self, broker: Broker) -> None:
-        self.broker, self.session = broker, secrets.token_hex(8)
+    def __init__(self, broker: Broker, pace: Pace = USUAL_PACE) -> None:
+        self.broker, self.pace, self.session = broker, pace, secrets.token_hex(8)
         self.catalogue, self.workers = "", tuple[WorkerState, ...]()
         self.strangers: tuple[WorkerState, ...] = ()  # workers with other models
         self.connected_since: float | None = None  # by time.monotonic; None while Redis is away
@@ -140,14 +140,14 @@ class Link:
                 self._look(client)
             except AWAY as error:
                 self._away(error)
-            self._closed.wait(messages.PULSE_S if self.connected else RETRY_S)
+            self._closed.wait(self.pace.pulse_s if self.connected else RETRY_S)
 
     def _look(self, client: redis.Redis) -> None:
         about = json.dumps({"models": self._models, "catalogue": self.catalogue})
         pipe = client.pipeline(transaction=False)
         pipe.set(messages.server_key(self.session), about, ex=messages.SERVER_S)
         pipe.sadd(messages.SERVERS, self.session)
-        pipe.expire(messages.events_key(self.session), messages.TICKET_S)
+        pipe.expire(messages.events_key(self.session), messages.NEWS_S)
         pipe.llen("faces:celery:" + messages.queue_name(self.catalogue))
         pipe.smembers(messages.WORKERS)
         *_, queue_length, names = pipe.execute()

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # seconds that a key lives without being touched
-TICKET_S, SERVER_S, WORKER_S, ANSWER_S = 86_400, 60, 4, 60
-PULSE_S = 1.0  # servers and workers say so often that they live
-LEASE_S = 5.0  # an attempt of which nobody says for so long that it is under way is lost
+# a stream goes with its server, after a while
+TICKET_S, NEWS_S, SERVER_S, ANSWER_S = 86_400, 600, 60, 60
 MOST_NEWS, MOST_CANCELS = 2_000, 2_000  # of a stream; more are the oldest ones' end
 WORKERS, SERVERS, CANCELS = "faces:workers", "faces:servers", "faces:cancels"
 TAKEN, PROGRESS, KEEP, EMIT, END, RETURNED = "taken", "progress", "keep", "emit", "end", "returned"
@@ -74,6 +73,36 @@ def catalogue_of(model_hashes: Sequence[str]) -> str:
 def named(models: Mapping[str, str]) -> str:
     """Models with the beginning of their hashes."""
     return ", ".join(f"{name} ({digest[:12]})" for name, digest in models.items()) or "no model"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How soon a silence means something, in seconds. Servers and workers say every `pulse_s` that they live."""
+
+    pulse_s: float = 1.0
+
+    @property
+    def worker_s(self) -> float:
+        """A worker that has not said so for this long is gone."""
+        return 4 * self.pulse_s
+
+    @property
+    def lease_s(self) -> float:
+        """An attempt of which no worker says for this long that it is under way is lost."""
+        return 5 * self.pulse_s
+
+    @property
+    def untaken_s(self) -> float:
+        """The same before anybody said that it took the attempt: a worker may be too busy to say so at once."""
+        return 10 * self.pulse_s
+
+    @property
+    def new_worker_s(self) -> float:
+        """Until then every server knows of a worker that has just begun."""
+        return 2.5 * self.pulse_s
+
+
+USUAL_PACE = Pace()
 
 
 @dataclass(frozen=True)

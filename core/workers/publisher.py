@@ -97,5 +97,5 @@ class Publisher:
             key = messages.events_key(session)
             pipe.xadd(key, news.fields(), maxlen=messages.MOST_NEWS, approximate=True)  # type: ignore[arg-type]
             if news.kind == messages.END:
-                pipe.expire(key, messages.TICKET_S)
+                pipe.expire(key, messages.NEWS_S)
         pipe.execute()

@@ -15,7 +15,7 @@ from core.jobs.batching import Watcher
 from core.jobs.models import Models
 from core.workers.broker import Broker
 from core.workers.link import Link
-from core.workers.messages import WorkerState, named
+from core.workers.messages import USUAL_PACE, Pace, WorkerState, named
 from core.workers.remote_batch import RemoteBatch
 
 T = TypeVar("T")
@@ -25,8 +25,8 @@ MAX_CALLS = 8  # that wait for workers at once
 class Workers:
     """The workers of a server. `link` is its connection with them."""
 
-    def __init__(self, broker: Broker) -> None:
-        self.link = Link(broker)
+    def __init__(self, broker: Broker, pace: Pace = USUAL_PACE) -> None:
+        self.link = Link(broker, pace)
         self._pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="call")
         self._calls: set[Future[Any]] = set()
         self._is_open = False

@@ -27,8 +27,6 @@ from core.workers.link import Link
 from core.workers.messages import News
 
 log = logging.getLogger(__name__)
-UNTAKEN_S = 2 * messages.LEASE_S  # a worker that has fetched a task may be too busy to say so at once
-NEW_WORKER_S = 2.5 * messages.PULSE_S  # until then one that has just begun is known
 AHEAD = 4  # images a worker that wait in Celery's queue: who ends a job need not wait for the way there and back
 WAIT_S = 0.02  # for news, before the queue looks for new and cancelled jobs again
 
@@ -170,7 +168,7 @@ class RemoteBatch:
 
     def _find_lost(self) -> list[tuple[Attempt, str]]:
         """Attempts that no worker has any more, judged by what was seen since Redis answers."""
-        since, now, found = self._link.connected_since, time.monotonic(), []
+        since, pace, now, found = self._link.connected_since, self._link.pace, time.monotonic(), []
         if since is None:
             return []
         under_way = {name for worker in self._link.workers for name in worker.attempts}
@@ -180,9 +178,9 @@ class RemoteBatch:
                 attempt.seen_at = now
             unseen_s = now - max(attempt.seen_at, since)
             if attempt.worker is not None:
-                if unseen_s > (messages.LEASE_S if attempt.worker in alive else NEW_WORKER_S):
+                if unseen_s > (pace.lease_s if attempt.worker in alive else pace.new_worker_s):
                     found.append((attempt, f"worker {attempt.worker} is gone"))
-            elif unseen_s > (UNTAKEN_S if alive else messages.LEASE_S) and (
+            elif unseen_s > (pace.untaken_s if alive else pace.lease_s) and (
                     not alive or self._link.queue_length == 0 or self._last_taken > attempt.order):
                 found.append((attempt, "no worker took it"))
         return found

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
@@ -32,8 +32,10 @@ SPEED_OVER_S = 10.0  # seconds over which steps are counted
 class RemoteJob:
     """An attempt at a job, as the batch sees a job: what it achieves is told to `tell`."""
 
-    def __init__(self, attempt: str, job_id: str, request: Mapping[str, Any], tell: Callable[[News], None]) -> None:
-        self.attempt, self.id, self.request = attempt, job_id, request
+    def __init__(
+        self, attempt: str, session: str, job_id: str, request: Mapping[str, Any], tell: Callable[[News], None]
+    ) -> None:
+        self.attempt, self.session, self.id, self.request = attempt, session, job_id, request
         self.cancel_requested = False
         self.ended = threading.Event()
         self.deadline = float("inf")
@@ -132,8 +134,11 @@ class Runner:
                 self._jobs[attempt].cancel_requested = True
                 self._wake.notify_all()
 
-    def cancel_all(self, attempts: Sequence[str]) -> None:
-        for attempt in attempts:
+    def cancel_all_but(self, sessions: Collection[str]) -> None:
+        """The other servers are gone: nobody waits for what they sent."""
+        with self._wake:
+            gone = [job.attempt for job in self._jobs.values() if job.session not in sessions]
+        for attempt in gone:
             self.cancel(attempt)
 
     def call(self, function: Callable[[Engine], T], model: str) -> Future[T]:
@@ -181,7 +186,10 @@ class Runner:
             self.batch.drop(cast(Job, job))
             error = JobError("time_limit", "The job took longer than a worker may take for one.",
                              "Ask for fewer steps or images, or start workers with a longer --job-seconds.")
-            self._end(job, messages.END, error.to_dict() if late and not job.cancel_requested else None)
+            if job.cancel_requested:  # no success: should anybody listen after all, the job begins again
+                self._end(job, messages.RETURNED)
+            else:
+                self._end(job, messages.END, error.to_dict())
 
     def _admit(self) -> None:
         while self._waiting:

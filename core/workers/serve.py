@@ -29,7 +29,7 @@ from core.jobs.service import ACCELERATOR_BATCH, CPU_BATCH
 from core.workers import messages
 from core.workers.arrays import from_json, to_json
 from core.workers.broker import BLOCK_S, TASK, Broker
-from core.workers.messages import WorkerState, named
+from core.workers.messages import USUAL_PACE, Pace, WorkerState, named
 from core.workers.publisher import Publisher
 from core.workers.runner import RemoteJob, Runner
 
@@ -47,6 +47,7 @@ class WorkerOptions:
     max_batch: int | None = None
     job_s: float = 3600.0
     drain_s: float = 10.0
+    pace: Pace = USUAL_PACE
 
 
 class Worker:
@@ -114,9 +115,12 @@ class Worker:
             return
         ticket = json.loads(text)  # type: ignore[arg-type]
         session = str(ticket["session"])
+        if not client.exists(messages.server_key(session)):  # it was killed; started again, it is another
+            return
         if not client.set(messages.claim_key(attempt), self.name, nx=True, ex=messages.TICKET_S):
             return
-        job = RemoteJob(attempt, ticket["job"], ticket["request"], lambda news: self.publisher.put(session, news))
+        job = RemoteJob(attempt, session, ticket["job"], ticket["request"],
+                        lambda news: self.publisher.put(session, news))
         job.tell(messages.TAKEN, self.name)
         self.runner.do(job, self.options.job_s)
 
@@ -134,20 +138,22 @@ class Worker:
 
     def _pulse(self) -> None:
         """Say that this worker lives, and look whether anybody wants what it has."""
-        client = self.broker.connect()
+        client, pace = self.broker.connect(), self.options.pace
         while not self._stopping.is_set():
             try:
                 pipe = client.pipeline(transaction=False)
-                pipe.set(messages.worker_key(self.name), self.state().to_json(), ex=messages.WORKER_S)
+                pipe.set(messages.worker_key(self.name), self.state().to_json(), px=round(1000 * pace.worker_s))
                 pipe.sadd(messages.WORKERS, self.name)
                 pipe.smembers(messages.SERVERS)
                 sessions = [one.decode() for one in pipe.execute()[-1]]
-                servers = client.mget([messages.server_key(one) for one in sessions]) if sessions else []
+                servers: Any = client.mget([messages.server_key(one) for one in sessions]) if sessions else []
             except redis.RedisError as error:
                 self._say(f"Redis does not answer at {self.broker.shown}: {error}")
             else:
-                self._look([json.loads(text) for text in servers if text])  # type: ignore[union-attr]
-            self._stopping.wait(messages.PULSE_S)
+                found = {session: json.loads(text) for session, text in zip(sessions, servers, strict=True) if text}
+                self.runner.cancel_all_but(found)
+                self._look(list(found.values()))
+            self._stopping.wait(pace.pulse_s)
         client.srem(messages.WORKERS, self.name)
         client.delete(messages.worker_key(self.name))
 
@@ -165,17 +171,17 @@ class Worker:
         self._told = message
 
     def _hear_cancels(self) -> None:
-        client, last = self.broker.connect(), "$"
+        client, last = self.broker.connect(), ""
         while not self._stopping.is_set():
             try:
+                if not last:  # from here on; nothing has been taken yet
+                    newest: Any = client.xrevrange(messages.CANCELS, count=1)
+                    last = newest[0][0].decode() if newest else "0-0"
                 found: Any = client.xread({messages.CANCELS: last}, count=100, block=int(BLOCK_S * 1000))
                 for _, entries in found or ():
                     for entry, fields in entries:
                         last = entry.decode()
                         self.runner.cancel(fields[b"a"].decode())
-                if last == "$":  # what comes between two reads must not be missed
-                    newest: Any = client.xrevrange(messages.CANCELS, count=1)
-                    last = newest[0][0].decode() if newest else "0-0"
             except redis.RedisError:
                 time.sleep(RETRY_S)
 

@@ -15,6 +15,7 @@ from api import create_app
 from core.jobs.job import Job
 from core.jobs.service import EngineService
 from core.workers.broker import Broker
+from core.workers.messages import Pace
 from core.workers.remote import Workers
 from core.workers.remote_engine import remote_models
 from tests.support.asking import CheckedClient
@@ -61,9 +62,9 @@ class Served:
 
 
 @contextmanager
-def served(url: str, data_dir: Path, **options: Any) -> Iterator[Served]:
+def served(url: str, data_dir: Path, pulse_s: float = 1.0, **options: Any) -> Iterator[Served]:
     """A server with the stand-in's description and the broker at `url`."""
-    workers = Workers(Broker.parse(url))
+    workers = Workers(Broker.parse(url), Pace(pulse_s))
     models = remote_models(workers.link, [("", DrawingInfo)])
     app = create_app(models, workers=workers, start=False, data_dir=data_dir, **options)
     app.test_client_class = CheckedClient

@@ -117,16 +117,18 @@ def main() -> None:
     parser.add_argument("--model-hash", default=DrawingInfo().model_hash)
     parser.add_argument("--drain-seconds", type=float, default=2.0)
     parser.add_argument("--job-seconds", type=float, default=600.0)
+    parser.add_argument("--pulse-seconds", type=float, default=1.0)
     asked = parser.parse_args()
 
     from core.jobs.models import Models, ModelSource
     from core.web.monitoring import configure_logging
     from core.workers.broker import Broker
+    from core.workers.messages import Pace
     from core.workers.serve import Worker, WorkerOptions
 
     configure_logging("text")
     engine = SleepingEngine(replace(DrawingInfo(), model_hash=asked.model_hash), asked.ms_per_image)
-    options = WorkerOptions(asked.max_batch, asked.job_seconds, asked.drain_seconds)
+    options = WorkerOptions(asked.max_batch, asked.job_seconds, asked.drain_seconds, Pace(asked.pulse_seconds))
     Worker(Broker.parse(asked.url), Models([ModelSource("", lambda: engine)]), options).run()
 
 

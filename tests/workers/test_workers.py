@@ -28,6 +28,8 @@ from tests.support.worker_process import WorkerProcess, until
 
 pytestmark = needs_redis
 HASH = DrawingInfo().model_hash
+PULSE_S = 0.4  # a silence means something sooner, so that tests need not wait for it
+HURRY = ("--pulse-seconds", str(PULSE_S))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def pair(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[WorkerProcess]]:
     """Two workers that tests may kill, if they start them again."""
     logs = tmp_path_factory.mktemp("workers")
-    workers = [WorkerProcess.drawing(logs / f"{i}.log", redis.url, "--ms-per-image", "2") for i in range(2)]
+    workers = [WorkerProcess.drawing(logs / f"{i}.log", redis.url, "--ms-per-image", "2", *HURRY) for i in range(2)]
     try:
         yield [worker.start() for worker in workers]
     finally:
@@ -50,7 +52,7 @@ def pair(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def site(redis: RedisServer, pair: list[WorkerProcess], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(redis.url, tmp_path_factory.mktemp("server"), max_waiting=500) as site:
+    with served(redis.url, tmp_path_factory.mktemp("server"), PULSE_S, max_waiting=500) as site:
         site.wait_for_workers(2)
         yield site
 
@@ -247,24 +249,24 @@ def test_a_redis_that_forgot_everything_loses_nothing(site: Served, redis: Redis
 
 def test_without_workers_jobs_wait_and_one_with_another_model_is_told(tmp_path: Path) -> None:
     """It takes nothing; one with the right model does."""
-    with RedisServer(tmp_path / "redis") as redis, served(redis.url, tmp_path / "data") as site:
+    with RedisServer(tmp_path / "redis") as redis, served(redis.url, tmp_path / "data", PULSE_S) as site:
         until(lambda: "No worker is there" in site.notice())
         job_id = site.submit()
-        other = WorkerProcess.drawing(tmp_path / "other.log", redis.url, "--model-hash", "e" * 64)
+        other = WorkerProcess.drawing(tmp_path / "other.log", redis.url, "--model-hash", "e" * 64, *HURRY)
         with other:
             until(lambda: "takes nothing" in other.output())
             assert f"drawing ({'e' * 12})" in other.output() and f"drawing ({HASH[:12]})" in other.output()
             until(lambda: "No worker has this server's model" in site.notice())
             (shown,) = site.client.get("/ready").get_json()["workers"]
             assert not shown["takes_jobs"] and site.job(job_id).state == "queued"
-            with WorkerProcess.drawing(tmp_path / "right.log", redis.url):
+            with WorkerProcess.drawing(tmp_path / "right.log", redis.url, *HURRY):
                 site.wait(job_id)
                 assert_once(site, [job_id])
 
 
 def test_a_job_may_not_take_for_ever(tmp_path: Path) -> None:
-    with (RedisServer(tmp_path / "redis") as redis, served(redis.url, tmp_path / "data") as site,
-          WorkerProcess.drawing(tmp_path / "w.log", redis.url, "--ms-per-image", "20", "--job-seconds", "0.5")):
+    with (RedisServer(tmp_path / "redis") as redis, served(redis.url, tmp_path / "data", PULSE_S) as site,
+          WorkerProcess.drawing(tmp_path / "w.log", redis.url, "--ms-per-image", "20", "--job-seconds", "0.5", *HURRY)):
         (job,) = site.wait(site.submit(n_inf_steps=1000))
         assert job.state == "failed" and (job.error or {})["code"] == "time_limit"
 
@@ -272,11 +274,29 @@ def test_a_job_may_not_take_for_ever(tmp_path: Path) -> None:
 def test_a_server_that_starts_again_does_what_it_had_sent(redis: RedisServer, pair: list[WorkerProcess],
                                                           tmp_path: Path) -> None:
     """Another server process on the same data: running jobs begin again, the old attempts are not listened to."""
-    with served(redis.url, tmp_path / "data") as site:
+    with served(redis.url, tmp_path / "data", PULSE_S) as site:
         site.wait_for_workers(2)
         jobs = [site.submit(seed=i, n_images=2, n_inf_steps=60) for i in range(4)]
         until(lambda: any(site.job(one).done > 3 for one in jobs))
     assert site.service.queue.join(10)
-    with served(redis.url, tmp_path / "data") as site:
+    with served(redis.url, tmp_path / "data", PULSE_S) as site:
         site.wait(*jobs)
         assert_once(site, jobs)
+
+
+def test_nothing_is_generated_for_a_server_that_was_killed(redis: RedisServer, pair: list[WorkerProcess],
+                                                           site: Served, tmp_path: Path) -> None:
+    """What it says of itself is gone: workers let go of what it sent, and take nothing more of it."""
+    def busy() -> int:
+        return sum(worker["jobs"] for worker in site.client.get("/ready").get_json()["workers"])
+
+    until(lambda: busy() == 0)
+    with served(redis.url, tmp_path / "data", PULSE_S) as gone:
+        gone.wait_for_workers(2)
+        for seed in range(7):
+            gone.submit(seed=seed, n_images=8, n_inf_steps=1000)
+        until(lambda: busy() >= 4)
+        gone.workers.link._closed.set()  # as when it is killed, it says nothing more
+        until(lambda: not any(thread.is_alive() for thread in gone.workers.link._threads))
+        redis.client().delete(f"faces:server:{gone.workers.link.session}")  # which expires after a minute
+        until(lambda: busy() == 0, 20)
