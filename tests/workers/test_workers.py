@@ -108,14 +108,15 @@ def test_an_error_of_the_engine_is_the_jobs(site: Served) -> None:
 
 
 def test_one_job_takes_little_longer_than_on_the_spot(site: Served) -> None:
-    """Four steps of 2 ms: what is beyond is the way there and back."""
+    """Four steps of 2 ms, and the way there and back: nobody on it waits for a loop that turns once a second. How long
+    it takes on an idle machine, `benchmarks/benchmark_workers.py overhead` measures."""
     took = []
     for seed in range(5):
         began = time.perf_counter()
         job_id = site.submit(n_inf_steps=4, seed=seed)
         until(lambda job_id=job_id: site.job(job_id).finished, every_s=0.001)
         took.append(time.perf_counter() - began)
-    assert min(took) < 0.008 + 0.1, took
+    assert min(took) < 0.5, took
 
 
 def test_workers_are_shown(site: Served) -> None:
