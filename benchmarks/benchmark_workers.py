@@ -1,7 +1,7 @@
 """What does it cost that workers generate, how far do they scale, and is anything lost when they die?
 
     python benchmarks/benchmark_workers.py                 everything, about ten minutes on two idle cores
-    python benchmarks/benchmark_workers.py scale           one section: scale, overhead, bytes or endure
+    python benchmarks/benchmark_workers.py scale           one section: scale, overhead, server, bytes, endure
     python benchmarks/benchmark_workers.py all --record    also writes the tables into docs/scaling.md
 
 A real Redis, real worker processes. `scale` and `endure` generate with the tests' stand-in, which sleeps as long as an
@@ -49,7 +49,6 @@ def drawing_workers(stack: ExitStack, folder: Path, url: str, count: int, *flags
 def scale(folder: Path, jobs: int = 48, ms_per_image: float = 24.0) -> Section:
     """Jobs a second with 1, 2 and 4 workers that each take the same time for an image of a step."""
     seconds: dict[int, list[float]] = {1: [], 2: [], 4: []}
-    cpu_ms: list[float] = []
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer(folder / "redis"))
         site = stack.enter_context(served(redis.url, folder / "data", max_waiting=10 * jobs))
@@ -58,8 +57,7 @@ def scale(folder: Path, jobs: int = 48, ms_per_image: float = 24.0) -> Section:
                 drawing_workers(few, folder, redis.url, count, "--ms-per-image", str(ms_per_image))
                 site.wait_for_workers(count)
                 site.wait(*[site.submit(n_images=4, n_inf_steps=5) for _ in range(2 * count)])
-                busy, (took, _) = time.process_time(), timed(run_jobs, site, jobs)
-                cpu_ms.append(1000 * (time.process_time() - busy) / jobs)
+                took, _ = timed(run_jobs, site, jobs)
                 seconds[count].append(took)
                 told(f"{count} workers: {jobs / took:.2f} jobs a second")
             until(lambda: not site.workers.link.workers)
@@ -69,7 +67,6 @@ def scale(folder: Path, jobs: int = 48, ms_per_image: float = 24.0) -> Section:
         *(Row(f"jobs a second with {count} worker{'s' * (count > 1)}", rate[count]) for count in rate),
         Row("2 workers over 1", ratio[2], at_least=1.9),
         Row("4 workers over 1", ratio[4], at_least=3.6),
-        Row(f"CPU time of the server for a job (4 images, {STEPS} steps, all told)", cpu_ms, "ms"),
     ], [f"{jobs} jobs of 4 images and {STEPS} steps; an image of a step takes {ms_per_image:g} ms of sleep, as on an "
         "accelerator of the worker's own. All processes share this machine's cores."])
 
@@ -82,7 +79,7 @@ def run_jobs(site: Served, jobs: int) -> None:
 # ---- what does it cost? ----------------------------------------------------------------------------------------------
 
 
-def overhead(folder: Path, pairs: int = 7, jobs: int = 5) -> Section:
+def overhead(folder: Path, pairs: int = 5, jobs: int = 2) -> Section:
     """The same jobs by a server that generates itself and by one whose single worker does, in turn."""
     single: dict[str, list[float]] = {"here": [], "there": []}
     many: dict[str, list[float]] = {"here": [], "there": []}
@@ -161,6 +158,28 @@ def bytes_(folder: Path, jobs: int = 5) -> Section:
         ], ["Jobs of 4 images and 50 steps of the bundled model, with the previews that the page asks for by default."])
 
 
+def server(folder: Path, jobs: int = 24) -> Section:
+    """The server's own CPU time for a job, by the number of steps that it is told of."""
+    cpu_ms: dict[int, list[float]] = {5: [], 50: []}
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer(folder / "redis"))
+        site = stack.enter_context(served(redis.url, folder / "data", max_waiting=10 * jobs))
+        drawing_workers(stack, folder, redis.url, 1, "--ms-per-image", "0.5")
+        site.wait_for_workers(1)
+        for steps in (5, 50) * 4:
+            busy = time.process_time()
+            for seed in range(jobs):
+                site.submit(seed=seed, n_images=4, n_inf_steps=steps, stream_freq=100)
+            until(lambda: site.service.queue.counts()["running"] + site.service.queue.counts()["waiting"] == 0,
+                  PATIENCE_S, every_s=0.2)
+            cpu_ms[steps].append(1000 * (time.process_time() - busy) / jobs)
+    step = [(many - few) / 45 for few, many in zip(cpu_ms[5], cpu_ms[50], strict=True)]
+    return Section("server", [
+        *(Row(f"CPU time for a job of 4 images and {steps} steps", found, "ms") for steps, found in cpu_ms.items()),
+        Row("of it for each step that is told", step, "ms"),
+    ], ["From the request to the last image on the disk, without previews, in the process of the server alone."])
+
+
 # ---- is anything lost? -----------------------------------------------------------------------------------------------
 
 
@@ -237,7 +256,7 @@ def repeated(job: Job) -> bool:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, Callable[[Path], Section]] = {
-    "scale": scale, "overhead": overhead, "bytes": bytes_, "endure": endure}
+    "scale": scale, "overhead": overhead, "server": server, "bytes": bytes_, "endure": endure}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
