@@ -50,7 +50,8 @@ async function probe() {
 export function watchPulse() {
   setInterval(() => {
     if (gone || document.hidden) return;
-    fetch("health", { cache: "no-store" }).then((answer) => answer.json()).then((told) => bus.emit("pulse", told), lost);
+    fetch("health", { cache: "no-store" }).then((answer) => answer.json())
+      .then((told) => bus.emit("pulse", told), lost);
   }, PULSE_MS);
 }
 
