@@ -429,7 +429,7 @@ def main(argv: list[str] | None = None) -> int:
         if words[:1] == ["test"]:  # the rest belongs to pytest
             return run_tests(ROOT, words[1:], parser.parse_args(["test"]))
         options = parser.parse_args(words)
-        return {"doctor": doctor, "worker": run_worker, "run": serve}[options.command](ROOT, options)
+        return {"doctor": doctor, "worker": run_worker}.get(options.command, serve)(ROOT, options)
     except Problem as error:
         print(f"start.py: {error}", file=sys.stderr)
         return 1

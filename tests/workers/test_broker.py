@@ -6,10 +6,14 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import redis as redis_py
 
+import api
+import worker
+from core.web import monitoring
 from core.workers.broker import Broker
 from tests.support.elsewhere import served
 from tests.support.redis_server import PROGRAM, RedisServer, free_port, needs_redis
@@ -83,3 +87,25 @@ def test_by_sentinel(tmp_path: Path) -> None:
                 one_job(url, tmp_path)
             finally:
                 sentinel.terminate()
+
+
+@pytest.mark.parametrize(("program", "words", "status", "why"), [
+    (api, ["--port", "0", "--broker", "http://r"], 1, "--broker must be redis://HOST:PORT"),
+    (api, ["--engine-here"], 2, "--engine-here goes with --broker URL"),
+    (worker, [], 2, "--broker URL is needed"),
+    (worker, ["--broker", "amqp://r"], 1, "worker.py: --broker must be redis://HOST:PORT"),
+    (worker, ["--broker", "redis://r", "--model", "nowhere"], 1, "worker.py: "),
+])
+def test_a_command_line_that_does_not_fit_is_a_sentence(
+    program: ModuleType, words: list[str], status: int, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FACES_BROKER", raising=False)
+    monkeypatch.setattr(monitoring, "configure_logging", lambda kind: None)  # it changes the process
+    monkeypatch.setattr(api, "configure_logging", lambda kind: None)
+    try:
+        ended = program.main([*words, *(["--data-dir", str(tmp_path)] if program is api else [])])
+    except SystemExit as exited:
+        ended = exited.code
+    said = capsys.readouterr().err
+    assert ended == status and why in said and "Traceback" not in said, said
