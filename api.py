@@ -17,11 +17,12 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,15 +33,16 @@ from flask_cors import CORS
 from core import disk
 from core.addresses import address_of, host_of, is_local
 from core.addresses import listener as listen
+from core.command import UserError
 from core.engine import Engine, EngineInfo
-from core.jobs.model_files import is_ours, size_of
-from core.jobs.models import Models, ModelSource
+from core.jobs.model_files import is_ours
+from core.jobs.models import Models
 from core.jobs.queue import JobQueue
 from core.jobs.retention import Retention
-from core.jobs.service import EngineService
+from core.jobs.service import Elsewhere, EngineService
 from core.jobs.storage_errors import StoreError
 from core.jobs.store import Store
-from core.process import end_with_parent
+from core.process import end_with_parent, tied
 from core.quiet import keep_quiet
 from core.text import captions
 from core.text.model_captions import examples_of, vocabulary_of
@@ -64,10 +66,10 @@ from core.web.security import add_request_checks
 from core.web.sse import EventStreams
 from core.web.waiting import MAX_WAITING_REQUESTS, WaitingRequests
 from core.web.wsgi import Server, allowed_host, allowed_origin, at_least, serve, size
+from model_loading import add_model_flags, descriptions_of, models_of, paths_of, words_of
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent
-DEFAULT_MODEL = ROOT / "models" / "celeba128"
 DEFAULT_PORT = 5001
 HEARTBEAT_S = 15.0
 MAX_STREAMS = 12
@@ -95,6 +97,7 @@ def create_app(
     heartbeat_s: float = HEARTBEAT_S,
     watermark: bool = True,
     trusted_proxies: Sequence[Network] = (),
+    workers: Elsewhere | None = None,
 ) -> Flask:
     """Build the application.
 
@@ -107,7 +110,7 @@ def create_app(
     and `examples` some of these captions where a person wrote them.
     `max_batch` images at most share one step (None: by device). `max_streams` bounds the event streams, each of which
     holds one thread of the web server. `watermark` puts the invisible mark into the images of new jobs.
-    `trusted_proxies` are those whose X-Forwarded headers count.
+    `trusted_proxies` are those whose X-Forwarded headers count. `workers` generate in place of the engines.
 
     Raises StoreError when `data_dir` cannot be used.
     """
@@ -120,7 +123,7 @@ def create_app(
     store = Store(folder)
     queue = JobQueue(store, max_waiting=max_waiting, keep=keep or Retention())
     telemetry = Telemetry()
-    service = EngineService(engines, store, queue, telemetry, max_batch, watermark)
+    service = EngineService(engines, store, queue, telemetry, max_batch, watermark, workers)
     if data_dir is None:
         weakref.finalize(service, discard, store, folder)
     app.extensions |= {"service": service, "telemetry": telemetry}
@@ -181,15 +184,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add, count, number = parser.add_argument, at_least(1, int), at_least(0, float)
     add("--host", type=host_of, default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--engine", choices=("auto", "openvino", "torch"), default="auto", help="what computes on a CPU (%(default)s)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, seeds less exact (%(default)s)")
-    add("--model", type=Path, action="append", default=[], dest="models",
-        help="a model folder, or a Stable Diffusion 1.x of other people: a diffusers folder, a .safetensors or a .ckpt "
-        "file; may be given again, the first is meant where a request names none")
-    add("--image-size", type=count, help="pixels a side of other people's models (default: what they were trained at)")
-    add("--threads", type=count, help="CPU threads for the model (default: all cores)")
-    add("--max-batch", type=count, help="images that share one step (default: 16 on a CPU, 64 on an accelerator)")
+    add_model_flags(parser)
     add("--data-dir", type=Path, default=ROOT / "data", help="keeps jobs and pictures (default: data/)")
     add("--keep-jobs", type=count, default=1000, help="finished jobs that are kept (%(default)s)")
     add("--keep-bytes", type=size, default="2G", help="disk for finished jobs, such as 500M or 2G (%(default)s)")
@@ -204,63 +199,45 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cors-origin", type=allowed_origin, action="append", default=[], help=origin)
     add("--no-watermark", action="store_true", help="put no invisible mark into the pictures")
     add("--log-format", choices=("text", "json"), default="text", help="how the log is written (%(default)s)")
+    add("--broker", default=os.environ.get("FACES_BROKER"), metavar="URL",
+        help="workers generate, which find their jobs there: redis://, rediss:// or sentinel:// (or set FACES_BROKER)")
+    add("--sentinel-master", default="mymaster", help="what Sentinel calls the Redis (%(default)s)")
+    add("--engine-here", action="store_true", help="with --broker: start a worker on this machine, too")
     add("--drain-seconds", type=number, default=10.0, help="time for running jobs after SIGTERM (%(default)s)")
     arguments = parser.parse_args(argv)
-    arguments.models = list(dict.fromkeys(arguments.models)) or [DEFAULT_MODEL]
+    arguments.models = paths_of(arguments)
     if not 0 <= arguments.port <= 65535:
         parser.error(f"--port must be 0 to 65535, got {arguments.port}")
     if not is_local(arguments.host) and not arguments.api_key and not arguments.insecure:
         parser.error(f"--host {arguments.host} opens the server to the network: give --api-key KEY, or say --insecure")
+    if arguments.engine_here and not arguments.broker:
+        parser.error("--engine-here goes with --broker URL: without it the engine is here anyway")
     return arguments
 
 
-def models_of(arguments: argparse.Namespace) -> Models:
-    """The models of the command line. What loads them imports torch, in the engine's thread, while the page is there
-    already."""
-    device, threads, precision = arguments.device, arguments.threads, arguments.precision
+def generators_of(arguments: argparse.Namespace) -> tuple[Models, Elsewhere | None]:
+    """The models of the command line, and the workers that have them, if it names a broker. Raises UserError."""
+    if not arguments.broker:
+        return models_of(arguments), None
+    try:
+        from core.workers.broker import Broker
+        from core.workers.remote import Workers
+        from core.workers.remote_engine import remote_models
 
-    def load_ours(path: Path) -> Engine:
-        from generator import FaceGenerator
+        workers = Workers(Broker.parse(arguments.broker, arguments.sentinel_master))
+    except ImportError as error:
+        raise UserError(f"--broker needs packages that are not installed ({error}): "
+                        "python -m pip install -r requirements-workers.txt") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return remote_models(workers.link, descriptions_of(arguments)), workers
 
-        faces = FaceGenerator.load(path, device, threads, precision, arguments.engine)
-        faces.warm_up()
-        return faces
 
-    def load_others(path: Path, name: str) -> Engine:
-        import torch
-
-        from core.pretrained.engine import PretrainedEngine
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        engine = PretrainedEngine.load(path, device, precision, arguments.image_size, name)
-        engine.warm_up()
-        return engine
-
-    def describe(path: Path, name: str) -> EngineInfo:
-        from core.pretrained.engine import PretrainedEngine
-
-        return PretrainedEngine.describe(path, device, precision, arguments.image_size, name)
-
-    def free_memory() -> int | None:
-        from core.nn import device as devices
-
-        return devices.free_memory(devices.pick_device(device))
-
-    def release() -> None:
-        from core.nn.device import release_memory
-
-        release_memory()
-
-    sources, taken = [], set[str]()
-    for path in arguments.models:
-        stem = path.stem if path.is_file() else path.resolve().name
-        name = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, 99))) if name not in taken)
-        taken.add(name)
-        load = partial(load_ours, path) if is_ours(path) else partial(load_others, path, name)
-        described = (lambda: None) if is_ours(path) else partial(describe, path, name)
-        sources.append(ModelSource(name, load, described, partial(size_of, path)))
-    return Models(sources, free_memory, release)
+def worker_here(arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """A worker on this machine, which ends with this process."""
+    command = [sys.executable, str(ROOT / "worker.py"), *words_of(arguments), "--log-format", arguments.log_format,
+               "--sentinel-master", arguments.sentinel_master]
+    return subprocess.Popen(command, cwd=ROOT, **tied({**os.environ, "FACES_BROKER": arguments.broker}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -280,15 +257,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Cannot listen on {arguments.host}:{arguments.port}: {error.strerror}. Try --port 0.", file=sys.stderr)
         return 1
     try:
+        models, workers = generators_of(arguments)
         app = create_app(
-            models_of(arguments), start=False, api_key=arguments.api_key or None, hosts=hosts,
+            models, workers=workers, start=False, api_key=arguments.api_key or None, hosts=hosts,
             cors_origins=arguments.cors_origin, data_dir=arguments.data_dir, max_batch=arguments.max_batch,
             vocabulary=lambda: vocabulary_of(captioned), examples=lambda: examples_of(captioned),
             max_waiting=arguments.max_waiting,
             keep=Retention(arguments.keep_jobs, arguments.keep_bytes, days * 86400 if days else None),
             watermark=not arguments.no_watermark, trusted_proxies=arguments.trusted_proxy,
         )
-    except StoreError as error:
+    except (StoreError, UserError) as error:
         listener.close()
         print(error, file=sys.stderr)
         return 1
@@ -297,7 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     service.start()
     page = f"session?key={quote(arguments.api_key, safe='')}" if arguments.api_key else ""
     print(f"Open {address_of(arguments.host, server.port)}{page}", flush=True)
+    here = worker_here(arguments) if arguments.engine_here else None
     serve(server, lambda: service.close(arguments.drain_seconds))
+    if here is not None:
+        here.terminate()
+        here.wait()
     return 0
 
 

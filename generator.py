@@ -40,6 +40,7 @@ shows all of this. One `FaceGenerator` serves one thread at a time. This file do
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ from core.diffusion.run_batch import RunBatch, step_together
 from core.diffusion.sampling import NotFiniteError
 from core.diffusion.schedule import schedule_from_config
 from core.diffusion.schedulers import TURBO, make_scheduler, set_timesteps
-from core.diffusion.unet import encode_prompts, load_few_step_unet, load_unet
+from core.diffusion.unet import encode_prompts, load_few_step_unet, load_unet, read_config
 from core.engine import GenerationRequest, Interpolation, JobError
 from core.evaluation.attribute_classifier import AttributeClassifier, best, find_attribute_classifier
 from core.evaluation.image_assessment import assess, find_index, nearest_training_images
@@ -68,11 +69,13 @@ from core.evaluation.memorization_index import Index
 from core.imaging.generation_parameters import assessment, target_prompt
 from core.imaging.png_metadata import encode_png, quick_png
 from core.imaging.watermark import VERSION, mark
+from core.nn.checkpoint import read_index
 from core.nn.device import pick_device, pick_dtype
 from core.nn.layers import to_images, to_pixels
 from core.nn.memory import all_pieces
 from core.nn.openvino_backend import Compiled, CompileError, Compiler, Composed
 from core.nn.preview_decoder import PreviewDecoder, load_preview
+from core.nn.tokenizer import Tokenizer
 from train_clip import load_clip
 from vae import VAE, encoder_hash, load_vae
 
@@ -188,6 +191,17 @@ class FaceGenerator:
                 log.warning("torch generates, which is slower than OpenVINO would be: %s", error)
         log.info("%s generates, with %d threads", faces.info.engine, torch.get_num_threads())
         return faces
+
+    @classmethod
+    def describe(cls, folder: str | Path) -> ModelInfo:
+        """What a model folder would say of itself on a CPU, without loading its networks. Raises ModelFolderError."""
+        folder = Path(folder)
+        clip = json.loads((folder / "clip" / "config.json").read_text(encoding="utf-8"))
+        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.load(folder / "clip" / "tokenizer.json", clip["network"]["max_length"])
+        return read_info(folder, torch.device("cpu"), "fp32", encoded_length=tokenizer.encoded_length,
+                         guidance_range=read_config(unet).guidance_range,
+                         has_turbo="turbo" in read_index(folder)["components"])
 
     def compile(self, cache: Path | None) -> None:
         """Let OpenVINO draw from now on, with the weights as they are now. Raises CompileError."""

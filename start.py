@@ -3,6 +3,7 @@
 
     ./start.py            prepares what is missing, checks, starts the server, opens the page
     ./start.py test       prepares the test tools too, then runs ruff, mypy and pytest (arguments go to pytest)
+    ./start.py worker     generates for a server elsewhere: --broker redis://host:6379 (docs/scaling.md)
     ./start.py doctor     says what this machine has, what is wrong and how to mend it
 
 On Windows: `py start.py`. It needs Python 3.10 to 3.13 and nothing else: the standard library does all of this, and no
@@ -36,6 +37,7 @@ from launcher.flags import Several, device_name, port_number, several, thread_co
 from launcher.model_check import model_faults, model_folder
 from launcher.pretrained_check import any_model_problem, is_pretrained
 from launcher.process import Child
+from launcher.worker import broker_env, model_words, run_worker
 
 # segno's compact code has the terminal's own colours, a negative on most light ones; here they are stated, from the
 # 256 colours, because themes change the first sixteen
@@ -78,13 +80,9 @@ def has_jobs(options: argparse.Namespace) -> bool:
 def server_command(root: Path, options: argparse.Namespace) -> list[str]:
     """The command line of api.py. The key is not in it: every user of a machine can read command lines."""
     command = [str(venv_python(root)), str(root / "api.py"), "--host", options.host, "--port", str(options.port)]
-    command += ["--device", options.device]
-    command += [word for name in options.model for word in ("--model", str(model_folder(root, name)))]
-    command += ["--data-dir", str(data_folder(options))]
-    if options.image_size:
-        command += ["--image-size", str(options.image_size)]
-    if options.threads:
-        command += ["--threads", str(options.threads)]
+    command += [*model_words(root, options), "--data-dir", str(data_folder(options))]
+    if options.broker:
+        command += ["--sentinel-master", options.sentinel_master, *(["--engine-here"] if options.engine_here else [])]
     for flag, values in (("--allow-host", options.allow_host), ("--cors-origin", options.cors_origin),
                          ("--trusted-proxy", options.trusted_proxy)):
         command += [word for value in values for word in (flag, value)]
@@ -106,14 +104,16 @@ def serve(root: Path, options: argparse.Namespace) -> int:
     little = has_jobs(options) and host.folder_problem(data_folder(options), DATA_NEEDED, "--data-dir")
     if little:  # no reason to stay away: the gallery is where room is made
         print(f"Little room for new images, old ones can be deleted. {little}", flush=True)
-    environment.prepare(root, offline=options.offline, torch_index=options.torch_index)
+    workers = bool(options.broker)
+    environment.prepare(root, workers=workers, offline=options.offline, torch_index=options.torch_index)
     device = quick_device_problem(root, options.device)
     if device and options.device != "auto":
         raise Problem(device)
     if device:
         print(f"Drawing on the CPU. {device}", flush=True)
     # all it needs is in the model folder: HF_HUB_OFFLINE turns an attempt to download into an error at once
-    env = clean_env(HF_HUB_OFFLINE="1", **({"FACES_API_KEY": options.api_key} if options.api_key else {}))
+    key = {"FACES_API_KEY": options.api_key} if options.api_key else {}
+    env = clean_env(HF_HUB_OFFLINE="1", **key, **broker_env(options))
     began = time.monotonic()
     print("Starting the server ...", flush=True)
     with Child(server_command(root, options), cwd=root, env=env, closing_message=CLOSING_MESSAGE) as server:
@@ -223,7 +223,7 @@ def diagnose(root: Path, options: argparse.Namespace, server: Child, reason: str
 def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
     """ruff, mypy and pytest, all of them whatever the others say; returns the worst exit status."""
     environment.prepare(root, tests=True, offline=options.offline, torch_index=options.torch_index)
-    ensure_browser(options.offline)
+    ensure_programs(options.offline)
     told, worst = [], 0
     for tool, arguments in (("ruff", ["check", "."]), ("mypy", []), ("pytest", words)):
         print("\n$ " + " ".join(shlex.quote(word) for word in (tool, *arguments)), flush=True)
@@ -236,20 +236,29 @@ def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
     return worst
 
 
-def ensure_browser(offline: bool) -> None:
-    """The tests of the page drive a real Chromium: install it where that needs no question, else say how."""
+def ensure_programs(offline: bool) -> None:
+    """The tests drive a real Chromium and start a real Redis: install them where that needs no question, else say how.
+    """
     apt = shutil.which("apt-get")
-    if apt and not offline and not host.find_browser() and os.geteuid() == 0:
+    if apt and not offline and missing_programs() and os.geteuid() == 0:
         env = clean_env(DEBIAN_FRONTEND="noninteractive")
         for _ in range(2):  # mirrors fail now and then
             subprocess.call([apt, "update"], stdin=subprocess.DEVNULL, env=env)
-            subprocess.call([apt, "install", "-y", "chromium"], stdin=subprocess.DEVNULL, env=env)
-            if host.find_browser():
+            subprocess.call([apt, "install", "-y", *missing_programs()], stdin=subprocess.DEVNULL, env=env)
+            if not missing_programs():
                 break
-    if not host.find_browser():
+    if "chromium" in missing_programs():
         remedy = f"{venv_python(Path('.'))} -m playwright install --with-deps chromium"
         print("The tests of the page will fail, they need Chromium or Chrome: install it, or run", flush=True)
         print("    " + remedy, flush=True)
+    if "redis-server" in missing_programs():
+        print("The tests of workers will be skipped, they need redis-server: install it.", flush=True)
+
+
+def missing_programs() -> list[str]:
+    """Debian's packages of the programs that tests need and this machine lacks."""
+    needed = {"chromium": host.find_browser(), "redis-server": shutil.which("redis-server")}
+    return [package for package, found in needed.items() if not found]
 
 
 # ---- doctor ----------------------------------------------------------------------------------------------------------
@@ -365,7 +374,7 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
         epilog="Every flag has a twin in the environment: --data-dir is FACES_DATA_DIR, --offline is FACES_OFFLINE=1.",
     )
     add = parser.add_argument
-    add("command", nargs="?", choices=("run", "test", "doctor"), default="run", help="run when left out")
+    add("command", nargs="?", choices=("run", "test", "doctor", "worker"), default="run", help="run when left out")
     where = "address to listen on (%(default)s; 0.0.0.0: the network, [::]: with IPv6)"
     add("--host", type=addresses.host_of, default=twin("HOST", "127.0.0.1"), help=where)
     add("--port", type=port_number, default=twin("PORT", str(DEFAULT_PORT)), help="port to listen on (%(default)s)")
@@ -385,6 +394,11 @@ def command_line(env: dict[str, str]) -> argparse.ArgumentParser:
     add("--threads", type=thread_count, default=twin("THREADS", "0"), help="CPU threads, 0 = automatic (%(default)s)")
     marks = "put no invisible mark into the pictures"
     add("--no-watermark", action="store_true", default=switch("NO_WATERMARK"), help=marks)
+    broker = "where workers find jobs: redis://, rediss://, sentinel://; then this server generates nothing itself"
+    add("--broker", metavar="URL", default=twin("BROKER"), help=broker)
+    master = "what Sentinel calls the Redis (%(default)s)"
+    add("--sentinel-master", default=twin("SENTINEL_MASTER", "mymaster"), help=master)
+    add("--engine-here", action="store_true", default=switch("ENGINE_HERE"), help="with --broker: a worker here, too")
     add("--no-browser", action="store_true", default=switch("NO_BROWSER"), help="do not open the page")
     add("--offline", action="store_true", default=switch("OFFLINE"), help="download nothing, ever")
     index_help = f"package index for torch and torchvision: {environment.TORCH_INDEX}cpu is small, and without GPU"
@@ -415,7 +429,7 @@ def main(argv: list[str] | None = None) -> int:
         if words[:1] == ["test"]:  # the rest belongs to pytest
             return run_tests(ROOT, words[1:], parser.parse_args(["test"]))
         options = parser.parse_args(words)
-        return doctor(ROOT, options) if options.command == "doctor" else serve(ROOT, options)
+        return {"doctor": doctor, "worker": run_worker}.get(options.command, serve)(ROOT, options)
     except Problem as error:
         print(f"start.py: {error}", file=sys.stderr)
         return 1

@@ -28,7 +28,8 @@ from core.process import TOGETHER, Problem, clean_env, venv_python
 
 OLDEST, NEWEST = (3, 10), (3, 13)  # the pinned packages have wheels for these, and only these
 RANGE = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
-REQUIREMENTS, TEST_REQUIREMENTS = "requirements.txt", "tests/requirements.txt"
+REQUIREMENTS, WORKER_REQUIREMENTS, TEST_REQUIREMENTS = (
+    "requirements.txt", "requirements-workers.txt", "tests/requirements.txt")
 STAMP = "start.json"  # inside .venv: hashes of the requirement files that were installed
 TORCH_INDEX = "https://download.pytorch.org/whl/"  # + cpu, cu130, ...: other builds of the same versions
 GIB = 1024**3
@@ -233,13 +234,17 @@ def explain_install(said: str) -> str:
     return "The packages could not be installed (pip's reason is above): delete the folder .venv and start again."
 
 
-def prepare(root: Path, *, tests: bool = False, offline: bool = False, torch_index: str | None = None) -> None:
+def prepare(
+    root: Path, *, tests: bool = False, workers: bool = False, offline: bool = False, torch_index: str | None = None
+) -> None:
     """Make the environment complete; instant when the stamp and the versions on disk agree with the requirements.
 
+    `workers` adds what a broker needs, `tests` that and what the tests need.
     `torch_index` is a package index that holds another build of the pinned torch and torchvision.
     Raises: Problem with one sentence when it cannot.
     """
-    files = (REQUIREMENTS, TEST_REQUIREMENTS) if tests else (REQUIREMENTS,)
+    files = (REQUIREMENTS, *((WORKER_REQUIREMENTS,) if workers or tests else ()),
+             *((TEST_REQUIREMENTS,) if tests else ()))
     why = incomplete(root, files)
     if why is None:
         return

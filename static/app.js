@@ -37,6 +37,16 @@ function banner(title, text, { calm, action, act, key } = {}) {
   $("key-form").hidden = !key;
 }
 
+let waits = ""; // why jobs wait
+
+function tellWait(text = "") {
+  if (text) banner("Jobs wait", text, { calm: true });
+  else if (waits) banner(null);
+  waits = text;
+}
+
+bus.on("pulse", (told) => tellWait(told.notice));
+
 // ---- the beginning
 
 /** What the address and this browser remember: jobs that still run, what was opened last, the settings of a link. */
@@ -108,6 +118,7 @@ async function begin() {
     options = await ofChosenModel(options);
     showModel("READY", `${options.model.name} · ${options.model.device}`);
     banner(null);
+    tellWait(options.notice);
     fillForm(options);
     if (!$("examples").childElementCount) showExamples(options.examples);
     updateButton();

@@ -49,7 +49,9 @@ async function probe() {
 
 export function watchPulse() {
   setInterval(() => {
-    if (!gone && !document.hidden) fetch("health", { cache: "no-store" }).catch(lost);
+    if (gone || document.hidden) return;
+    fetch("health", { cache: "no-store" }).then((answer) => answer.json())
+      .then((told) => bus.emit("pulse", told), lost);
   }, PULSE_MS);
 }
 

@@ -147,8 +147,8 @@ def faces(tiny_folder: Path) -> FaceGenerator:
 @pytest.fixture(scope="session")
 def bundled() -> FaceGenerator:
     """What draws with the model that users get, as theirs does on a CPU. Nobody may change it."""
-    from api import DEFAULT_MODEL
     from generator import FaceGenerator
+    from model_loading import DEFAULT_MODEL
     from tests.support.tiny_model import bundled_model
 
     assert bundled_model() == DEFAULT_MODEL, "models/celeba128 is part of the repository: restore it with git checkout"

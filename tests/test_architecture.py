@@ -1,7 +1,7 @@
 """Does the code keep the house's laws: who may import whom, what an import may do, what is never done at all?
 
-The direction: base <- nn <- diffusion <- pretrained <- training <- evaluation, and base <- jobs <- web; the two
-branches never meet. The base is what several branches need: `engine`, `text`, `imaging`, and five modules of the
+The direction: base <- nn <- diffusion <- pretrained <- training <- evaluation, and base <- jobs <- workers <- web; the
+two branches never meet. The base is what several branches need: `engine`, `text`, `imaging`, and five modules of the
 standard library alone: `addresses` (where a server listens), `command` (how a command ends), `disk` (why it refuses),
 `process` (a program of another Python, and the sentence when it fails) and `quiet` (which packages may not speak).
 `launcher` stands on those too, and only `start.py` on it: so core/ imports neither the root nor the launcher, and what
@@ -29,13 +29,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"vae", "discriminator", "train_clip", "conditional_ldm", "distill"}
 PIXELS = "core.training.augmentation"  # the one module of training that needs nothing that serving has not loaded
-MINIMUM = NETWORKS | {"start", "api", "generator", "evaluate", "dataset"}
+MINIMUM = NETWORKS | {"start", "api", "worker", "generator", "evaluate", "dataset"}
 
 # ---- the one law of direction: a module imports its own package, the base, or an earlier package of its own branch
 BASE = {"core.engine", "core.addresses", "core.command", "core.disk", "core.process", "core.quiet", "core.text",
         "core.imaging"}
 BRANCHES = (("core.nn", "core.diffusion", "core.pretrained", "core.training", "core.evaluation"),
-            ("core.jobs", "core.web"))
+            ("core.jobs", "core.workers", "core.web"))
 LAUNCHER = {"launcher", "core.addresses", "core.disk", "core.process", "core.quiet"}  # before anything is installed
 # what a package may build on beside the standard library
 MEANS: dict[str, set[str]] = {
@@ -55,12 +55,15 @@ MEANS: dict[str, set[str]] = {
     "core.evaluation": {"diffusers", "matplotlib", "numpy", "PIL", "scipy", "torch", "torchmetrics", "torchvision",
                         "tqdm", "ai_edge_litert", "dlib", "onnx", "onnxruntime"},  # these in their own environment
     "core.jobs": {"numpy"},
+    "core.workers": {"celery", "kombu", "numpy", "redis"},
     "core.web": {"flask", "numpy", "prometheus_client", "pydantic", "pydantic_core", "typing_extensions", "waitress",
                  "werkzeug"},
     "launcher": set(),
 }
-WITHOUT_TORCH = {"start", "api", "core", *BASE, *BRANCHES[1], "launcher"}  # modules, or packages of them
+# modules, or packages of them
+WITHOUT_TORCH = {"start", "api", "model_loading", "worker", "core", *BASE, *BRANCHES[1], "launcher"}
 BRINGS_TORCH = {"torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "transformers"}
+BROKER = {"celery", "kombu", "redis"}  # of workers on other machines alone
 SERVER = {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "prometheus_client"}
 READS_PICKLES = "core.pretrained.recognition"  # with torch's restricted unpickler: other people's .ckpt files
 LONGEST, LONGEST_IN_CORE = 600, 400  # lines of a file that needs no defence
@@ -435,6 +438,15 @@ def test_torch_stays_out_of_http_and_the_queue() -> None:
         brought = import_time_closure(module, PROJECT)
         complaints += [f"{module} brings {p} by way of {brought[p]}" for p in sorted(BRINGS_TORCH & set(brought))]
     assert not complaints, "\n".join(complaints)
+
+
+def test_nothing_of_a_broker_is_imported_without_one() -> None:
+    """The server that generates by itself needs neither Celery nor Redis, nor has them installed."""
+    for module in sorted(PROJECT):
+        if package_of(module) != "core.workers":
+            assert not BROKER & set(import_time_closure(module, PROJECT)), module
+    pinned = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert not [name for name in BROKER if f"{name}==" in pinned]
 
 
 def test_no_imports_run_in_circles() -> None:

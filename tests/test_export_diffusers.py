@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import conditional_ldm
-from api import DEFAULT_MODEL
 from core.command import UserError
 from core.nn.source_bundle import BundleError, bundle
 from export_diffusers import ROOT, export
 from generator import FaceGenerator
+from model_loading import DEFAULT_MODEL
 
 Asked = tuple[str, str, bool, str]  # prompt, negative prompt, whether it is marked, sampler or ""
 DRAW = """

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from api import DEFAULT_MODEL, create_app
+from api import create_app
 from core.diffusion.conditioning import Condition
 from core.diffusion.schedulers import SAMPLERS
 from core.engine import GenerationRequest, JobError
@@ -33,6 +33,7 @@ from core.nn.checkpoint import ModelFolderError, load_component, save_component
 from core.nn.device import has_bf16, is_out_of_memory, pick_device, pick_dtype
 from core.nn.layers import to_pixels
 from generator import MAX_ENCODED_PROMPTS, FaceGenerator, GeneratedImage, JobCancelled, Run, Step
+from model_loading import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a smiling woman with blond hair"

@@ -41,6 +41,7 @@ from launcher.environment import (
     REQUIREMENTS,
     STAMP,
     TEST_REQUIREMENTS,
+    WORKER_REQUIREMENTS,
     explain_install,
     hashes,
     import_problems,
@@ -97,7 +98,7 @@ def site_packages(root: Path) -> Path:
 
 def write_stamp(root: Path) -> None:
     """Say that what the house's requirement files name now is installed."""
-    files = (REQUIREMENTS, TEST_REQUIREMENTS)
+    files = (REQUIREMENTS, WORKER_REQUIREMENTS, TEST_REQUIREMENTS)
     (root / ".venv" / STAMP).write_text(json.dumps(hashes(root, files)), encoding="utf-8")
 
 
@@ -121,7 +122,7 @@ def house(tmp_path: Path) -> Path:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "start.py", root)
     (root / "api.py").write_text(SERVER, encoding="utf-8")
-    for name in (REQUIREMENTS, TEST_REQUIREMENTS):
+    for name in (REQUIREMENTS, WORKER_REQUIREMENTS, TEST_REQUIREMENTS):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("# nothing\n", encoding="utf-8")
     for part in model_check.COMPONENTS:
@@ -547,12 +548,13 @@ def test_every_flag_has_a_twin_and_the_flag_wins() -> None:
     values = {"HOST": "::1", "PORT": "80", "DEVICE": "cuda:1", "MODEL": "m", "DATA_DIR": "d", "API_KEY": "k"}
     values |= {"THREADS": "3", "NO_BROWSER": "1", "OFFLINE": "yes", "INSECURE": "true", "TORCH_INDEX": "https://x/cpu",
                "NO_WATERMARK": "1", "ALLOW_HOST": "a.example", "CORS_ORIGIN": "https://a.example, https://b.example",
-               "TRUSTED_PROXY": "127.0.0.1", "IMAGE_SIZE": "256"}
+               "TRUSTED_PROXY": "127.0.0.1", "IMAGE_SIZE": "256", "BROKER": "redis://r", "SENTINEL_MASTER": "m",
+               "ENGINE_HERE": "1"}
     told = vars(start.command_line({"FACES_" + name: value for name, value in values.items()}).parse_args([]))
     assert told.pop("command") == "run"
     assert {name.upper(): str(value) for name, value in told.items()} == {
         **values, "NO_BROWSER": "True", "OFFLINE": "True", "INSECURE": "True", "NO_WATERMARK": "True",
-        "ALLOW_HOST": "['a.example']", "CORS_ORIGIN": "['https://a.example', 'https://b.example']",
+        "ENGINE_HERE": "True", "ALLOW_HOST": "['a.example']", "CORS_ORIGIN": "['https://a.example', 'https://b.example']",
         "TRUSTED_PROXY": "['127.0.0.1']", "MODEL": "['m']",
     }
     assert start.command_line({"FACES_PORT": "80"}).parse_args(["--port", "81"]).port == 81
@@ -568,6 +570,38 @@ def test_names_may_come_several_times_and_reach_the_server(tmp_path: Path) -> No
     told = api.parse_arguments(command[2:])
     assert (told.allow_host, told.cors_origin) == (["a", "b", "c"], ["https://d"])
     assert [str(one) for one in told.trusted_proxy] == ["::1/128"]
+
+
+def test_the_brokers_address_is_in_no_list_of_processes(tmp_path: Path) -> None:
+    """It may hold a password: the server reads it from its environment."""
+    words = ["--broker", "redis://:secret@r:6379", "--engine-here", "--sentinel-master", "m"]
+    command = start.server_command(tmp_path, start.command_line({}).parse_args(words))
+    assert "secret" not in " ".join(command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACES_BROKER", words[1])
+        told = api.parse_arguments(command[2:])
+    assert (told.broker, told.engine_here, told.sentinel_master) == (words[1], True, "m")
+
+
+def test_a_worker_is_run_with_the_models_and_the_broker(house: Path) -> None:
+    code = "import os, sys\nprint(sys.argv[1:], os.environ['FACES_BROKER'], file=sys.stderr)\n"
+    (house / "worker.py").write_text(code, encoding="utf-8")
+    answer = run(house, "worker", "--broker", "redis://:secret@r:6379", "--device", "cpu", FACES_OFFLINE="1")
+    assert answer.returncode == 0, answer.stderr
+    model = str(house / "models" / "celeba128")
+    words = ["--device", "cpu", "--model", model, "--sentinel-master", "mymaster"]
+    assert answer.stderr == f"{words} redis://:secret@r:6379\n"
+    assert "secret" not in answer.stdout
+
+
+def test_what_keeps_a_worker_from_working_is_a_sentence(house: Path) -> None:
+    assert "./start.py worker --broker redis://host:6379" in sentence(run(house, "worker", FACES_OFFLINE="1"))
+    (house / "worker.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+    ended = sentence(run(house, "worker", FACES_OFFLINE="1", FACES_BROKER="redis://r"))
+    assert "The worker ended by itself with status 3" in ended
+    (house / WORKER_REQUIREMENTS).write_text("celery==5.6.3\n", encoding="utf-8")
+    refused = sentence(run(house, "worker", FACES_OFFLINE="1", FACES_BROKER="redis://r"))
+    assert "celery 5.6.3 is missing" in refused
 
 
 @pytest.mark.parametrize("name, value", [("PORT", "65536"), ("PORT", "http"), ("THREADS", "-1"), ("DEVICE", "tpu")])

@@ -195,6 +195,10 @@ class EngineBatch:
         """Those whose runs have steps to do."""
         return frozenset(one.model for one in tuple(self._running) if not one.waits)
 
+    @property
+    def is_away(self) -> bool:
+        return False
+
     def has_room(self, job: Job) -> bool:
         wanted, name = num_generated(job.request), self._name_of(job)
         if not self._running:

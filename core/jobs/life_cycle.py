@@ -139,6 +139,16 @@ class LifeCycle:
             self._last_duration_s = self._elapsed() - self._began.pop(job.id)
             self.ended.add(job.number)
 
+    def begin_again(self, job: Job) -> None:
+        """A running job waits again, in its old place; one of which the disk cannot say so ends."""
+        with self.changed:
+            try:
+                self._queue_again([job])
+            except StoreError as refused:
+                self.end(job, disk_refused(refused))
+                return
+            del self.running[job.id], self._began[job.id]
+
     def put_back(self) -> None:
         """What runs waits again, from its beginning."""
         with self.changed:

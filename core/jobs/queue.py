@@ -36,9 +36,10 @@ from core.jobs.listing import page_of
 from core.jobs.records import Change, Event, Record
 from core.jobs.retention import Retention
 from core.jobs.store import Store
-from core.jobs.worker import PRUNE_EVERY_S, Batch, work
+from core.jobs.worker import PRUNE_EVERY_S, Batch, BeginAgain, work
 
 DEFAULT_RETENTION = Retention()
+ROOM_EVERY_S = 0.05  # while jobs wait, nothing runs and the batch has no room: its machines may come back
 T = TypeVar("T")
 
 
@@ -262,6 +263,8 @@ class JobQueue:
                 self._put_back(batch)
             raise
         self._prune_sometimes()
+        if not worked and self._jobs.waiting:
+            self.wait_stopped(min(timeout_s, ROOM_EVERY_S))
         return worked
 
     def start(self, setup: Callable[[], Batch | None]) -> None:
@@ -309,7 +312,7 @@ class JobQueue:
         while True:
             with self._changed:
                 order = () if self._closed else self._admission.order(self._jobs.waiting)
-                if not order or self._jobs.running and not batch.has_room(order[0]):
+                if not order or batch.is_away or self._jobs.running and not batch.has_room(order[0]):
                     break
                 job = order[0]
                 self._jobs.begin(job)
@@ -325,7 +328,10 @@ class JobQueue:
     def _step(self, batch: Batch) -> None:
         try:
             for job, error in batch.step():
-                self._end(job, error)
+                if isinstance(error, BeginAgain) and not job.cancel_requested:
+                    self._jobs.begin_again(job)
+                else:
+                    self._end(job, error)
         except Exception as raised:  # whatever it was, these jobs failed and say why; the next ones get their turn
             error = explained(raised, "a step failed")
             for job in tuple(self._jobs.running.values()):

@@ -21,12 +21,23 @@ WAIT_AFTER_FAULT_S = 1.0
 log = logging.getLogger(__name__)
 
 
+class BeginAgain(JobError):
+    """No end of a job: what generated it is gone, and it has to be generated anew, from its beginning."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("begin_again", message)
+
+
 class Batch(Protocol):
     """What computes: a set of jobs that advance together. Every method is called in the worker's thread.
 
     The batch looks at nothing but the jobs it was given, and tells what they achieve through their `progress`, `keep`
     and `emit`.
     """
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nothing that computes can be reached: then jobs wait, and none is asked to join."""
 
     def has_room(self, job: Job) -> bool:
         """Whether this waiting job may join now. Asked only while others run: an empty batch takes any job."""
@@ -38,7 +49,8 @@ class Batch(Protocol):
         """Let go of a job that was admitted and has not ended: it was cancelled, or the server stops. Never raises."""
 
     def step(self) -> Iterable[tuple[Job, JobError | None]]:
-        """Advance every job by one step; yield those that ended here, each with None for success or its error.
+        """Advance every job by one step; yield those that ended here, each with None for success or its error, and
+        those that have to wait again, each with `BeginAgain`.
 
         What a job that succeeded made was emitted before it is yielded; one that is yielded has left the batch. An
         exception fails every job that is still in the batch.

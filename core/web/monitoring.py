@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -26,6 +27,11 @@ from prometheus_client.registry import Collector
 from core.web.openapi import template
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+WORKER_GAUGES = (  # name, field of a worker's state, what it is
+    ("faces_worker_jobs", "jobs", "Jobs under way on a worker"),
+    ("faces_worker_images", "images", "Images under way on a worker"),
+    ("faces_worker_steps_per_second", "steps_per_second", "Denoising steps a second, over the last ten seconds"),
+)
 STEP_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 USUAL = frozenset((*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"))  # of every log record
 
@@ -40,6 +46,7 @@ class Present:
     waiting: int
     running_images: int
     ready: bool
+    workers: Sequence[Mapping[str, Any]] | None = None  # None: the engine is in this process
 
 
 class Telemetry:
@@ -132,6 +139,14 @@ class _Present(Collector):
         yield GaugeMetricFamily("faces_queue_length", "Jobs that wait", value=now.waiting)
         yield GaugeMetricFamily("faces_running_images", "Images of all running jobs", value=now.running_images)
         yield GaugeMetricFamily("faces_ready", "1 when the model is loaded", value=float(now.ready))
+        if now.workers is not None:
+            taking = [worker for worker in now.workers if worker["takes_jobs"]]
+            yield GaugeMetricFamily("faces_workers", "Workers that take jobs", value=len(taking))
+            for name, field, what in WORKER_GAUGES:
+                gauge = GaugeMetricFamily(name, what, labels=["worker", "device"])
+                for worker in taking:
+                    gauge.add_metric([worker["name"], worker["device"]], worker[field])
+                yield gauge
 
 
 class JsonFormatter(logging.Formatter):

@@ -85,6 +85,9 @@ class SurpriseAnswer(TypedDict):
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
+Notice = Annotated[str, Field(description="why jobs wait: the broker does not answer, or no worker is there")]
+
+
 class FieldOptions(TypedDict):
     """What one field of a request accepts."""
 
@@ -190,6 +193,7 @@ class OptionsAnswer(TypedDict):
     models: list[ModelOptions]
     failed_models: Annotated[list[FailedModel], Field(description="given to the server, but nothing that generates")]
     loading: NotRequired[Annotated[str, Field(description="a model that is being loaded now")]]
+    notice: NotRequired[Notice]
     quality: list[QualityOptions]
     step_curve: Annotated[list[StepQuality], Field(description="what more steps buy; empty where it was not measured")]
     examples: list[str]
@@ -226,6 +230,7 @@ class Health(TypedDict):
     """The process answers."""
 
     status: Literal["ok"]
+    notice: NotRequired[Notice]
 
 
 class JobCounts(TypedDict):
@@ -234,6 +239,21 @@ class JobCounts(TypedDict):
     waiting: Count
     running: Count
     finished: Count
+
+
+class WorkerAnswer(TypedDict):
+    """A worker on another machine."""
+
+    name: str
+    device: str
+    engine: str
+    takes_jobs: Annotated[bool, Field(description="false: it has other models than this server")]
+    jobs: Annotated[int, Field(ge=0, description="under way there")]
+    images: Count
+    max_batch: Annotated[int, Field(ge=1, description="images of one step")]
+    steps_per_second: Annotated[float, Field(ge=0, description="over the last ten seconds")]
+    ended: Annotated[int, Field(ge=0, description="jobs since it started")]
+    models: Annotated[dict[str, str], Field(description="name -> the beginning of its hash")]
 
 
 class Ready(TypedDict):
@@ -245,3 +265,5 @@ class Ready(TypedDict):
     device: str
     engine: Annotated[str, Field(description="what computes the networks, and how precisely")]
     jobs: JobCounts
+    workers: NotRequired[Annotated[list[WorkerAnswer], Field(description="of a server with --broker")]]
+    notice: NotRequired[Notice]

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import evaluate
-from api import DEFAULT_MODEL
 from core.evaluation import image_assessment, memorization_index
 from core.evaluation.memorization_index import LEVELS, QUANTILES, TOO_CLOSE, Index, build
 from core.evaluation.watermark_robustness import saved
@@ -24,6 +23,7 @@ from core.imaging.watermark import mark
 from core.nn.checkpoint import ModelFolderError, read_index, save_component, update_index
 from core.web.serializers import told
 from dataset import synthetic_store
+from model_loading import DEFAULT_MODEL
 from tests.support.asking import make_app, run
 from tests.support.drawing import DrawingEngine
 

@@ -33,6 +33,8 @@ class Counting:
         self.before_step: Callable[[Job], None] = lambda job: None
         self.idle_calls = 2  # left to take
 
+    is_away = False
+
     def has_room(self, job: Job) -> bool:
         return len(self.states) < self.room
 

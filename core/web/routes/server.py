@@ -37,6 +37,12 @@ def loading(service: EngineService) -> dict[str, str]:
     return {} if name is None else {"loading": name}
 
 
+def notice(service: EngineService) -> dict[str, str]:
+    """What keeps jobs waiting though the server is ready, while that is so."""
+    text = "" if service.workers is None else service.workers.notice
+    return {"notice": text} if text else {}
+
+
 def present(service: EngineService) -> Present:
     """What is so now, for the metrics."""
     jobs = service.queue.counts()
@@ -46,6 +52,7 @@ def present(service: EngineService) -> Present:
         waiting=jobs["waiting"],
         running_images=service.batch.num_images if service.batch else 0,
         ready=service.state == "READY",
+        workers=None if service.workers is None else service.workers.states,
     )
 
 
@@ -71,7 +78,7 @@ def add_state(
             "state": service.state, "failure": service.failure or None, "watermark": service.watermark,
             "seconds_per_image_step": service.batch and service.batch.seconds_per_image_step,
             "failed_models": failed_models_of(service),
-            **loading(service),
+            **loading(service), **notice(service),
         }
 
         def render() -> Rendered:
@@ -98,21 +105,24 @@ def add_state(
     @app.get("/health")
     @operation("Does the process answer?", "server", {200: Answer("It does.", {JSON: responses.Health})})
     def health() -> Response:
-        """Says nothing about the model: see /ready."""
-        return json_response({"status": "ok"})
+        """Says nothing about the model: see /ready. `notice` is there while jobs wait for workers or their broker."""
+        return json_response({"status": "ok", **notice(service)})
 
     @app.get("/ready")
     @operation("Is the model loaded?", "server", {200: Answer("It is.", {JSON: responses.Ready})},
                problems={503: "It is loading or could not be loaded, or the server is stopping: see `state`."})
     def ready() -> Response:
-        """`state` is STARTING, READY, FAILED or STOPPING."""
+        """`state` is STARTING, READY, FAILED or STOPPING. A server whose workers generate names them; it takes jobs
+        without any, too, and then `notice` says what they wait for."""
         info = info_of(service)
         if service.state != "READY":
             raise stopping(state=service.state)
         counts = service.queue.counts()
         jobs = {name: counts[name] for name in ("waiting", "running", "finished")}
         model = {"model": info.name, "device": info.device, "engine": info.engine}
-        return json_response({"state": service.state, **model, "jobs": jobs, **loading(service)})
+        workers = {} if service.workers is None else {"workers": list(service.workers.states)}
+        return json_response({"state": service.state, **model, "jobs": jobs, **workers, **notice(service),
+                              **loading(service)})
 
     @app.get("/metrics")
     @operation("Numbers for Prometheus", "server", {200: Answer("Metrics.", {"text/plain": {"type": "string"}})})

@@ -1,0 +1,1 @@
+"""Who generates on other machines, and how do their images come back?"""
