@@ -34,8 +34,9 @@ from core.command import FolderLock, Interrupted, UserError, run_command
 from core.quiet import keep_quiet
 from core.text.lexicon import ATTRIBUTES
 from core.training.arrays import new_array
+from core.training.cropping import CROPS, SIZE
 from core.training.data_preparation import Report, prepare, read_manifest, write_store, write_text
-from core.training.data_sources import COLUMNS, HOW_TO_GET_DATA, SIZE, SPLITS, DataError, load_text_labels
+from core.training.data_sources import COLUMNS, HOW_TO_GET_DATA, SPLITS, DataError, How, load_text_labels
 
 __all__ = [
     "SPLITS",
@@ -360,6 +361,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folders, zips or tars with the images and their lists (default: the first usable one in archive/)",
     )  # fmt: skip
     parser.add_argument("--text-labels", type=Path, metavar="PATH", help="your own captions, instead of attributes")
+    parser.add_argument("--caption-columns", nargs="+", default=[], metavar="NAME",
+                        help="columns of captions in your tables (default: text, caption, caption_2, prompt, ...)")
+    parser.add_argument("--crop", choices=tuple(CROPS), default="center", help="what is kept of your own pictures: "
+                        + "; ".join(f"{name}, {what}" for name, what in CROPS.items()))
     parser.add_argument("--workers", type=int, help="processes that decode (default: by the number of cores)")
     parser.add_argument("--synthetic", type=int, metavar="COUNT", help="draw a store of cartoon faces into --out")
     parser.add_argument("--describe", action="store_true", help="print and plot what is in the store")
@@ -390,7 +395,8 @@ def run_prepare(options: argparse.Namespace) -> Report:
             bar.update(done - bar.n)
 
         return prepare(
-            options.source, options.out, text_labels=options.text_labels, workers=options.workers, on_progress=show
+            options.source, options.out, text_labels=options.text_labels, workers=options.workers, on_progress=show,
+            how=How(options.crop, tuple(options.caption_columns)),
         )
 
 
