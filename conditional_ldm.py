@@ -195,11 +195,12 @@ def fit(training: Training, args: argparse.Namespace, accelerator: Any
     if not (run.main and run.finished):
         return None
     finished = {name: averaged(model, ema, device) for name, ema in training.emas.items()}
-    held_out = data.held_out(accelerator, limit=training.held_out)
+    held_out = data.held_out(accelerator, limit=training.held_out) if "val" in data.store.split else []
     losses = {name: mean_loss(training.validate(network), held_out, accelerator)
-              for name, network in finished.items()}
-    best = min(losses, key=losses.__getitem__)
-    print("validation loss: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+              for name, network in finished.items() if held_out}
+    best = min(losses, key=losses.__getitem__) if losses else "ema_long"
+    print("validation loss: " + (", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                                 or "unknown, no image is held out for validation; the longer average is released"))
     return finished[best], {"steps": args.steps, "images_seen": args.steps * args.batch_size, "ema": best,
                             "validation_loss": losses}
 
@@ -283,7 +284,8 @@ def draw_picture(run: RunFolder, name: str, network: ConditionalUNet, data: Trai
     faces = FaceGenerator(encoders.clip, encoders.tokenizer, encoders.vae, network, config, info, dtype,
                           few_step=None if how is None else network)
     try:
-        run.picture(name, prompt_sheets.draw_grid(faces, prompt_sheets.GRID_PROMPTS, how or prompt_sheets.OF_A_RUN), 8)
+        prompts = prompt_sheets.grid_prompts(data.store)
+        run.picture(name, prompt_sheets.draw_grid(faces, prompts, how or prompt_sheets.OF_A_RUN), 8)
     except ModuleNotFoundError as error:
         if error.name != "diffusers":
             raise

@@ -27,6 +27,7 @@ from core.command import run_command, run_lock
 from core.diffusion.latent_correction import save_correction
 from core.evaluation import benchmark as speed
 from core.evaluation import benchmark_tables, calibration, memorization_index, outside_judge, outside_setup
+from core.evaluation import own_captions as by_clip
 from core.evaluation import prompt_rewrite_search as rewriting
 from core.evaluation import report as reporting
 from core.evaluation import slider_response as response
@@ -61,7 +62,7 @@ def open_store(folder: str) -> FaceStore:
     store = FaceStore.open(folder)
     if store.text_labels is not None:
         raise DataError(f"{folder} has its user's own captions and no attributes, which this measures; measure with "
-                        "`train_clip.py --eval` and `vae.py --eval`")  # fmt: skip
+                        "`evaluate.py report`")  # fmt: skip
     return store
 
 
@@ -71,7 +72,7 @@ def open_generator(args: Any, folder: str | Path | None = None) -> FaceGenerator
     Nobody reads the assessment of single images here, so the classifier and the index beside them are left out.
     """
     faces = FaceGenerator.load(folder or args.model, args.device, precision=args.precision)
-    faces.judge = faces.index = None
+    faces.classifier = faces.index = None
     if getattr(args, "begin", None) is not None:
         faces.scheduler_config = {**faces.scheduler_config, "begin": list(args.begin)}
     return faces
@@ -93,6 +94,8 @@ def report(args: Any) -> None:
     """Every metric of a trained model: a JSON report, plots, images and a table."""
     given = {item.name: getattr(args, item.name) for item in fields(Settings) if hasattr(args, item.name)}
     settings = replace(QUICK if args.quick else USUAL, **given)
+    if FaceStore.open(settings.data).text_labels is not None:
+        return report_own(settings, record=args.record)
     found = measure(settings)
     if args.record:
         update_index(settings.model, metrics=kept_figures(found, read_index(settings.model).get("metrics", {})))
@@ -100,6 +103,16 @@ def report(args: Any) -> None:
         print("\n".join(reporting.compare(json.loads(Path(args.compare).read_text()), found)))
     print(reporting.table(found), reporting.verdict(found), sep="\n")
     print(f"everything: {Path(settings.out) / 'report.json'}")
+
+
+def report_own(settings: Settings, *, record: bool) -> None:
+    """The report about a model of a person's own captions, measured by its own CLIP: no classifier knows its words."""
+    store, faces = FaceStore.open(settings.data), open_generator(settings)
+    sampling = Sampling(settings.steps, settings.guidance, settings.sampler, settings.seed)
+    found = by_clip.measure_own(store, faces, sampling, settings.samples, Path(settings.out), settings.split)
+    reporting.save_figures(settings.out, "report", found, by_clip.page(found))
+    if record:
+        update_index(settings.model, metrics=found)
 
 
 def outside(args: Any) -> None:

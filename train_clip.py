@@ -112,7 +112,9 @@ def train(args: argparse.Namespace) -> None:
     device = accelerator.device
     store = FaceStore.open(args.data)
     indices = store.select(split="train", px=None)
-    check_contrast(store, indices)
+    if not check_contrast(store, indices):
+        print(f"nothing is said of the pictures in {args.data}: the text encoder is released as it begins")
+        args.steps = args.warmup_steps = 0
     check_release(args.model, "clip", replace=args.replace, run=args.run)
     run_folder, preset = Path(args.run), PRESETS[args.preset]
 
@@ -146,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
                     parts={"model": model, "optimizer": optimizer, "ema": ema})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
-    held_rows = store.select(split="val", px=128)[: args.batch_size]
+    held_rows = store.sharp("val")[: args.batch_size]
 
     for step, show in run.steps(first, args, accelerator, "CLIP"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
@@ -259,7 +261,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     device = make_accelerator(args.device, "no").device
     model, tokenizer = load_clip(args.model, device)
     store = FaceStore.open(args.data)
-    indices = store.select(split="test", px=128)[: args.samples]
+    indices = store.sharp("test")[: args.samples]
     if len(indices) < 2:
         raise DataError(f"{args.data} has {len(indices)} test images of 128 px, and at least 2 are needed; "
                         "a list_eval_partition beside the images says which are for the test")

@@ -25,7 +25,7 @@ import pandas as pd
 
 from core.text.lexicon import ATTRIBUTES
 from core.training.cropping import CROPS, SIZE, WINDOW, Box, face_window
-from core.training.own_pictures import decode_text, read_own
+from core.training.own_pictures import PICTURES_ALONE, decode_text, read_own
 from core.training.source_files import LISTS, DataError, Entry, find, is_picture, scan, told_apart
 
 SPLITS = ("train", "val", "test")  # in the order of CelebA's partition numbers 0, 1, 2
@@ -243,7 +243,7 @@ def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = Non
         entries = told_apart(entries)
         pictures = [entry for entry in entries if is_picture(entry.name)]
         found = read_own(pictures, [entry for entry in entries if not is_picture(entry.name)], how.caption_columns)
-        if not how.alone and found.form in ("folders", "pictures alone"):
+        if not how.alone and found.form in ("folders", PICTURES_ALONE):
             return None
         labels, form, given = found.captions, found.form, found.split
         notes += found.notes

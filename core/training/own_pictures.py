@@ -27,6 +27,7 @@ FILE_COLUMNS = ("file_name", "image_file", "filename", "file", "image_path", "pa
 CAPTION_COLUMNS = ("text", "texts", "caption", "captions", "description", "prompt")  # also with a number at the end
 FOLDER_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
                  "test": "test", "testing": "test"}
+PICTURES_ALONE = "pictures alone"  # the form of a source in which nothing is said
 ALONE = "a picture"  # the caption of pictures of which nothing is said
 Captions = dict[str, list[str]]
 
@@ -199,7 +200,7 @@ def from_folders(pictures: Sequence[Entry]) -> OwnPictures:
                            ["captions are the names of the folders"])
     note = (f'nothing is said of these pictures: each has the caption "{ALONE}", and the model will generate pictures '
             "like them whatever the prompt says")
-    return OwnPictures("pictures alone", {path: [ALONE] for path in paths}, folder_splits(paths), [note])
+    return OwnPictures(PICTURES_ALONE, {path: [ALONE] for path in paths}, folder_splits(paths), [note])
 
 
 def folder_label(path: str) -> str:
