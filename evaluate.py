@@ -59,10 +59,8 @@ ROOT = Path(__file__).resolve().parent
 
 def open_store(folder: str) -> FaceStore:
     """A store with attributes. Raises DataError for a person's own captions: there all are stored as false."""
-    store = FaceStore.open(folder)
-    if store.text_labels is not None:
-        raise DataError(f"{folder} has its user's own captions and no attributes, which this measures; measure with "
-                        "`evaluate.py report`")  # fmt: skip
+    if (store := FaceStore.open(folder)).text_labels is not None:
+        raise DataError(f"{folder} has its user's own captions and no attributes; measure with `evaluate.py report`")
     return store
 
 
@@ -94,8 +92,9 @@ def report(args: Any) -> None:
     """Every metric of a trained model: a JSON report, plots, images and a table."""
     given = {item.name: getattr(args, item.name) for item in fields(Settings) if hasattr(args, item.name)}
     settings = replace(QUICK if args.quick else USUAL, **given)
-    if FaceStore.open(settings.data).text_labels is not None:
-        return report_own(settings, record=args.record)
+    if (store := FaceStore.open(settings.data)).text_labels is not None:  # no classifier knows a person's own words
+        found = by_clip.report(store, open_generator(settings), sampling_of(settings), settings)
+        return update_index(settings.model, metrics=found) if args.record else None
     found = measure(settings)
     if args.record:
         update_index(settings.model, metrics=kept_figures(found, read_index(settings.model).get("metrics", {})))
@@ -103,16 +102,6 @@ def report(args: Any) -> None:
         print("\n".join(reporting.compare(json.loads(Path(args.compare).read_text()), found)))
     print(reporting.table(found), reporting.verdict(found), sep="\n")
     print(f"everything: {Path(settings.out) / 'report.json'}")
-
-
-def report_own(settings: Settings, *, record: bool) -> None:
-    """The report about a model of a person's own captions, measured by its own CLIP: no classifier knows its words."""
-    store, faces = FaceStore.open(settings.data), open_generator(settings)
-    sampling = Sampling(settings.steps, settings.guidance, settings.sampler, settings.seed)
-    found = by_clip.measure_own(store, faces, sampling, settings.samples, Path(settings.out), settings.split)
-    reporting.save_figures(settings.out, "report", found, by_clip.page(found))
-    if record:
-        update_index(settings.model, metrics=found)
 
 
 def outside(args: Any) -> None:

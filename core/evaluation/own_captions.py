@@ -22,7 +22,9 @@ import torch
 
 from core.evaluation.generation import Generator, Sampling, generate_images, image_features, reconstruct
 from core.evaluation.metrics import frechet_distance, reconstruction_figures
+from core.evaluation.report import save_figures
 from core.evaluation.sample_grids import image_grid
+from core.evaluation.suite import Settings
 from core.training.data_sources import DataError
 
 if TYPE_CHECKING:
@@ -38,6 +40,13 @@ class Alignment:
 
     own_caption_first: float
     cosine: float
+
+
+def report(store: FaceStore, faces: Generator, sampling: Sampling, settings: Settings) -> dict[str, Any]:
+    """`measure_own` by the settings of a report, written and printed as other reports are; returns the figures."""
+    found = measure_own(store, faces, sampling, settings.samples, Path(settings.out), settings.split)
+    save_figures(settings.out, "report", found, page(found))
+    return found
 
 
 def measure_own(store: FaceStore, faces: Generator, sampling: Sampling, samples: int, out: Path, split: str = "test"

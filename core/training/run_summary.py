@@ -66,7 +66,7 @@ def measure_step(step: TimedStep, batch_size: int, budget_s: float = 20.0) -> St
         step.take()
         done += 1
     _finish()
-    return StepCost(step.parameters, round(counter.get_total_flops() / batch_size / 1e9, 4),
+    return StepCost(step.parameters, float(f"{counter.get_total_flops() / batch_size / 1e9:.4g}"),
                     round((time.monotonic() - began) / done, 4), done)
 
 
