@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--each", type=int, default=16, help="images generated for each of the eight prompts (16)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
     parser.add_argument("--length", default="1", help="of the training, as of train.py")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where shapes, runs and model stay")
     args = parser.parse_args(argv)
     if args.draw is not None:
         print(f"{args.count} shapes: {draw_shapes(args.draw, args.count)}")
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from generator import FaceGenerator
 
     with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+        root = args.keep or Path(place)
         source, began = draw_shapes(root / "shapes", args.count), time.monotonic()
         words = ["--preset", "tiny", "--data", str(source), "--name", "shapes", "--length", args.length,
                  "--device", "cpu", "--precision", "no"]
