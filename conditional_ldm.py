@@ -27,7 +27,7 @@ import torch
 from core.command import Command, SettingError, alone, run_command, run_one
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.schedulers import TURBO, scheduler_config
-from core.diffusion.training_loss import TrainingLoss, denoising_loss, mean_loss
+from core.diffusion.training_loss import TrainingLoss, denoising_loss, loss_by_level, mean_loss
 from core.diffusion.unet import ConditionalUNet, UNetConfig, check_widths, frozen, write_config
 from core.nn.autoencoder import encoder_hash, load_vae
 from core.nn.checkpoint import (
@@ -189,8 +189,8 @@ def fit(training: Training, args: argparse.Namespace, accelerator: Any
             if checked is None:
                 checked = data.held_out(accelerator, limit=256) if "val" in data.store.split else []
             if checked:
-                found = mean_loss(training.validate(network), checked, accelerator)
-                run.log(step + 1, {"val_loss": found})
+                found, levels = loss_by_level(training.validate(network), checked, accelerator, BUCKETS)
+                run.log(step + 1, {"val_loss": found, **{f"val_mse_noise_{i}": one for i, one in levels.items()}})
     run.finish()
     if not (run.main and run.finished):
         return None
