@@ -118,7 +118,8 @@ def train(args: argparse.Namespace) -> None:
     emas = {"ema_long": PowerEMA(model, relative_std=0.10), "ema_short": PowerEMA(model, relative_std=0.05)}
     settings = run_settings(args, data, model) | {"preset": args.preset}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas},
+                    report_to=args.report_to, main=accelerator.is_main_process,
+                    parts={"model": model, **optimizers, **emas},
                     how=circumstances(args, accelerator, loss_weight=args.loss_weight, begin=list(args.begin),
                                       accumulate=args.accumulate, compile=args.compile))
     loss = denoising_loss(compiled(model, args.compile, accelerator), schedule)

@@ -144,7 +144,7 @@ def train(args: argparse.Namespace) -> None:
                 "data": store.fingerprint, "tokenizer": file_hash(tokenizer_path),
                 "network": json.loads(json.dumps(asdict(config)))}
     run = RunFolder(run_folder, settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, how=circumstances(args, accelerator),
+                    report_to=args.report_to, main=accelerator.is_main_process, how=circumstances(args, accelerator),
                     parts={"model": model, "optimizer": optimizer, "ema": ema})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))

@@ -159,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
     if smooth is not None:
         settings["latent_noise"] = smooth.noise  # the weight of the explicit term may change when a run is resumed
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process,
+                    report_to=args.report_to, main=accelerator.is_main_process,
                     how=circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})

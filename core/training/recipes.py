@@ -48,9 +48,9 @@ class Recipe:
 RECIPES = {
     "tiny": Recipe(
         Length("tiny", 200, 16, ("--learning-rate", "4e-3", "--warmup-steps", "5", "--captions-per-image", "4")),
-        Length("tiny", 400, 8, ("--learning-rate", "4e-3", "--warmup-steps", "20", "--decay-share", "0.5",
+        Length("tiny", 400, 4, ("--learning-rate", "4e-3", "--warmup-steps", "20", "--decay-share", "0.5",
                                 "--squared-weight", "2", "--gan-start", "1", "--perceptual-weight", "0")),
-        Length("tiny", 1200, 16, ("--learning-rate", "4e-3", "--warmup-steps", "20", "--decay-share", "0.5",
+        Length("tiny", 1500, 16, ("--learning-rate", "4e-3", "--warmup-steps", "20", "--decay-share", "0.5",
                                  "--captions-per-image", "4")),
         Length("tiny", 50, 16, ("--warmup-steps", "5", "--captions-per-image", "4")),
         ("20", "--samples", "64"), ("--quick", "--samples", "32", "--steps", "20")),
