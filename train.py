@@ -23,6 +23,7 @@ from typing import Any
 from core.command import FolderLock, Interrupted, SettingError, UserError, run_command
 from core.quiet import keep_quiet
 from core.training.recipes import RECIPES, Length
+from core.training.trackers import add_report_to
 
 ROOT = Path(__file__).resolve().parent
 
@@ -41,7 +42,7 @@ def stages(args: argparse.Namespace, store: Path, has_attributes: bool) -> list[
     recipe, run, model, times = RECIPES[args.preset], run_folder(args), str(model_folder(args)), args.length
     machine = ["--device", args.device]
     shared = ["--data", str(store), "--model", model, "--seed", str(args.seed), "--replace", *machine]
-    precise = [*shared, "--precision", args.precision]
+    precise = [*shared, "--precision", args.precision, "--report-to", ",".join(args.report_to) or "none"]
     cache = ["--cache", str(run / "latents")]
     unet = recipe.unet.words(times)
     found = [
@@ -197,6 +198,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--precision", choices=("auto", "bf16", "no"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    add_report_to(parser)
     parser.add_argument("--measure-seconds", type=float, default=20.0, help="at most, for the timed steps of a part")
     for name, what in (("models", "the model"), ("runs", "the runs"), ("archive", "the prepared store")):
         parser.add_argument(f"--{name}", default=name, metavar="FOLDER", help=f"where {what} is put ({name})")
