@@ -100,12 +100,27 @@ def described(args: argparse.Namespace, prepared: bool) -> dict[str, Any]:
 # ---- what it will cost -----------------------------------------------------------------------------------------------
 
 
-def summarize(args: argparse.Namespace, data: dict[str, Any]) -> dict[str, Any]:
-    """The summary of a run, its steps timed on this machine; written into the run's folder unless --dry-run."""
+def summarize(args: argparse.Namespace, data: dict[str, Any]) -> None:
+    """Print what the run will cost, and, unless --dry-run, write it into the run's folder; steps that were timed for
+    the same command, data and commit are not timed again."""
+    from core.nn.checkpoint import git_commit, write_json
+    from core.training import run_summary
+
+    path = run_folder(args) / "summary.json"
+    asked = {"data": data, "command": json.loads(json.dumps(vars(args))), "commit": git_commit(ROOT)}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if args.dry_run or any(found.get(name) != value for name, value in asked.items()):
+        found = measured(args, data) | asked
+        if not args.dry_run:
+            write_json(path, found)
+    print(run_summary.text(found), flush=True)
+
+
+def measured(args: argparse.Namespace, data: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a run, its steps timed on this machine."""
     import torch
 
     from conditional_ldm import PRESETS as UNETS
-    from core.nn.checkpoint import git_commit, write_json
     from core.training import run_summary
     from core.training.accelerator import make_accelerator
     from core.training.timed_steps import clip_step, unet_step, vae_step
@@ -136,13 +151,7 @@ def summarize(args: argparse.Namespace, data: dict[str, Any]) -> dict[str, Any]:
     machine = {"processes": accelerator.num_processes, "device": accelerator.device.type,
                "precision": accelerator.mixed_precision.replace("no", "fp32"), "threads": torch.get_num_threads(),
                "torch": torch.__version__}
-    found = run_summary.summary(data, parts, machine, vae.latent_channels, run_folder(args))
-    found |= {"command": vars(args) | {"data": str(args.data)}, "commit": git_commit(ROOT)}
-    if not args.dry_run:
-        run_folder(args).mkdir(parents=True, exist_ok=True)
-        write_json(run_folder(args) / "summary.json", found)
-    print(run_summary.text(found), flush=True)
-    return found
+    return run_summary.summary(data, parts, machine, vae.latent_channels, run_folder(args))
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ RECIPES = {
         Length("tiny", 50, 16, ("--warmup-steps", "5", "--captions-per-image", "4")),
         ("20", "--samples", "64"), ("--quick", "--samples", "32", "--steps", "20")),
     "small": Recipe(
-        Length("celeba128", 1500, 128), Length("celeba128", 6000, 16, ("--squared-weight", "0.5")),
+        Length("celeba128", 1500, 128), Length("celeba128", 6000, 16),
         Length("small", 15000, 64, ("--optimizer", "muon")), Length("small", 1500, 32),
         ("4,20,50", "--samples", "512"), ("--quick",)),
     "celeba128": Recipe(
