@@ -100,7 +100,7 @@ def train(args: argparse.Namespace) -> None:
         send,
     )
     from core.training.augmentation import load_pixels, mirror
-    from core.training.caption_cache import cached_bank, check_contrast, draw_texts, own_captions
+    from core.training.caption_cache import cached_bank, check_contrast, count_cut, draw_texts, own_captions
     from core.training.ema import PowerEMA
     from core.training.optim import StepGuard, learning_rate
     from core.training.randomness import EpochSampler, step_generator
@@ -126,6 +126,10 @@ def train(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     tokenizer = Tokenizer.load(tokenizer_path, preset.max_length)
     config = CLIPConfig(**{**asdict(preset), "pieces": tokenizer.size})
+    own = own_captions(store, indices)
+    if accelerator.is_main_process and (cut := count_cut(own, tokenizer)):
+        print(f"{cut:,} of {len(own):,} captions are longer than the {config.max_length} pieces that are read: their "
+              "ends are not learned")
 
     bank = cached_bank(run_folder / "captions.npz", store, indices, tokenizer, accelerator, seed=args.seed,
                        captions_per_image=args.captions_per_image, empty_share=0.0,
@@ -190,7 +194,6 @@ def train(args: argparse.Namespace) -> None:
     if run.main and run.finished:
         from core.text.captions import vocabulary, vocabulary_of
 
-        own = own_captions(store, indices)
         final = CLIP(config)
         final.load_state_dict(ema.state, strict=True)
         folder = Path(args.model)

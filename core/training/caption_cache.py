@@ -206,6 +206,11 @@ def own_captions(store: FaceStore, indices: np.ndarray) -> list[str]:
     return [] if own is None else [text for row in indices for text in own[str(store.image_id[row])]]
 
 
+def count_cut(texts: Sequence[str], tokenizer: Tokenizer) -> int:
+    """How many texts end before they are read to their end: what comes after ``max_length`` pieces is never learned."""
+    return sum(tokenizer.encoded_length(text) < len(text) for text in texts)
+
+
 def captions_fit(store: FaceStore, indices: np.ndarray, texts: Sequence[str]) -> Tensor:
     """Which of a person's own captions [T] are captions of which images: bool [T, I]."""
     each = [own_captions(store, indices[i : i + 1]) for i in range(len(indices))]

@@ -18,6 +18,7 @@ import vae
 from core.evaluation import prompt_sheets
 from core.evaluation.prompts import training_captions
 from core.nn.checkpoint import ModelFolderError
+from core.training.caption_cache import count_cut
 from core.training.data_sources import DataError
 from dataset import FaceStore, synthetic_store
 from tests.support.training import make_workplace
@@ -148,6 +149,11 @@ def test_small_pictures_without_captions_or_held_out_ones_are_learned_from(
         vae.main(["--eval", "--data", str(store), "--model", str(model), "--run", str(tmp_path), "--device", "cpu"])
     with pytest.raises(DataError, match="0 images in its split 'test', and at least 2"):
         evaluate.main(["--model", str(model), "--data", str(store), "--out", str(tmp_path / "report")])
+
+
+def test_captions_that_are_cut_are_counted() -> None:
+    tokenizer = train_clip.train_tokenizer(["a red circle", "a blue square"], 300, max_length=8)
+    assert count_cut(["a red", "a red circle on a blue square, and then more"], tokenizer) == 1
 
 
 def test_grids_of_a_run_show_own_captions(tmp_path: Path) -> None:
