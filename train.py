@@ -4,8 +4,9 @@
     python train.py --preset small --data ~/pictures --name mine --dry-run    only say what that would cost
 
 Every stage is a command of this repository in a process of its own, so that its memory is free when it ends and a
-signal saves it. What is finished is not done again, what was interrupted continues, and a stage whose settings or data
-changed is done anew with all that follow it. It does not know how anything is trained.
+signal saves it. What is finished is not done again, what was interrupted continues, and a stage whose settings changed
+is asked again with all that follow it; its run says where it cannot continue so. It does not know how anything is
+trained.
 """
 
 from __future__ import annotations
