@@ -28,7 +28,7 @@ from generator import FaceGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = ("red", "blue")
-LENGTH = "0.15"
+LENGTH = "0.3"
 pytestmark = pytest.mark.timeout(900)  # nine processes that import torch: minutes, where other work shares the cores
 
 
@@ -93,7 +93,7 @@ def test_the_summary_says_what_it_costs(finished: tuple[Path, str, str, str]) ->
 
 
 def test_what_is_asked_for_is_generated(finished: tuple[Path, str, str, str]) -> None:
-    """After some ten seconds of training the colour, of two; benchmarks/benchmark_shapes.py counts shapes too."""
+    """After some thirty seconds of training the colour, of two; benchmarks/benchmark_shapes.py counts shapes too."""
     torch.manual_seed(0)
     faces = FaceGenerator.load(finished[0] / "models" / "mine", "cpu", engine="torch")
     found = count_right(faces, [("red", "circle"), ("blue", "square")], each=8, steps=10)
