@@ -117,7 +117,7 @@ def train(args: argparse.Namespace) -> None:
     )
 
     store = FaceStore.open(args.data)
-    if args.perceptual_weight > 0 and read_component_config(args.model, "clip")["training"].get("steps") == 0:
+    if args.perceptual_weight > 0 and read_component_config(args.model, "clip").get("training", {}).get("steps") == 0:
         print(f"the image encoder of {args.model} learned nothing (pictures without captions): it is not asked")
         args.perceptual_weight = 0.0
     start = args.init or (args.model if args.decoder_only else None)  # a decoder learns what an encoder already says

@@ -30,7 +30,7 @@ from core.training.data_sources import DataError
 if TYPE_CHECKING:
     from dataset import FaceStore
 
-MOST_CAPTIONS = 1000  # that one image is compared with
+MOST_CAPTIONS = 1000  # of the store, that one image is compared with
 IN_GRID = 64
 
 
@@ -69,11 +69,13 @@ def measure_own(store: FaceStore, faces: Generator, sampling: Sampling, samples:
     out.mkdir(parents=True, exist_ok=True)
     order = sorted(range(min(len(made), IN_GRID)), key=lambda i: texts[i])
     image_grid(made[order], 8).save(out / "samples.png")
-    captions = list(dict.fromkeys(own))[:MOST_CAPTIONS]
+    others = sorted({text for all_ in (store.text_labels or {}).values() for text in all_})
+    captions = list(dict.fromkeys([*own, *others]))[: max(MOST_CAPTIONS, len(set(own)))]
     features, found = text_features(faces, captions), {}
     for name, images, said in (("generated", made, texts), ("real", real, own)):
         figures = alignment(image_features(faces.clip, images), features, [captions.index(text) for text in said])
-        found[name] = {"own_caption_first": figures.own_caption_first, "cosine": figures.cosine}
+        first = figures.own_caption_first if len(captions) > 1 else None  # of one, chance would do the same
+        found[name] = {"own_caption_first": first, "cosine": figures.cosine}
     n = min(len(made), len(real))
     train = np.random.default_rng(sampling.seed).permutation(store.sharp("train"))[:n]
     looked = {name: image_features(faces.clip, images[:n]) for name, images in
@@ -114,8 +116,8 @@ def page(found: dict[str, Any]) -> str:
     made, real, vae = found["alignment"]["generated"], found["alignment"]["real"], found["vae"]
     lines = [
         "| measured by the model's own CLIP | generated | real |", "| --- | --- | --- |",
-        f"| own caption first of {found['captions']} (chance {found['chance']:.3f}) "
-        f"| {made['own_caption_first']:.3f} | {real['own_caption_first']:.3f} |",
+        *([f"| own caption first of {found['captions']} (chance {found['chance']:.3f}) "
+           f"| {made['own_caption_first']:.3f} | {real['own_caption_first']:.3f} |"] if found["captions"] > 1 else []),
         f"| mean cosine with the caption | {made['cosine']:.3f} | {real['cosine']:.3f} |",
     ]
     if (distance := found["frechet_in_own_features"]) is not None:
