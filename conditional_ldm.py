@@ -27,7 +27,7 @@ import torch
 from core.command import Command, SettingError, alone, run_command, run_one
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.schedulers import TURBO, scheduler_config
-from core.diffusion.training_loss import TrainingLoss, denoising_loss, mean_loss
+from core.diffusion.training_loss import TrainingLoss, denoising_loss, loss_by_level, mean_loss
 from core.diffusion.unet import ConditionalUNet, UNetConfig, check_widths, frozen, write_config
 from core.nn.autoencoder import encoder_hash, load_vae
 from core.nn.checkpoint import (
@@ -118,7 +118,8 @@ def train(args: argparse.Namespace) -> None:
     emas = {"ema_long": PowerEMA(model, relative_std=0.10), "ema_short": PowerEMA(model, relative_std=0.05)}
     settings = run_settings(args, data, model) | {"preset": args.preset}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, parts={"model": model, **optimizers, **emas},
+                    report_to=args.report_to, main=accelerator.is_main_process,
+                    parts={"model": model, **optimizers, **emas},
                     how=circumstances(args, accelerator, loss_weight=args.loss_weight, begin=list(args.begin),
                                       accumulate=args.accumulate, compile=args.compile))
     loss = denoising_loss(compiled(model, args.compile, accelerator), schedule)
@@ -189,17 +190,18 @@ def fit(training: Training, args: argparse.Namespace, accelerator: Any
             if checked is None:
                 checked = data.held_out(accelerator, limit=256) if "val" in data.store.split else []
             if checked:
-                found = mean_loss(training.validate(network), checked, accelerator)
-                run.log(step + 1, {"val_loss": found})
+                found, levels = loss_by_level(training.validate(network), checked, accelerator, BUCKETS)
+                run.log(step + 1, {"val_loss": found, **{f"val_mse_noise_{i}": one for i, one in levels.items()}})
     run.finish()
     if not (run.main and run.finished):
         return None
     finished = {name: averaged(model, ema, device) for name, ema in training.emas.items()}
-    held_out = data.held_out(accelerator, limit=training.held_out)
+    held_out = data.held_out(accelerator, limit=training.held_out) if "val" in data.store.split else []
     losses = {name: mean_loss(training.validate(network), held_out, accelerator)
-              for name, network in finished.items()}
-    best = min(losses, key=losses.__getitem__)
-    print("validation loss: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+              for name, network in finished.items() if held_out}
+    best = min(losses, key=losses.__getitem__) if losses else "ema_long"
+    print("validation loss: " + (", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                                 or "unknown, no image is held out for validation; the longer average is released"))
     return finished[best], {"steps": args.steps, "images_seen": args.steps * args.batch_size, "ema": best,
                             "validation_loss": losses}
 
@@ -283,7 +285,8 @@ def draw_picture(run: RunFolder, name: str, network: ConditionalUNet, data: Trai
     faces = FaceGenerator(encoders.clip, encoders.tokenizer, encoders.vae, network, config, info, dtype,
                           few_step=None if how is None else network)
     try:
-        run.picture(name, prompt_sheets.draw_grid(faces, prompt_sheets.GRID_PROMPTS, how or prompt_sheets.OF_A_RUN), 8)
+        prompts = prompt_sheets.grid_prompts(data.store)
+        run.picture(name, prompt_sheets.draw_grid(faces, prompts, how or prompt_sheets.OF_A_RUN), 8)
     except ModuleNotFoundError as error:
         if error.name != "diffusers":
             raise

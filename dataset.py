@@ -34,8 +34,10 @@ from core.command import FolderLock, Interrupted, UserError, run_command
 from core.quiet import keep_quiet
 from core.text.lexicon import ATTRIBUTES
 from core.training.arrays import new_array
+from core.training.cropping import CROPS, SIZE
 from core.training.data_preparation import Report, prepare, read_manifest, write_store, write_text
-from core.training.data_sources import COLUMNS, HOW_TO_GET_DATA, SIZE, SPLITS, DataError, load_text_labels
+from core.training.data_sources import COLUMNS, HOW_TO_GET_DATA, SPLITS, DataError, How, load_text_labels
+from core.training.own_pictures import PICTURES_ALONE
 
 __all__ = [
     "SPLITS",
@@ -115,6 +117,14 @@ class FaceStore:
             chosen = chosen & (self.px == px)
         return np.flatnonzero(chosen).astype(np.int64)
 
+    def sharp(self, split: str) -> np.ndarray:
+        """Rows of one split whose source had every pixel; all of the split where none had.
+
+        Shapes: int64 [n].
+        """
+        found = self.select(split, SIZE)
+        return found if len(found) else self.select(split)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """What tells this store from every other, and stays when it is moved: the number of images and a hash."""
@@ -126,6 +136,11 @@ class FaceStore:
         """A person's own captions by image id, where the store was prepared from those instead of attributes."""
         path = self.folder / "text_labels.json"
         return load_text_labels(path) if path.is_file() else None
+
+    @functools.cached_property
+    def says_nothing(self) -> bool:
+        """Whether a person gave pictures alone: then all have one caption, from which nothing is to be learned."""
+        return (read_manifest(self.folder) or {}).get("form") == PICTURES_ALONE
 
     def caption(self, row: int, rng: random.Random, *, empty_share: float = 0.0) -> str:
         """Draw one caption for a row: from its own text labels if the store has them, else from its attributes."""
@@ -231,7 +246,7 @@ def describe(store: FaceStore) -> dict[str, Any]:
     manifest = read_manifest(store.folder) or {}
     table = pd.DataFrame({"split": store.split, "px": store.px, "identity": store.identity})
     known = table[table["identity"] >= 0]
-    sharp = store.select("train", int(store.px.max()))
+    sharp = store.sharp("train")
     sharp = sharp if len(sharp) else store.select(None)
     sample = np.unique(np.linspace(0, len(sharp) - 1, min(len(sharp), MAX_MEASURED)).astype(np.int64))
     counts = pixel_histogram(store, sharp[sample])
@@ -360,6 +375,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folders, zips or tars with the images and their lists (default: the first usable one in archive/)",
     )  # fmt: skip
     parser.add_argument("--text-labels", type=Path, metavar="PATH", help="your own captions, instead of attributes")
+    parser.add_argument("--caption-columns", nargs="+", default=[], metavar="NAME",
+                        help="columns of captions in your tables (default: text, caption, caption_2, prompt, ...)")
+    parser.add_argument("--crop", choices=tuple(CROPS), default="center", help="what is kept of your own pictures: "
+                        + "; ".join(f"{name}, {what}" for name, what in CROPS.items()))
     parser.add_argument("--workers", type=int, help="processes that decode (default: by the number of cores)")
     parser.add_argument("--synthetic", type=int, metavar="COUNT", help="draw a store of cartoon faces into --out")
     parser.add_argument("--describe", action="store_true", help="print and plot what is in the store")
@@ -390,7 +409,8 @@ def run_prepare(options: argparse.Namespace) -> Report:
             bar.update(done - bar.n)
 
         return prepare(
-            options.source, options.out, text_labels=options.text_labels, workers=options.workers, on_progress=show
+            options.source, options.out, text_labels=options.text_labels, workers=options.workers, on_progress=show,
+            how=How(options.crop, tuple(options.caption_columns)),
         )
 
 

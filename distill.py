@@ -210,7 +210,7 @@ def open_run(args: argparse.Namespace, settings: Mapping[str, Any], parts: dict[
     from core.training.run_folder import RunFolder, circumstances
 
     return RunFolder(Path(args.run), dict(settings), total_steps=args.steps, decay_share=args.decay_share,
-                     main=accelerator.is_main_process, parts=parts,
+                     report_to=args.report_to, main=accelerator.is_main_process, parts=parts,
                      how=circumstances(args, accelerator, accumulate=args.accumulate, compile=args.compile))
 
 

@@ -27,6 +27,7 @@ from core.command import run_command, run_lock
 from core.diffusion.latent_correction import save_correction
 from core.evaluation import benchmark as speed
 from core.evaluation import benchmark_tables, calibration, memorization_index, outside_judge, outside_setup
+from core.evaluation import own_captions as by_clip
 from core.evaluation import prompt_rewrite_search as rewriting
 from core.evaluation import report as reporting
 from core.evaluation import slider_response as response
@@ -58,10 +59,8 @@ ROOT = Path(__file__).resolve().parent
 
 def open_store(folder: str) -> FaceStore:
     """A store with attributes. Raises DataError for a person's own captions: there all are stored as false."""
-    store = FaceStore.open(folder)
-    if store.text_labels is not None:
-        raise DataError(f"{folder} has its user's own captions and no attributes, which this measures; measure with "
-                        "`train_clip.py --eval` and `vae.py --eval`")  # fmt: skip
+    if (store := FaceStore.open(folder)).text_labels is not None:
+        raise DataError(f"{folder} has its user's own captions and no attributes; measure with `evaluate.py report`")
     return store
 
 
@@ -71,7 +70,7 @@ def open_generator(args: Any, folder: str | Path | None = None) -> FaceGenerator
     Nobody reads the assessment of single images here, so the classifier and the index beside them are left out.
     """
     faces = FaceGenerator.load(folder or args.model, args.device, precision=args.precision)
-    faces.judge = faces.index = None
+    faces.classifier = faces.index = None
     if getattr(args, "begin", None) is not None:
         faces.scheduler_config = {**faces.scheduler_config, "begin": list(args.begin)}
     return faces
@@ -93,6 +92,9 @@ def report(args: Any) -> None:
     """Every metric of a trained model: a JSON report, plots, images and a table."""
     given = {item.name: getattr(args, item.name) for item in fields(Settings) if hasattr(args, item.name)}
     settings = replace(QUICK if args.quick else USUAL, **given)
+    if (store := FaceStore.open(settings.data)).text_labels is not None:  # no classifier knows a person's own words
+        found = by_clip.report(store, open_generator(settings), sampling_of(settings), settings)
+        return update_index(settings.model, metrics=found) if args.record else None
     found = measure(settings)
     if args.record:
         update_index(settings.model, metrics=kept_figures(found, read_index(settings.model).get("metrics", {})))

@@ -177,7 +177,7 @@ class FaceGenerator:
         faces = cls(
             clip.to(chosen), tokenizer, vae.to(chosen), unet.to(chosen), scheduler_config, info, dtype,
             preview=preview,
-            classifier=find_attribute_classifier(folder.parent / "judge", chosen),
+            classifier=None if info.lacks else find_attribute_classifier(folder.parent / "judge", chosen),
             index=find_index(folder),
             few_step=few_step and few_step.to(chosen),
             correction=load_correction(folder),

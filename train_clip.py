@@ -100,7 +100,7 @@ def train(args: argparse.Namespace) -> None:
         send,
     )
     from core.training.augmentation import load_pixels, mirror
-    from core.training.caption_cache import cached_bank, check_contrast, draw_texts, own_captions
+    from core.training.caption_cache import cached_bank, check_contrast, count_cut, draw_texts, own_captions
     from core.training.ema import PowerEMA
     from core.training.optim import StepGuard, learning_rate
     from core.training.randomness import EpochSampler, step_generator
@@ -112,7 +112,9 @@ def train(args: argparse.Namespace) -> None:
     device = accelerator.device
     store = FaceStore.open(args.data)
     indices = store.select(split="train", px=None)
-    check_contrast(store, indices)
+    if not check_contrast(store, indices):
+        print(f"nothing is said of the pictures in {args.data}: the text encoder is released as it begins")
+        args.steps = args.warmup_steps = 0
     check_release(args.model, "clip", replace=args.replace, run=args.run)
     run_folder, preset = Path(args.run), PRESETS[args.preset]
 
@@ -124,6 +126,10 @@ def train(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     tokenizer = Tokenizer.load(tokenizer_path, preset.max_length)
     config = CLIPConfig(**{**asdict(preset), "pieces": tokenizer.size})
+    own = own_captions(store, indices)
+    if accelerator.is_main_process and (cut := count_cut(own, tokenizer)):
+        print(f"{cut:,} of {len(own):,} captions are longer than the {config.max_length} pieces that are read: their "
+              "ends are not learned")
 
     bank = cached_bank(run_folder / "captions.npz", store, indices, tokenizer, accelerator, seed=args.seed,
                        captions_per_image=args.captions_per_image, empty_share=0.0,
@@ -142,11 +148,11 @@ def train(args: argparse.Namespace) -> None:
                 "data": store.fingerprint, "tokenizer": file_hash(tokenizer_path),
                 "network": json.loads(json.dumps(asdict(config)))}
     run = RunFolder(run_folder, settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process, how=circumstances(args, accelerator),
+                    report_to=args.report_to, main=accelerator.is_main_process, how=circumstances(args, accelerator),
                     parts={"model": model, "optimizer": optimizer, "ema": ema})
     first, mine = run.resume(), process_slice(accelerator, args.batch_size)
     guard = StepGuard(skipped=run.extra.get("skipped", 0))
-    held_rows = store.select(split="val", px=128)[: args.batch_size]
+    held_rows = store.sharp("val")[: args.batch_size]
 
     for step, show in run.steps(first, args, accelerator, "CLIP"):
         rate = learning_rate(step, peak=args.learning_rate, total_steps=args.steps, warmup_steps=args.warmup_steps,
@@ -188,7 +194,6 @@ def train(args: argparse.Namespace) -> None:
     if run.main and run.finished:
         from core.text.captions import vocabulary, vocabulary_of
 
-        own = own_captions(store, indices)
         final = CLIP(config)
         final.load_state_dict(ema.state, strict=True)
         folder = Path(args.model)
@@ -259,7 +264,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     device = make_accelerator(args.device, "no").device
     model, tokenizer = load_clip(args.model, device)
     store = FaceStore.open(args.data)
-    indices = store.select(split="test", px=128)[: args.samples]
+    indices = store.sharp("test")[: args.samples]
     if len(indices) < 2:
         raise DataError(f"{args.data} has {len(indices)} test images of 128 px, and at least 2 are needed; "
                         "a list_eval_partition beside the images says which are for the test")

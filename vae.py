@@ -77,6 +77,7 @@ class LossWeights:
     downscale: float = 0.25
     adversarial: float = 0.05
     feature_matching: float = 0.1
+    squared: float = 0.0
 
 
 def perceptual_loss(features: Any, prediction: Tensor, target: Tensor) -> Tensor:
@@ -116,8 +117,9 @@ def train(args: argparse.Namespace) -> None:
     )
 
     store = FaceStore.open(args.data)
-    if args.perceptual_weight > 0:
-        read_component_config(args.model, "clip")
+    if args.perceptual_weight > 0 and read_component_config(args.model, "clip").get("training", {}).get("steps") == 0:
+        print(f"the image encoder of {args.model} learned nothing (pictures without captions): it is not asked")
+        args.perceptual_weight = 0.0
     start = args.init or (args.model if args.decoder_only else None)  # a decoder learns what an encoder already says
     if start is not None:
         check_shapes(PRESETS[args.preset], args.preset, start)
@@ -125,9 +127,9 @@ def train(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args.device, args.precision)
     device = accelerator.device
     weights = LossWeights(perceptual=args.perceptual_weight, adversarial=args.adversarial_weight,
-                          feature_matching=args.matching_weight)
-    pixels = load_pixels(store, store.select(split="train", px=128), device)
-    held_out = load_pixels(store, store.select(split="val", px=128)[:16], device)
+                          feature_matching=args.matching_weight, squared=args.squared_weight)
+    pixels = load_pixels(store, store.sharp("train"), device)
+    held_out = load_pixels(store, store.sharp("val")[:16], device)
 
     torch.manual_seed(args.seed)  # initial weights
     model = VAE(PRESETS[args.preset])
@@ -157,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
     if smooth is not None:
         settings["latent_noise"] = smooth.noise  # the weight of the explicit term may change when a run is resumed
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    main=accelerator.is_main_process,
+                    report_to=args.report_to, main=accelerator.is_main_process,
                     how=circumstances(args, accelerator),
                     parts={"model": model, "critic": critic, "optimizer": optimizer,
                            "critic_optimizer": critic_optimizer, "ema": ema})
@@ -193,6 +195,9 @@ def train(args: argparse.Namespace) -> None:
                         for name, value in terms.items()), torch.zeros((), device=device))
             terms |= {"charbonnier": charbonnier(recon, images), "gradient": gradient_loss(recon, images)}
             loss = loss + terms["charbonnier"] + weights.gradient * terms["gradient"]
+            if weights.squared > 0:
+                terms["squared"] = F.mse_loss(recon, images)
+                loss = loss + weights.squared * terms["squared"]
             if smooth is None and not args.decoder_only:  # both terms shape latents; a frozen encoder does not change
                 terms["kl"] = posterior.kl()
                 # equivariance: the latent scaled is the image scaled
@@ -320,7 +325,7 @@ def refit(args: argparse.Namespace) -> None:
     check_release(args.model, "preview", replace=args.replace)
     device = make_accelerator(args.device, "no").device
     store = FaceStore.open(args.data)
-    chosen = store.select(split="train", px=128)[: min(args.measure, 2048)]
+    chosen = store.sharp("train")[: min(args.measure, 2048)]
     release_preview(load_vae(args.model, device), load_pixels(store, chosen, device), Path(args.model))
     print(f"released to {args.model}/preview")
 
@@ -333,12 +338,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     from core.evaluation.reconstruction import reconstruction_metrics
     from core.training.accelerator import make_accelerator
     from core.training.run_folder import save_grid
-    from dataset import FaceStore
+    from dataset import DataError, FaceStore
 
     device = make_accelerator(args.device, "no").device
     model = load_vae(args.model, device)
     store = FaceStore.open(args.data)
-    pixels = load_pixels(store, store.select(split="test", px=128)[: args.samples], device)
+    if not len(rows := store.sharp("test")[: args.samples]):
+        raise DataError(f"{args.data} has no test images; prepare ten or more, or say which are for the test")
+    pixels = load_pixels(store, rows, device)
     result = reconstruction_metrics(model, pixels)
     preview = load_preview(args.model, encoder_hash(model), device)
     if preview is not None:
@@ -375,6 +382,8 @@ def train_options(parser: argparse.ArgumentParser) -> None:
                         "converged; fixed: the weight itself")
     parser.add_argument("--matching-weight", type=float, default=LossWeights().feature_matching,
                         help="strength of the distance between the discriminator's features")
+    parser.add_argument("--squared-weight", type=float, default=LossWeights().squared, help="of the squared error: "
+                        "short runs on images of few colours need it, where an absolute error forgets the rare ones")
     parser.add_argument("--latent-noise", type=float, default=LatentRegularization().noise,
                         help="deterministic presets: the decoder learns to bear noise of up to this deviation")
     parser.add_argument("--equivariance", type=float, default=LatentRegularization().equivariance,

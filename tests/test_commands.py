@@ -109,6 +109,8 @@ def test_every_run_ends_with_curves_and_numbers(trained: Path, place: Workplace)
     assert [line["step"] for line in lines(place.root / "vae") if "critic" in line] == [3, 4]  # from half way on
     buckets = {key: line[key] for line in lines(place.root / "unet") for key in line if key.startswith("mse_noise_")}
     assert len(buckets) >= 4 and max(buckets) <= "mse_noise_4"  # the loss by level of noise
+    held_out = lines(place.root / "unet")[-1]
+    assert held_out["val_loss"] > 0 and any(key.startswith("val_mse_noise_") for key in held_out)
     assert size(place.root / "vae" / "pictures" / "step-0000004.png") == (8 * 128, 128)
     assert size(place.root / "unet" / "pictures" / "step-0000004.png") == (8 * 128, 4 * 128)
 

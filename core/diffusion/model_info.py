@@ -20,8 +20,11 @@ from core.diffusion.schedule import NoiseSchedule, schedule_from_config
 from core.diffusion.schedulers import TURBO, TURBO_STEPS
 from core.nn.checkpoint import folder_hash, read_index
 from core.nn.rewriting_rules import load_prompt_rewriting
+from core.text.model_captions import vocabulary_of
 from core.text.prompt_rewriting import PromptRewriting
+from core.text.word_status import spoken_attributes
 
+OF_ATTRIBUTES = frozenset(("attributes", "balance", "candidates"))  # what needs words for CelebA's attributes
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -86,6 +89,7 @@ def read_info(
         step_curve=tuple({name: point[name] for name in ("steps", "frechet_over_floor")} for point in points),
         prompt_rewriting=load_prompt_rewriting(folder).within(encoded_length),
         encoded_length=encoded_length,
+        lacks=frozenset() if spoken_attributes(vocabulary_of(Path(folder))) else OF_ATTRIBUTES,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from core.diffusion.conditioning import Condition, Model
-from core.diffusion.schedule import NoiseSchedule
+from core.diffusion.schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule
 
 
 class TrainingBatch(Protocol):
@@ -51,11 +51,23 @@ def denoising_loss(network: Model, schedule: NoiseSchedule) -> TrainingLoss:
 
 
 @torch.inference_mode()
-def mean_loss(loss: TrainingLoss, batches: Sequence[TrainingBatch], accelerator: Any) -> float:
-    """The weighted mean over batches of held-out images: comparable between checkpoints."""
+def loss_by_level(loss: TrainingLoss, batches: Sequence[TrainingBatch], accelerator: Any, levels: int
+                  ) -> tuple[float, dict[int, float]]:
+    """Of held-out images: the weighted mean over all, and for each of ``levels`` equal slices of the noise levels that
+    has some the mean without weights, so that a curve shows where a network gets worse while it learns elsewhere."""
     total, count = 0.0, 0
+    sums, counts = torch.zeros(levels, dtype=torch.float64), torch.zeros(levels, dtype=torch.float64)
     for batch in batches:
         with accelerator.autocast():
             error, weight = loss(batch)
         total, count = total + float((error * weight).sum()), count + len(error)
-    return total / count
+        level = (batch.timestep * (levels / NUM_TRAIN_TIMESTEPS)).long().clamp(max=levels - 1).cpu()
+        sums.index_add_(0, level, error.double().cpu())
+        counts.index_add_(0, level, torch.ones(len(error), dtype=torch.float64))
+    found = {i: float(sums[i] / counts[i]) for i in range(levels) if counts[i]}
+    return total / count, found
+
+
+def mean_loss(loss: TrainingLoss, batches: Sequence[TrainingBatch], accelerator: Any) -> float:
+    """The weighted mean over batches of held-out images: comparable between checkpoints."""
+    return loss_by_level(loss, batches, accelerator, levels=1)[0]

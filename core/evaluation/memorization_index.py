@@ -148,7 +148,7 @@ def build_of_store(
     rng, train = np.random.default_rng(seed), store.select("train")
     # every whole image at once would not fit in memory; their thumbnails do
     parts = [thumbnails(store.images[chunk]) for chunk in np.array_split(train, -(-len(train) // 1024))]
-    held = {split: store.images[store.select(split, px=128)] for split in ("val", "test")}
+    held = {split: store.images[store.sharp(split)] for split in ("val", "test")}
     index = build(np.concatenate(parts), views(held["val"]))
     chosen = np.sort(rng.permutation(len(train))[:samples])
     copies = reconstruct(store.images[train[chosen]])

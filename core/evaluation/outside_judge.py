@@ -324,10 +324,10 @@ def rows_of(store: FaceStore, split: str, n: int, pool: int, seed: int) -> tuple
     Raises ValueError when there are fewer than two of the first.
     """
     shuffle = np.random.default_rng(seed).permutation
-    rows = shuffle(store.select(split, px=128))[:n]
+    rows = shuffle(store.sharp(split))[:n]
     if len(rows) < 2:
         raise ValueError(f"{store.folder} has {len(rows)} sharp {split} images; 2 are needed")
-    return rows, np.sort(shuffle(store.select("train", px=128))[:pool])
+    return rows, np.sort(shuffle(store.sharp("train"))[:pool])
 
 
 def generate_sets(

@@ -110,7 +110,7 @@ def search_on_people(
 
     ``faces`` rewrites no prompts. Of 32 times ``most`` captions each change is tried on at most ``most``.
     """
-    rows = np.random.default_rng(sampling.seed).permutation(store.select(split, px=128))
+    rows = np.random.default_rng(sampling.seed).permutation(store.sharp(split))
     prompts = draw_prompts(store.attributes[rows], 32 * most, sampling.seed)
 
     def generated(places: Sequence[int], texts: Sequence[str]) -> np.ndarray:

@@ -7,11 +7,12 @@ networks.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 from core.engine import GenerationRequest
 from core.nn.layers import to_images
 from core.training.run_folder import save_grid
+
+if TYPE_CHECKING:
+    from dataset import FaceStore
 
 GRID_PROMPTS = (
     "", "a smiling woman with blonde hair", "a young man with black hair and glasses",
@@ -53,6 +57,16 @@ class GridOptions:
 
 
 OF_A_RUN = GridOptions()  # the images of training runs
+
+
+def grid_prompts(store: FaceStore) -> Sequence[str]:
+    """As many prompts as `GRID_PROMPTS` has for the grids of a run: a person's own captions where the store has those,
+    the same ones every time, round again where they are few; the first is empty."""
+    if store.text_labels is None:
+        return GRID_PROMPTS
+    texts = sorted({" ".join(text.split()) for captions in store.text_labels.values() for text in captions})
+    chosen = random.Random(0).sample(texts, min(len(texts), len(GRID_PROMPTS) - 1))
+    return ("", *(chosen[i % len(chosen)] for i in range(len(GRID_PROMPTS) - 1)))
 
 
 def draw_grid(faces: Any, prompts: Sequence[str], how: GridOptions) -> Tensor:

@@ -64,7 +64,7 @@ def draw_prompts(attributes: np.ndarray, count: int, seed: int) -> Prompts:
 def training_captions(store: FaceStore, samples: int, seed: int) -> tuple[np.ndarray, Sequence[str]]:
     """What a correction is fitted to: all sharp training rows in random order, and a caption of each of the first
     ``samples`` of them, a person's own where the store has those."""
-    rows = np.random.default_rng(seed).permutation(store.select("train", px=128))
+    rows = np.random.default_rng(seed).permutation(store.sharp("train"))
     count = min(samples, len(rows))
     if store.text_labels is None:
         return rows, draw_prompts(store.attributes[rows[:count]], count, seed).texts

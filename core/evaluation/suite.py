@@ -114,7 +114,7 @@ class Evaluation:
         self.device = str(pick_device(settings.device))
         self.judge, self.digest = load_attribute_classifier(settings.judge, self.device)
         rng = np.random.default_rng(settings.seed)
-        shuffled = {split: rng.permutation(store.select(split, px=128)) for split in ("train", *HELD_OUT)}
+        shuffled = {split: rng.permutation(store.sharp(split)) for split in ("train", *HELD_OUT)}
         train, unseen = shuffled["train"], shuffled[settings.split]
         if min(len(train), len(unseen)) < 4:
             raise ValueError(f"{settings.data} has {len(train)} sharp training and {len(unseen)} sharp "

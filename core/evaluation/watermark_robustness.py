@@ -117,10 +117,10 @@ def measure(
     from tqdm import tqdm
 
     rng = np.random.default_rng(seed)
-    train = rng.permutation(store.select("train", px=128))
+    train = rng.permutation(store.sharp("train"))
     soft = rng.permutation(np.setdiff1d(store.select("train"), train))
-    sharp = np.concatenate([store.select("test", px=128), store.select("val", px=128), train[:pool]])
-    pictures = store.images[rng.permutation(store.select("test", px=128))[:samples]]
+    sharp = np.concatenate([store.sharp("test"), store.sharp("val"), train[:pool]])
+    pictures = store.images[rng.permutation(store.sharp("test"))[:samples]]
     copies = reconstruct(pictures)
     unmarked = {"sharp photographs": sharp, "soft photographs": soft[: len(sharp) // 4]}
     return {

@@ -206,6 +206,11 @@ def own_captions(store: FaceStore, indices: np.ndarray) -> list[str]:
     return [] if own is None else [text for row in indices for text in own[str(store.image_id[row])]]
 
 
+def count_cut(texts: Sequence[str], tokenizer: Tokenizer) -> int:
+    """How many texts end before they are read to their end: what comes after ``max_length`` pieces is never learned."""
+    return sum(tokenizer.encoded_length(text) < len(text) for text in texts)
+
+
 def captions_fit(store: FaceStore, indices: np.ndarray, texts: Sequence[str]) -> Tensor:
     """Which of a person's own captions [T] are captions of which images: bool [T, I]."""
     each = [own_captions(store, indices[i : i + 1]) for i in range(len(indices))]
@@ -215,10 +220,13 @@ def captions_fit(store: FaceStore, indices: np.ndarray, texts: Sequence[str]) ->
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def check_contrast(store: FaceStore, indices: np.ndarray) -> None:
-    """Can anything be learned from these captions? Raises DataError where every caption is true of every image."""
+def check_contrast(store: FaceStore, indices: np.ndarray) -> bool:
+    """Can anything be learned from these captions? False for pictures of which nothing was said; raises DataError where
+    every caption is true of every image."""
     from core.training.data_sources import DataError
 
+    if store.says_nothing:
+        return False
     own = own_captions(store, indices)
     if own and caption_numbers(own).max() == 0:
         raise DataError(f"all {len(indices)} training images of {store.folder} have the same caption {own[0]!r}; "
@@ -226,6 +234,7 @@ def check_contrast(store: FaceStore, indices: np.ndarray) -> None:
     if not own and len(indices) and not (store.attributes[indices] != store.attributes[indices[0]]).any():
         raise DataError(f"all {len(indices)} training images of {store.folder} have the same attributes; captions "
                         "drawn from them tell no image from another")
+    return True
 
 
 def draw_texts(store: FaceStore, indices: np.ndarray, count: int, seed: int, empty_share: float

@@ -36,20 +36,18 @@ from PIL import Image
 from core.command import FolderLock
 from core.text.lexicon import ATTRIBUTES
 from core.training.arrays import amount, new_array
+from core.training.cropping import ALIGNED, SIZE, WINDOW, Box, cut, to_rgb
 from core.training.data_sources import (
-    ALIGNED,
     COLUMNS,
     HOW_TO_GET_DATA,
-    SIZE,
     SPLITS,
-    WINDOW,
     DataError,
+    How,
     Plan,
-    cut,
     default_plan,
     make_plan,
-    to_rgb,
 )
+from core.training.duplicates import first_of_same
 from core.training.source_files import Entry, close_zips
 
 ROW_BYTES = SIZE * SIZE * 3
@@ -141,7 +139,8 @@ class Task:
     path: str
     offset: int  # bytes before row 0
     kind: str
-    rows: list[tuple[int, Entry, int]]  # row, entry, the px that the labels promise
+    crop: str
+    rows: list[tuple[int, Entry, int, Box | None]]  # row, entry, px that the labels promise, window of its landmarks
 
 
 def decode_rows(task: Task) -> list[Result]:
@@ -149,10 +148,10 @@ def decode_rows(task: Task) -> list[Result]:
     results: list[Result] = []
     with open(task.path, "r+b") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd EXIF or palettes; what Pillow cannot decode it raises
-        for row, entry, px in task.rows:
+        for row, entry, px, window in task.rows:
             try:
                 with Image.open(io.BytesIO(entry.read())) as image:
-                    pixels, px = cut(to_rgb(image), task.kind, px)
+                    pixels, px = cut(to_rgb(image), task.kind, px, task.crop, window)
             except UNREADABLE as error:
                 said = str(error)
                 results.append((row, BROKEN, said if entry.path in said else f"{entry.name}: {said}"))
@@ -269,7 +268,7 @@ class Report:
         state = "complete" if self.rebuilt else "complete already, nothing to do"
         lines = [
             f"{self.folder}: {facts['count']:,} images, {state}",
-            f"  source: {facts['sources']['kind']} in {places}",
+            f"  source: {facts['sources']['kind']} in {places}" + (f" ({facts['form']})" if "form" in facts else ""),
             f"  splits: {shares[0]}; px: {shares[1]}; identities: {facts['identities']:,}",
         ]
         if self.rebuilt and self.resumed:
@@ -289,6 +288,7 @@ def prepare(
     text_labels: str | Path | None = None,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    how: How | None = None,
 ) -> Report:
     """Build the store in `out` from `sources` (none: the first usable thing under `archive`).
 
@@ -298,12 +298,13 @@ def prepare(
     """
     out, paths = Path(out), [Path(source) for source in sources]
     own = None if text_labels is None else Path(text_labels)
-    plan = make_plan(paths, out, own) if paths else default_plan(Path(archive), out, own)
+    how = How() if how is None else how
+    plan = make_plan(paths, out, own, how) if paths else default_plan(Path(archive), out, own, how)
     if plan is None or not plan.entries:
         raise DataError(
             f"no images with labels in {', '.join(map(str, paths)) or archive}; --source needs a folder or zip with "
             "img_align_celeba/ and list_attr_celeba.csv or .txt, or tar shards with metadata.csv, or images with "
-            f"text_labels.json; {HOW_TO_GET_DATA}"
+            f"captions (metadata.csv, .txt beside them, text_labels.json); {HOW_TO_GET_DATA}"
         )
     manifest = read_manifest(out)
     if manifest is not None and manifest.get("fingerprint") == plan.fingerprint and is_intact(out, manifest):
@@ -320,9 +321,11 @@ def decode_all(plan: Plan, out: Path, workers: int | None, on_progress: Callable
     if workers is None:  # to start a process costs about as much as to decode 500 images
         workers = min(os.cpu_count() or 1, 16, 1 + len(todo) // 500)
     promised = plan.table["px"].tolist()
+    windows = [plan.windows.get(image_id) for image_id in plan.table["image_id"]]
     shares = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     tasks = [
-        Task(str(progress.array), progress.offset, plan.kind, [(row, plan.entries[row], promised[row]) for row in rows])
+        Task(str(progress.array), progress.offset, plan.kind, plan.crop,
+             [(row, plan.entries[row], promised[row], windows[row]) for row in rows])
         for rows in shares
     ]
     try:
@@ -345,28 +348,40 @@ def finish(out: Path, plan: Plan, progress: Progress, resumed: int) -> Report:
         raise DataError(f"{out}: the counts do not agree ({counts}); delete the folder and run again")
     if not len(good):
         raise DataError(f"none of the {len(plan.entries):,} images could be used; the first: {reasons[0]}")
+    ids, notes = plan.table["image_id"].tolist(), list(plan.notes)
+    array = np.load(progress.array, mmap_mode="r", allow_pickle=False)
+    table = plan.table.iloc[good].assign(px=progress.px[good])
+    if same := first_of_same(array, good):  # what is trained on must not be held out as well
+        shown = "; ".join(f"{ids[row]} and {ids[first]}" for row, first in list(same.items())[:3])
+        notes.append(f"{len(same):,} images show what an earlier one shows ({shown}{'; ...' * (len(same) > 3)})")
+        if plan.labels is not None:  # elsewhere people stay together
+            table.loc[list(same), "split"] = table.loc[list(same.values()), "split"].to_numpy()
+            notes[-1] += "; they stay in the split of the first"
     pixels = progress.array
     if reasons:
         pixels = out / "images.compact.npy"
-        array = np.load(progress.array, mmap_mode="r", allow_pickle=False)
         compact = new_array(pixels, np.uint8, (len(good), SIZE, SIZE, 3))
         for start in range(0, len(good), CHUNK):
             compact[start : start + CHUNK] = array[good[start : start + CHUNK]]
         compact.flush()
-        del array, compact
+        del compact
+    del array
     problems = {
         **plan.problems,
         "undecodable": [why for why in reasons if "wrong size" not in why],
         "wrong size": [why for why in reasons if "wrong size" in why],
     }
+    if plan.labels is not None and (small := int((table["px"] < SIZE).sum())) * 2 > len(table):
+        notes.append(f"{small:,} of {len(table):,} images are smaller than {SIZE} px: they were enlarged and count as "
+                     "sharp, and the model will generate images as soft as these")
+        table["px"] = SIZE
     details = {
         "attributes": plan.labels is None,
         "sources": {"kind": plan.kind, "containers": sorted({entry.container for entry in plan.entries})},
         "fingerprint": plan.fingerprint,
         "problems": {name: {"count": len(all_), "examples": all_[:100]} for name, all_ in problems.items() if all_},
-        "notes": plan.notes,
-    }
-    table = plan.table.iloc[good].assign(px=progress.px[good])
+        "notes": notes,
+    } | ({"form": plan.form, "crop": plan.crop} if plan.labels is not None else {})
     manifest = write_store(out, pixels, table, details, plan.labels)
     progress.array.unlink(missing_ok=True)
     progress.state.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
-"""What kind of source is it, which image has which labels, and how does an image become 128x128 RGB?
+"""What kind of source is it, and which image has which labels?
 
 `make_plan` recognises the kind of source from the files in it (`core.training.source_files`) and gives each labelled
-row its image. It does not know the prepared store, nor who trains on it.
+row its image. It does not know what the files beside a person's own pictures say (`core.training.own_pictures`), how
+images are cut (`core.training.cropping`), the prepared store, nor who trains on it.
 
-The window is cut from CelebA's aligned images: https://arxiv.org/abs/1411.7766
+CelebA: https://arxiv.org/abs/1411.7766
 """
 
 from __future__ import annotations
@@ -15,21 +16,18 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
 
 from core.text.lexicon import ATTRIBUTES
-from core.training.source_files import LISTS, DataError, Entry, find, is_picture, scan
+from core.training.cropping import CROPS, SIZE, WINDOW, Box, face_window
+from core.training.own_pictures import PICTURES_ALONE, decode_text, read_own
+from core.training.source_files import LISTS, DataError, Entry, find, is_picture, scan, told_apart
 
-SIZE = 128  # side of every prepared image
-ALIGNED = (178, 218)  # width and height of CelebA's aligned images
-WINDOW = (9, 44, 169, 204)  # 160x160 centred on (89, 124): whole head, eyes at 42 % of the height
-SMALLEST = 16  # pixels on the shorter side of a person's own image
 SPLITS = ("train", "val", "test")  # in the order of CelebA's partition numbers 0, 1, 2
 COLUMNS = ("image_id", "split", "identity", "px", *ATTRIBUTES)  # of a prepared index
 CELEBA_COUNT = 202_599  # images in the whole data set
@@ -42,16 +40,6 @@ HOW_TO_GET_DATA = (
 
 
 # Reading labels
-
-
-def decode_text(entry: Entry) -> str:
-    """A list as text. Raises DataError naming the list that cannot be read."""
-    try:
-        return entry.read().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{entry.container}/{entry.path} cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{entry.path} is not UTF-8 text: {error}") from error
 
 
 def read_pairs(entry: Entry | None) -> dict[str, int]:
@@ -69,8 +57,8 @@ def read_pairs(entry: Entry | None) -> dict[str, int]:
     return pairs
 
 
-def read_table(entry: Entry) -> pd.DataFrame:
-    """A table whose 40 attributes are bool: CelebA's csv (-1/1), its txt (count line first), or metadata.csv (0/1)."""
+def read_columns(entry: Entry, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that has image_id and these columns: CelebA's csv, its txt (count line first), or metadata.csv."""
     text = decode_text(entry)
     try:
         if entry.name.lower().endswith(".csv"):
@@ -82,8 +70,15 @@ def read_table(entry: Entry) -> pd.DataFrame:
                 table = table.rename_axis("image_id").reset_index()
     except (ValueError, IndexError) as error:
         raise DataError(f"{entry.path} cannot be read as a table: {error}; download it again") from error
-    if missing := [name for name in ("image_id", *ATTRIBUTES) if name not in table]:
-        raise DataError(f"{entry.path} lacks the columns {', '.join(missing)}; expected CelebA's 40 attributes")
+    if missing := [name for name in ("image_id", *columns) if name not in table]:
+        expected = "CelebA's 40 attributes" if columns == ATTRIBUTES else ", ".join(("image_id", *columns))
+        raise DataError(f"{entry.path} lacks the columns {', '.join(missing)}; expected {expected}")
+    return table
+
+
+def read_table(entry: Entry) -> pd.DataFrame:
+    """A table whose 40 attributes are bool: CelebA's csv (-1/1), its txt (count line first), or metadata.csv (0/1)."""
+    table = read_columns(entry, ATTRIBUTES)
     values = table[list(ATTRIBUTES)]
     if not values.isin((-1, 0, 1)).to_numpy().all():
         raise DataError(f"{entry.path} holds attribute values other than -1, 0 and 1; download it again")
@@ -137,6 +132,23 @@ def drawn_split(key: str) -> str:
     return "train" if share < 90 else "val" if share < 95 else "test"
 
 
+def with_every_split(split: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+    """The same splits, with at least one key in forty in each of `val` and `test`, and two: chance leaves a small
+    set without any, and what was never held out cannot be measured. Fewer than ten keys stay as they are drawn.
+
+    Shapes: str [N], and the person or image of each.
+    """
+    order = sorted(set(keys), key=lambda key: zlib.crc32(key.encode()[::-1]))
+    if len(order) < 10:
+        return split
+    home = dict(zip(keys, split.tolist(), strict=True))
+    for name in ("val", "test"):
+        missing = max(2, len(order) // 40) - sum(one == name for one in home.values())
+        for key in [key for key in order if home[key] == "train"][: max(0, missing)]:
+            home[key] = name
+    return np.array([home[key] for key in keys])
+
+
 def keep_people_together(split: np.ndarray, identity: np.ndarray) -> tuple[np.ndarray, int]:
     """Send each person whole to the split that holds most of their images; count the people who were in several.
 
@@ -161,6 +173,9 @@ class Plan:
     labels: dict[str, list[str]] | None
     problems: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    form: str = ""  # of captions: text_labels.json, or one of `core.training.own_pictures`
+    crop: str = "center"
+    windows: dict[str, Box] = field(default_factory=dict)  # image id -> where its landmarks say that the face is
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -168,14 +183,28 @@ class Plan:
         digest = hashlib.sha256(f"1 {self.kind} {SIZE} {WINDOW} {json.dumps(self.labels)}".encode())
         digest.update(self.table.to_csv(index=False, lineterminator="\n").encode())
         digest.update(" ".join(f"{entry.name}:{entry.size}" for entry in self.entries).encode())
+        if self.crop != "center" or self.windows:
+            digest.update(f"{self.crop} {json.dumps(self.windows, sort_keys=True)}".encode())
         return digest.hexdigest()
 
 
-def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = None) -> Plan | None:
+@dataclass(frozen=True)
+class How:
+    """How a person's own pictures are read: one of `CROPS`, the columns of captions in tables (none: those with a usual
+    name), and whether pictures of which nothing is said are taken at all."""
+
+    crop: str = "center"
+    caption_columns: tuple[str, ...] = ()
+    alone: bool = True
+
+
+def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = None, how: How = How()) -> Plan | None:
     """Recognise what the sources are and match rows with images; None if they hold no labels or no images.
 
-    `text_labels` names a person's own captions, which then stand instead of any attributes.
+    `text_labels` names a person's own captions, which then stand instead of any attributes. Raises DataError.
     """
+    if how.crop not in CROPS:
+        raise DataError(f"--crop is {how.crop!r}; it must be one of {', '.join(CROPS)}")
     entries: list[Entry] = []
     unreadable: list[str] = []
     for source in sources:
@@ -184,7 +213,8 @@ def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = Non
         unreadable += broken
     pictures = [entry for entry in entries if is_picture(entry.name)]
     lists = {stem: find(entries, stem) for stem in LISTS}
-    attributes, own = lists["list_attr_celeba"], lists["text_labels"]
+    attributes, own, form = lists["list_attr_celeba"], lists["text_labels"], "text_labels.json"
+    given: dict[str, str] = {}  # image id -> split, where the person's own files say it
     labels: dict[str, list[str]] | None = None
     notes: list[str] = []
     problems: dict[str, list[str]] = {"unreadable archive": unreadable}
@@ -192,10 +222,10 @@ def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = Non
         if unreadable:
             raise DataError(f"cannot read {'; '.join(unreadable)}; it is probably cut short, download it again")
         return None
-    if text_labels is None and lists["metadata"] and any(entry.kind == "tar" for entry in pictures):
-        kind, table = "shards", read_table(lists["metadata"])
+    if text_labels is None and is_shard_list(lists["metadata"]) and any(entry.kind == "tar" for entry in pictures):
+        kind, table = "shards", read_table(cast(Entry, lists["metadata"]))
         if missing := [name for name in ("split", "identity", "px", "shard") if name not in table]:
-            raise DataError(f"{lists['metadata'].path} lacks the columns {', '.join(missing)}")
+            raise DataError(f"metadata.csv lacks the columns {', '.join(missing)}")
         shard_names = set(table["shard"])
         pictures = [entry for entry in pictures if Path(entry.container).name in shard_names]
         problems["missing shard"] = sorted(shard_names - {Path(entry.container).name for entry in pictures})
@@ -210,12 +240,47 @@ def make_plan(sources: Sequence[Path], out: Path, text_labels: Path | None = Non
     elif own is not None:
         labels = parse_text_labels(decode_text(own), own.path)
     else:
-        return None
+        entries = told_apart(entries)
+        pictures = [entry for entry in entries if is_picture(entry.name)]
+        found = read_own(pictures, [entry for entry in entries if not is_picture(entry.name)], how.caption_columns)
+        if not how.alone and found.form in ("folders", PICTURES_ALONE):
+            return None
+        labels, form, given = found.captions, found.form, found.split
+        notes += found.notes
     if labels is not None:
         kind, table = "captions", pd.DataFrame({"image_id": list(labels), **dict.fromkeys(ATTRIBUTES, False)})
         notes.append("captions are the user's own; attributes are unknown and stored as all false")
-    table = label_rows(table, kind, lists, problems, notes)
-    return match(Plan(kind, table, pictures, labels, problems, notes))
+    table = label_rows(table, kind, lists, problems, notes, given)
+    windows = {} if how.crop != "face" else face_windows(entries, table["image_id"].tolist(), notes)
+    return match(Plan(kind, table, pictures, labels, problems, notes, form if labels else "", how.crop, windows))
+
+
+def is_shard_list(entry: Entry | None) -> bool:
+    """Whether a `metadata.csv` is that of the shards of CelebA, and not one of a person's own pictures."""
+    return entry is not None and entry.name.lower().endswith(".csv") and (
+        "file_name" not in decode_text(entry).partition("\n")[0])
+
+
+def face_windows(entries: Sequence[Entry], ids: Sequence[str], notes: list[str]) -> dict[str, Box]:
+    """The window of each image whose eyes a `list_landmarks*` file names; raises DataError where there is none."""
+    lists = [entry for entry in entries if entry.stem.lower().startswith("list_landmarks")]
+    if not lists:
+        raise DataError("--crop face needs the places of the eyes: a list_landmarks*.csv or .txt with the columns "
+                        "image_id, lefteye_x, lefteye_y, righteye_x, righteye_y; give it, or another --crop")
+    wanted, known = {os.path.splitext(one)[0] for one in ids} | set(ids), {}
+    for entry in lists:
+        table = read_columns(entry, ("lefteye_x", "lefteye_y", "righteye_x", "righteye_y"))
+        for row in table.to_dict("records"):
+            if (name := str(row["image_id"])) in wanted or os.path.splitext(name)[0] in wanted:
+                eyes = (row["lefteye_x"], row["lefteye_y"]), (row["righteye_x"], row["righteye_y"])
+                try:
+                    known[name] = face_window(*eyes)
+                except (TypeError, ValueError) as error:
+                    raise DataError(f"{entry.path}: {name}: {error}") from error
+    stems = {os.path.splitext(name)[0]: window for name, window in known.items()}
+    found = {one: window for one in ids if (window := known.get(one) or stems.get(os.path.splitext(one)[0]))}
+    notes.append(f"{len(found):,} of {len(ids):,} images are cut around the eyes; the others have no landmarks")
+    return found
 
 
 def label_rows(
@@ -224,8 +289,12 @@ def label_rows(
     lists: Mapping[str, Entry | None],
     problems: dict[str, list[str]],
     notes: list[str],
+    given: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Sort by image id and fill in split, identity and px (0: whatever the image turns out to have)."""
+    """Sort by image id and fill in split, identity and px (0: whatever the image turns out to have).
+
+    ``given`` has the splits that a person's own files name; a list_eval_partition is asked before them.
+    """
     twice = table["image_id"].duplicated()
     problems["row given twice"] = table.loc[twice, "image_id"].tolist()
     table = table[~twice].sort_values("image_id", ignore_index=True)
@@ -240,10 +309,15 @@ def label_rows(
         px = np.full(len(table), 0 if kind == "captions" else SIZE)
         people, partition = read_pairs(lists["identity_celeba"]), read_pairs(lists["list_eval_partition"])
         identity = np.array([people.get(image_id, -1) for image_id in ids], np.int64)
-        if not partition:
+        if not partition and given:
+            split = np.array([given.get(image_id, "train") for image_id in ids])
+            notes.append(f"splits are those of the folders or of the table; {sum(one not in given for one in ids)} "
+                         "images without one are in train")
+        elif not partition:
             notes.append("no list_eval_partition: splits drawn 90/5/5 % by " + ("person" if people else "image name"))
             keys = [name if person < 0 else str(person) for name, person in zip(ids, identity, strict=True)]
             split = np.array([drawn_split(key) for key in keys])
+            split = with_every_split(split, keys) if kind == "captions" else split
         else:
             if odd := sorted(set(partition.values()) - {0, 1, 2}):
                 raise DataError(f"list_eval_partition has the partition {odd[0]}; expected 0, 1 or 2")
@@ -277,57 +351,22 @@ def match(plan: Plan) -> Plan:
     used = {one.path for one in entries} if plan.labels else {one.stem for one in entries}
     left = [one.path for one in pictures if (one.path if plan.labels else one.stem) not in used]
     problems = {**plan.problems, "row without image": ids[~here].tolist(), "image without row": left}
-    return Plan(plan.kind, plan.table[here].reset_index(drop=True), entries, plan.labels, problems, plan.notes)
+    return replace(plan, table=plan.table[here].reset_index(drop=True), entries=entries, problems=problems)
 
 
-def default_plan(archive: Path, out: Path, text_labels: Path | None = None) -> Plan | None:
-    """The first folder or zip under archive/ that has both labels and images; else archive/ as a whole."""
+def default_plan(archive: Path, out: Path, text_labels: Path | None = None, how: How = How()) -> Plan | None:
+    """The first folder or zip under archive/ that has both labels and images; else archive/ as a whole.
+
+    Pictures of which nothing is said are taken only where a person names them.
+    """
+    how = replace(how, alone=False)
     children = sorted(archive.iterdir()) if archive.is_dir() else []
     for child in children:
         if child.is_dir() or child.suffix.lower() == ".zip":
             try:
-                plan = make_plan([child], out, text_labels)
+                plan = make_plan([child], out, text_labels, how)
             except DataError:  # one bad download must not hide a good one; alone, it is told below
                 continue
             if plan is not None:
                 return plan
-    return make_plan([archive], out, text_labels) if children else None
-
-
-# Cutting images
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode, any EXIF orientation -> upright RGB; transparency lies on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def cut(image: Image.Image, kind: str, px: int) -> tuple[np.ndarray, int]:
-    """Cut the window and bring it to 128x128, antialiased; also returns the px of the source.
-
-    CelebA's aligned images get the window; shards are cut already and only enlarged to size; a person's own images
-    of another size give their central square. The filter sees the few pixels around the window, as it did when the
-    shards were cut. Raises ValueError where the size is not what the source promises.
-    Shapes: RGB image of any size -> uint8 [128, 128, 3].
-    """
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    if kind in ("kaggle", "official") or (kind == "captions" and image.size == ALIGNED):
-        if image.size != ALIGNED:
-            raise ValueError(f"wrong size {width}x{height}, expected {ALIGNED[0]}x{ALIGNED[1]}")
-        box, side = WINDOW, SIZE
-    elif kind == "shards" and image.size != (px, px):
-        raise ValueError(f"wrong size {width}x{height}, expected {px}x{px}")
-    elif side < SMALLEST:
-        raise ValueError(f"wrong size {width}x{height}, expected at least {SMALLEST}x{SMALLEST}")
-    if (width, height) != (SIZE, SIZE):
-        image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(image), min(side, SIZE)
+    return make_plan([archive], out, text_labels, how) if children else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.training.release import BUNDLED
+from core.training.trackers import add_report_to
 
 Presets = Mapping[str, Mapping[str, Any]]  # name of a preset -> what a run of it is, where nothing else is asked for
 
@@ -70,6 +71,7 @@ def add_run(parser: argparse.ArgumentParser, presets: Presets, defaults: RunDefa
                         help="share of the steps in which the learning rate falls, at the end")
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser, precision=True)
+    add_report_to(parser)
     parser.add_argument("--log-every", type=int, default=defaults.log_every)
     parser.add_argument("--save-every", type=int, default=defaults.save_every)
     if defaults.picture_every is not None:

@@ -37,6 +37,7 @@ from core.training.curves import plot_metrics, read_metrics
 from core.training.ema import PowerEMA
 from core.training.optim import decay_start
 from core.training.snapshots import DamagedCheckpoint, read_facts, read_snapshot, write_snapshot
+from core.training.trackers import TENSORBOARD, Trackers
 
 
 class CheckpointMismatch(UserError, ValueError):
@@ -89,6 +90,7 @@ class RunFolder:
     main: bool = True
     keep: int = 2
     how: dict[str, Any] = field(default_factory=dict)  # circumstances: a change is said, not refused
+    report_to: Sequence[str] = (TENSORBOARD,)  # see `core.training.trackers`
     started: float = field(default_factory=time.monotonic)
     left_behind: list[Path] = field(default_factory=list, init=False)
     extra: dict[str, Any] = field(default_factory=dict, init=False)  # what the resumed checkpoint was saved with
@@ -96,7 +98,7 @@ class RunFolder:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
-        self._writer: Any = None
+        self._trackers = Trackers(self.folder, self.report_to, self.settings)
         self._compare_with(self._earlier_settings())
         if self.main:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -295,19 +297,14 @@ class RunFolder:
             write_atomically(path, "".join(rows).encode())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line to ``metrics.jsonl`` and to TensorBoard."""
+        """Append one line to ``metrics.jsonl``, and tell the trackers."""
         if not self.main or not values:
             return
         row = {"step": step, "wall_s": self.wall_s}
         row.update({key: float(f"{value:.6g}") for key, value in values.items()})
         with open(self.folder / "metrics.jsonl", "a") as out:
             out.write(json.dumps(row) + "\n")
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
+        self._trackers.log(step, values)
 
     def picture(self, name: str, images: Tensor, columns: int) -> Path:
         """Write images [B, 3, H, W] in [-1, 1] as one PNG grid; returns its path."""
@@ -318,9 +315,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Close the logs and draw every logged curve into ``curves.png``."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._trackers.close()
         if self.main and (self.folder / "metrics.jsonl").exists():
             plot_metrics(self.folder / "metrics.jsonl", self.folder / "curves.png")
 

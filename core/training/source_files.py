@@ -14,13 +14,15 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.command import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-LIST_SUFFIXES = (".csv", ".txt", ".json")
+# what Pillow decodes, and after that what cameras write and it does not: those are told as images that cannot be read
+IMAGE_SUFFIXES = frozenset((".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .avif .jp2 .ppm "
+                            ".heic .heif .dng .cr2 .nef").split())
+LIST_SUFFIXES = (".csv", ".txt", ".json", ".jsonl", ".parquet")
 LISTS = ("metadata", "list_attr_celeba", "list_eval_partition", "identity_celeba", "text_labels")
 
 
@@ -90,9 +92,9 @@ def is_picture(path: str) -> bool:
 
 
 def is_wanted(path: str) -> bool:
-    """Is this an image or a list that we can use? macOS adds a `._name` twin of each file to its zips."""
+    """Is this an image, or a list that may say something of images? macOS adds a `._name` twin of each file to zips."""
     stem, suffix = os.path.splitext(path.rpartition("/")[2].lower())
-    return not stem.startswith(".") and (suffix in IMAGE_SUFFIXES or (stem in LISTS and suffix in LIST_SUFFIXES))
+    return not stem.startswith(".") and (suffix in IMAGE_SUFFIXES or suffix in LIST_SUFFIXES)
 
 
 def scan_archive(path: Path) -> Iterator[Entry]:
@@ -132,6 +134,26 @@ def scan(source: Path, skip: Path) -> tuple[list[Entry], list[str]]:
             elif is_wanted(name):
                 entries.append(Entry("file", str(root), path.relative_to(root).as_posix(), path.stat().st_size))
     return entries, unreadable
+
+
+def told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """The same files under paths of which no two are equal: where two folders or archives have a file of the same path,
+    theirs begin with the name of the folder or archive."""
+    containers: dict[str, set[str]] = {}
+    for entry in entries:
+        containers.setdefault(entry.path, set()).add(entry.container)
+    shared = {container for several in containers.values() if len(several) > 1 for container in several}
+    found = []
+    for entry in entries:
+        if entry.container not in shared:
+            found.append(entry)
+            continue
+        place = Path(entry.container).resolve()
+        if entry.kind == "file":
+            found.append(replace(entry, container=str(place.parent), path=f"{place.name}/{entry.path}"))
+        else:
+            found.append(replace(entry, path=f"{place.stem}/{entry.path}", member=entry.member or entry.path))
+    return found
 
 
 def find(entries: Sequence[Entry], stem: str) -> Entry | None:

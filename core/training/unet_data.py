@@ -93,7 +93,7 @@ class TrainingData:
 
     def held_out(self, accelerator: Any, limit: int = 1024) -> list[Any]:
         """Batches of held-out sharp faces, the same for every checkpoint."""
-        rows = self.store.select(split="val", px=128)[:limit]
+        rows = self.store.sharp("val")[:limit]
         vae, clip = self.encoders.vae, self.encoders.clip
         bank = build_caption_bank(self.store, rows, self.encoders.tokenizer, captions_per_image=1, seed=99,
                                   empty_share=0.0)

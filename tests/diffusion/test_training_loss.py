@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core.diffusion.conditioning import Condition
 from core.diffusion.schedule import NoiseSchedule
-from core.diffusion.training_loss import denoising_loss, mean_loss
+from core.diffusion.training_loss import denoising_loss, loss_by_level, mean_loss
 from core.training.latent_cache import Batch
 from tests.diffusion.test_sampling import condition
 
@@ -65,3 +65,13 @@ def test_the_mean_counts_pictures_and_not_batches() -> None:
 
     assert mean_loss(loss, [batch(0, 0, [1.0, 2.0, 3.0]), batch(0, 0, [10.0])], PLAIN) == pytest.approx(2 * 16 / 4)
     assert math.isfinite(mean_loss(loss, [batch(0, 0, [1.0])], PLAIN))
+
+
+def test_the_loss_by_level_is_the_plain_mean_of_each_slice() -> None:
+    """Levels without images are left out, and the mean over all is that of `mean_loss`."""
+    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch.timestep, torch.full_like(batch.timestep, 2.0)
+
+    batches = [batch(0, 0, [10.0, 190.0, 999.0]), batch(0, 0, [100.0, 400.0])]
+    total, levels = loss_by_level(loss, batches, PLAIN, levels=5)
+    assert levels == {0: 100.0, 2: 400.0, 4: 999.0} and total == pytest.approx(mean_loss(loss, batches, PLAIN))

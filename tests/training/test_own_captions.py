@@ -14,10 +14,13 @@ import conditional_ldm
 import dataset
 import evaluate
 import train_clip
+import vae
+from core.evaluation import prompt_sheets
 from core.evaluation.prompts import training_captions
 from core.nn.checkpoint import ModelFolderError
+from core.training.caption_cache import count_cut
 from core.training.data_sources import DataError
-from dataset import FaceStore
+from dataset import FaceStore, synthetic_store
 from tests.support.training import make_workplace
 from train_clip import load_clip
 
@@ -115,12 +118,58 @@ def test_captions_that_tell_nothing_apart_are_refused(tmp_path: Path) -> None:
         measure(store, make_workplace(tmp_path / "place").model, tmp_path / "eval")
 
 
+def test_small_pictures_without_captions_or_held_out_ones_are_learned_from(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_grids: None) -> None:
+    """Nothing is said of eleven small pictures, and none is kept back: VAE and UNet learn, the text encoder cannot."""
+    (tmp_path / "in").mkdir()
+    for number in range(11):
+        Image.new("RGB", (40, 30), (20 * number, 90, 200)).save(tmp_path / "in" / f"{number:02}.png")
+    (tmp_path / "in" / "list_eval_partition.txt").write_text("".join(f"{n:02}.png 0\n" for n in range(11)))
+    store = prepare(tmp_path / "in", tmp_path / "store")
+    faces = FaceStore.open(store)
+    assert faces.says_nothing and len(faces.sharp("train")) == 11 and not len(faces.sharp("val"))
+    model = train(store, tmp_path, "--steps", 9)
+    assert "the text encoder is released as it begins" in capsys.readouterr().out
+    config = json.loads((model / "clip" / "config.json").read_text())
+    assert config["training"]["steps"] == 0
+    assert json.loads((model / "vocabulary.json").read_text()) == {"a": "known", "picture": "known"}
+    common = ["--train", "--preset", "tiny", "--data", str(store), "--model", str(model), "--device", "cpu",
+              "--precision", "no", "--steps", "2", "--batch-size", "4"]
+    assert vae.main([*common, "--run", str(tmp_path / "vae"), "--squared-weight", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "the image encoder of" in said and "is not asked" in said
+    logged = [json.loads(line) for line in (tmp_path / "vae" / "metrics.jsonl").read_text().splitlines()]
+    assert "perceptual" not in logged[-1] and logged[-1]["squared"] > 0
+    command = [*common, "--run", str(tmp_path / "unet"), "--cache", str(tmp_path / "latents")]
+    assert conditional_ldm.main(command) == 0
+    assert "unknown, no image is held out for validation" in capsys.readouterr().out
+    training = json.loads((model / "unet" / "config.json").read_text())["training"]
+    assert training["ema"] == "ema_long" and training["validation_loss"] == {}
+    with pytest.raises(DataError, match="has no test images"):
+        vae.main(["--eval", "--data", str(store), "--model", str(model), "--run", str(tmp_path), "--device", "cpu"])
+    with pytest.raises(DataError, match="0 images in its split 'test', and at least 2"):
+        evaluate.main(["--model", str(model), "--data", str(store), "--out", str(tmp_path / "report")])
+
+
+def test_captions_that_are_cut_are_counted() -> None:
+    tokenizer = train_clip.train_tokenizer(["a red circle", "a blue square"], 300, max_length=8)
+    assert count_cut(["a red", "a red circle on a blue square, and then more"], tokenizer) == 1
+
+
+def test_grids_of_a_run_show_own_captions(tmp_path: Path) -> None:
+    store = FaceStore.open(prepare(draw_shapes(tmp_path / "shapes", count=32), tmp_path / "store"))
+    prompts = prompt_sheets.grid_prompts(store)
+    assert len(prompts) == len(prompt_sheets.GRID_PROMPTS) and prompts[0] == "" and len(set(prompts)) == len(prompts)
+    assert set(prompts[1:]) <= {text for captions in store.text_labels.values() for text in captions}
+    assert prompts == prompt_sheets.grid_prompts(store)
+    drawn = synthetic_store(tmp_path / "drawn", 8)
+    assert prompt_sheets.grid_prompts(drawn) == prompt_sheets.GRID_PROMPTS
+
+
 def test_what_needs_attributes_says_so(tmp_path: Path) -> None:
     """All are stored as false: to favour some would favour none, and every figure would measure nothing."""
     place = make_workplace(tmp_path / "place")
     store = prepare(draw_shapes(tmp_path / "shapes", count=32), tmp_path / "store")
-    with pytest.raises(DataError, match="own captions and no attributes"):
-        evaluate.main(["--model", str(place.model), "--data", str(store), "--judge", str(tmp_path / "judge")])
     with pytest.raises(DataError, match="own captions and no attributes"):
         evaluate.main(["fit-prompt-rewriting", "--model", str(place.model), "--data", str(store)])
     command = place.train("unet", "favour", "--steps", 1, "--favour", "Eyeglasses")
