@@ -149,12 +149,11 @@ def load_small(store: FaceStore, rows: np.ndarray, size: int, chunk: int = 512) 
     if side % size or not len(rows):
         raise SettingError(f"{store.folder} has {len(rows)} images of {side} px to learn from; at least one is needed, "
                            f"and its side must be a multiple of {size}")
-    times, small = side // size, np.empty((len(rows), size, size, 3), np.uint8)
+    small = torch.empty(len(rows), size, size, 3, dtype=torch.uint8)
     for start in range(0, len(rows), chunk):
-        part = store.images[rows[start : start + chunk]]
-        means = part.reshape(len(part), size, times, size, times, 3).mean((2, 4), dtype=np.float32)
-        small[start : start + chunk] = np.rint(means)
-    return torch.from_numpy(small)
+        part = torch.from_numpy(store.images[rows[start : start + chunk]]).permute(0, 3, 1, 2).float()
+        small[start : start + chunk] = F.avg_pool2d(part, side // size).round().permute(0, 2, 3, 1)
+    return small
 
 
 def sharp_rows(store: FaceStore, split: str, size: int) -> np.ndarray:
