@@ -287,6 +287,33 @@ def load_dcgan(folder: str | Path, device: torch.device | str = "cpu") -> Genera
     return found.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the released generator; writes ``metrics.json`` and a grid into the run folder.
+
+    ``shrunk_real`` has the same figures of real test images of the generator's size: what the size alone costs.
+    """
+    from core.evaluation.adversarial_report import measure, milliseconds
+    from core.nn.device import pick_device
+    from core.training.run_folder import save_grid
+    from dataset import FaceStore
+
+    generator, store = load_dcgan(args.model, pick_device(args.device)), FaceStore.open(args.data)
+    faces = generate(generator, range(args.seed, args.seed + args.samples))
+    result = measure(faces, store, args.judge, args.judge_cache, seed=args.seed)
+    small = load_small(store, store.select("test", px=128)[: args.samples], generator.config.image_size).numpy()
+    shrunk = measure(small, store, args.judge, args.judge_cache, seed=args.seed)
+    result["shrunk_real"] = {name: shrunk[name] for name in ("n", "frechet", "frechet_over_floor", "diversity")}
+    result |= {"milliseconds": milliseconds(lambda: generate(generator, [args.seed])),
+               "threads": torch.get_num_threads()}
+    save_grid(to_images(faces[:100]), Path(args.run) / "samples.png", 10)
+    (Path(args.run) / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    return result
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
@@ -315,9 +342,17 @@ def check_train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     fill_model(args)
 
 
+def eval_options(parser: argparse.ArgumentParser) -> None:
+    """Those of --eval."""
+    from core.training.options import add_adversarial_evaluation
+
+    add_adversarial_evaluation(parser, "runs/dcgan", BUNDLED)
+
+
 COMMANDS = (
     Command("--train", "train generator and discriminator and release the generator", train_options, alone(train),
             check_train),
+    Command("--eval", "measure a released generator against real images", eval_options, evaluate),
 )
 
 

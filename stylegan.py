@@ -4,7 +4,11 @@ Presets, training loop, release, command line. The networks are in core/nn/style
 core/training/style_loss.py, from what in core/training/style_data.py, how faces are made of prompts in
 core/nn/style_faces.py. It does not know how images are encoded (vae.py) or sentences are (train_clip.py).
 
-    python stylegan.py --train      train on cached latents and captions, release to the model folder
+    python stylegan.py --train                       train on cached latents and captions, release to the model folder
+    python stylegan.py --eval                        distances, prompt alignment, milliseconds from prompt to PNG
+    python stylegan.py --sample --prompt "a man"     a sheet of faces; also lines, mixtures and directions
+    python stylegan.py --directions                  where in w a face grows older
+    python stylegan.py --convert file.pkl            NVIDIA's generator as safetensors
 
 Sources: StyleGAN2 https://arxiv.org/abs/1912.04958, the loss https://arxiv.org/abs/2501.05441.
 """
@@ -12,20 +16,30 @@ Sources: StyleGAN2 https://arxiv.org/abs/1912.04958, the loss https://arxiv.org/
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from core.command import Command, SettingError, alone, run_command, run_one
 from core.nn.autoencoder import encoder_hash, load_vae
-from core.nn.checkpoint import component_hash, git_commit, save_component
+from core.nn.checkpoint import component_hash, git_commit, save_component, update_index, write_json
 from core.nn.clip import load_clip
+from core.nn.device import pick_device
 from core.nn.layers import to_images
-from core.nn.style_faces import StyleFaces
-from core.nn.style_networks import StyleConfig, StyleDiscriminator, StyleGenerator, write_config
+from core.nn.style_faces import PSI, StyleFaces
+from core.nn.style_networks import (
+    StyleConfig,
+    StyleDiscriminator,
+    StyleGenerator,
+    load_style_generator,
+    truncated,
+    write_config,
+)
 from core.quiet import keep_quiet
 
 if TYPE_CHECKING:
@@ -183,6 +197,102 @@ def release(generator: StyleGenerator, folder: Path, training: dict[str, Any]) -
                    extra={"commit": git_commit(Path(__file__).parent)})
 
 
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the released generator with captions of unseen people; writes ``metrics.json`` and a grid into the run
+    folder. ``milliseconds`` is the median from a prompt to the bytes of its PNG."""
+    from core.evaluation.adversarial_report import measure, milliseconds
+    from core.evaluation.prompts import draw_prompts
+    from core.training.run_folder import save_grid
+    from dataset import FaceStore
+
+    faces, store = StyleFaces.load(args.model, pick_device(args.device)), FaceStore.open(args.data)
+    unseen = store.select("test", px=128)
+    prompts = draw_prompts(store.attributes[unseen], args.samples, args.seed)
+    styles = faces.styles(prompts.texts, range(args.seed, args.seed + args.samples), args.psi)
+    pixels = np.concatenate([faces.pixels(faces.latents(part)) for part in styles.split(128)])
+    result = measure(pixels, store, args.judge, args.judge_cache, seed=args.seed, prompts=prompts, unseen=unseen)
+    result |= {"psi": args.psi, "milliseconds": milliseconds(lambda: faces.png(prompts.texts[0], args.seed, args.psi)),
+               "threads": torch.get_num_threads()}
+    save_grid(to_images(pixels[:64]), Path(args.run) / "samples.png", 8)
+    write_json(Path(args.run) / "metrics.json", result)
+    print(json.dumps(result, indent=2))
+    return result
+
+
+def sample(args: argparse.Namespace) -> Path:
+    """Write a sheet of faces: of prompts, between the first two of them, mixed, or moved along a direction."""
+    from core.evaluation.style_sheets import direction_row, interpolation_row, mixing_table, sample_rows
+    from core.nn.style_directions import load_directions
+    from core.training.run_folder import save_grid
+
+    seeds, target = range(args.seed, args.seed + args.n_images), Path(args.out)
+    generator, config = load_style_generator(args.model, device=pick_device(args.device))
+    if "vae" not in config["parents"]:  # of pixels, and of no text
+        with torch.inference_mode():
+            z = torch.stack([torch.randn(generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+                             for seed in seeds])
+            w = truncated(generator.mapping(z), generator.centre(None), args.psi)
+            images = generator.synthesis(generator.broadcast(w))
+        save_grid(images, target, min(8, args.n_images))
+        print(f"wrote {target}")
+        return target
+    faces = StyleFaces.load(args.model, pick_device(args.device))
+    prompts = args.prompt or [""]
+    columns = args.n_images
+    if args.interpolate:
+        if len(prompts) != 2:
+            raise SettingError(f"--interpolate goes from one --prompt to another; {len(prompts)} were given, not 2")
+        columns = args.interpolate
+        pixels = interpolation_row(faces, (prompts[0], prompts[1]), (args.seed, args.seed + 1), columns, args.psi)
+    elif args.mix_from is not None:
+        fine = [seed + args.n_images for seed in seeds]
+        pixels = mixing_table(faces, prompts[0], seeds, fine, args.mix_from, args.psi)
+    elif args.direction:
+        direction = load_directions(args.model).of(args.direction, orthogonal=not args.plain)
+        strengths = np.linspace(-args.strength, args.strength, columns).tolist()
+        pixels = np.concatenate([direction_row(faces, prompt, args.seed, direction, strengths, args.psi)
+                                 for prompt in prompts])
+    else:
+        pixels = sample_rows(faces, prompts, seeds, args.psi)
+    save_grid(to_images(pixels), target, columns)
+    print(f"wrote {target}")
+    return target
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fit the directions of attributes in w, and say how much else each of them moves."""
+    from core.evaluation.attribute_classifier import load_attribute_classifier
+    from core.evaluation.style_sheets import fit_directions
+    from core.nn.style_directions import save_directions
+
+    device = pick_device(args.device)
+    faces, (classifier, digest) = StyleFaces.load(args.model, device), load_attribute_classifier(args.judge, device)
+    found = fit_directions(faces, classifier, args.samples, args.seed)
+    facts = found.facts()
+    for name in found.directions.names:
+        plain, orthogonal = (facts["entanglement"][kind][name] for kind in ("plain", "orthogonal"))
+        print(f"{name:22} moves the others by {plain:.2f} of its own change, orthogonalised by {orthogonal:.2f}")
+    save_directions(found.directions, args.model, facts | {"judge": digest})
+    print(f"wrote {args.model}/style_directions")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write the generator of NVIDIA's pickle as a model folder of safetensors; nothing in the pickle is run."""
+    from core.nn.official_weights import read_official
+    from core.training.release import check_release
+
+    check_release(args.model, COMPONENT, replace=args.replace)
+    generator = read_official(args.convert)
+    save_component(args.model, COMPONENT, generator.state_dict(),
+                   {"network": write_config(generator.config), "parents": {}, "training": {"from": args.convert.name}},
+                   half=False)
+    update_index(args.model, name=Path(args.model).name, image_size=generator.config.size)
+    print(f"wrote {args.model}/{COMPONENT}: {generator.config.size} px, its licence is that of {args.convert.name}")
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
@@ -227,8 +337,78 @@ def check_train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     fill_model(args)
 
 
+def eval_options(parser: argparse.ArgumentParser) -> None:
+    """Those of --eval."""
+    from core.training.options import add_adversarial_evaluation
+    from core.training.release import BUNDLED
+
+    add_adversarial_evaluation(parser, "runs/stylegan", BUNDLED)
+    add_psi(parser)
+
+
+def add_psi(parser: argparse.ArgumentParser) -> None:
+    """``--psi``."""
+    parser.add_argument("--psi", type=float, default=PSI, help="truncation: 0 the mean face of a prompt, 1 as trained")
+
+
+def sample_options(parser: argparse.ArgumentParser) -> None:
+    """Those of --sample."""
+    from core.training.options import add_device, add_measured_model
+
+    parser.add_argument("--prompt", action="append", help="what to generate; may be given several times")
+    parser.add_argument("--n-images", type=int, default=8, help="faces for each prompt")
+    parser.add_argument("--seed", type=int, default=0)
+    add_psi(parser)
+    parser.add_argument("--interpolate", type=int, metavar="N", help="N faces from the first prompt to the second")
+    parser.add_argument("--mix-from", type=int, metavar="LAYER", help="a table: a row's seed below this layer, a "
+                        "column's from there on")
+    parser.add_argument("--direction", metavar="ATTRIBUTE", help="move along the direction that --directions fitted")
+    parser.add_argument("--strength", type=float, default=3.0, help="how far along it, to both sides")
+    parser.add_argument("--plain", action="store_true", help="along the direction that is not orthogonalised")
+    parser.add_argument("--out", default="runs/styles.png", help="where the sheet is written")
+    add_measured_model(parser)
+    add_device(parser)
+
+
+def check_sample(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """One kind of sheet at a time."""
+    if sum(one is not None for one in (args.interpolate, args.mix_from, args.direction)) > 1:
+        parser.error("--interpolate, --mix-from and --direction are different sheets; give one of them")
+    if args.interpolate is not None and args.interpolate < 2:
+        parser.error(f"--interpolate is {args.interpolate}; a line has at least its 2 ends")
+
+
+def direction_options(parser: argparse.ArgumentParser) -> None:
+    """Those of --directions."""
+    from core.training.options import add_device
+
+    parser.add_argument("--model", help="model folder with the style generator")
+    parser.add_argument("--judge", default="models/judge", help="folder of the frozen attribute classifier")
+    parser.add_argument("--samples", type=int, default=2000, help="faces that they are fitted to")
+    parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
+
+
+def check_directions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """A trained model is changed only where it is named."""
+    from core.training.options import need_model
+
+    need_model(parser, args)
+
+
+def convert_options(parser: argparse.ArgumentParser) -> None:
+    """Those of --convert."""
+    parser.add_argument("convert", type=Path, metavar="FILE.pkl", help="released network of stylegan2-ada-pytorch")
+    parser.add_argument("--model", default="models/ffhq256", help="model folder to write (default: models/ffhq256)")
+    parser.add_argument("--replace", action="store_true", help="replace the generator in the model folder")
+
+
 COMMANDS = (
     Command("--train", "train the style GAN and release its generator", train_options, alone(train), check_train),
+    Command("--eval", "measure a released generator against real images", eval_options, evaluate),
+    Command("--sample", "draw faces, mixtures, lines and directions", sample_options, sample, check_sample),
+    Command("--directions", "fit directions of attributes in w", direction_options, fit, check_directions),
+    Command("--convert", "read a released pickle without running it", convert_options, convert),
 )
 
 

@@ -176,6 +176,7 @@ def _run(source: BinaryIO, *, stored: bool = False) -> Any:
     """Run one pickle to its end. ``stored``: within it, persistent ids are storages of torch."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(source):
         name = opcode.name
         if name in ("PROTO", "FRAME"):
@@ -282,9 +283,13 @@ def _set_item(stack: list[Any]) -> None:
 
 
 def _add(stack: list[Any], items: list[Any], kind: type) -> None:
-    if not isinstance(stack[-1], kind):
-        raise PickleRefused(f"it adds items to a {type(stack[-1]).__name__}")
-    (stack[-1].extend if kind is list else stack[-1].update)(items)
+    target = stack[-1]
+    if not isinstance(target, kind):
+        raise PickleRefused(f"it adds items to a {type(target).__name__}")
+    if isinstance(target, list):
+        target.extend(items)
+    else:
+        target.update(items)
 
 
 def _tuple_of(count: int) -> Callable[[list[Any]], None]:

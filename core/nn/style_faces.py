@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.imaging.png_metadata import machine_png
+from core.imaging.watermark import mark
 from core.nn.autoencoder import VAE, encoder_hash, load_vae
 from core.nn.checkpoint import ModelFolderError, component_hash
 from core.nn.clip import CLIP, load_clip
@@ -97,3 +99,7 @@ class StyleFaces:
     def generate(self, prompt: str, seeds: Sequence[int], psi: float = PSI) -> np.ndarray:
         """One face a seed: uint8 [B, H, W, 3]."""
         return self.pixels(self.latents(self.styles([prompt] * len(seeds), seeds, psi)))
+
+    def png(self, prompt: str, seed: int, psi: float = PSI) -> bytes:
+        """One face as a PNG that carries the invisible mark and says that a machine made it."""
+        return machine_png(mark(self.generate(prompt, [seed], psi)[0]), prompt)
