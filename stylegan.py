@@ -31,6 +31,7 @@ from core.nn.checkpoint import component_hash, git_commit, save_component, updat
 from core.nn.clip import load_clip
 from core.nn.device import pick_device
 from core.nn.layers import to_images
+from core.nn.openvino_backend import installed_version
 from core.nn.style_faces import PSI, StyleFaces
 from core.nn.style_networks import (
     StyleConfig,
@@ -214,8 +215,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     styles = faces.styles(prompts.texts, range(args.seed, args.seed + args.samples), args.psi)
     pixels = np.concatenate([faces.pixels(faces.latents(part)) for part in styles.split(128)])
     result = measure(pixels, store, args.judge, args.judge_cache, seed=args.seed, prompts=prompts, unseen=unseen)
-    result |= {"psi": args.psi, "milliseconds": milliseconds(lambda: faces.png(prompts.texts[0], args.seed, args.psi)),
-               "threads": torch.get_num_threads()}
+    quick = faces.compiled(None) if installed_version() and pick_device(args.device).type == "cpu" else faces
+    result |= {"psi": args.psi, "milliseconds": milliseconds(lambda: quick.png(prompts.texts[0], args.seed, args.psi)),
+               "threads": torch.get_num_threads(), "decoder": "torch" if quick is faces else "OpenVINO"}
     save_grid(to_images(pixels[:64]), Path(args.run) / "samples.png", 8)
     write_json(Path(args.run) / "metrics.json", result)
     print(json.dumps(result, indent=2))

@@ -93,4 +93,4 @@ def fit_directions(faces: StyleFaces, classifier: AttributeClassifier, n: int, s
     others = faces.styles([prompts[i % len(prompts)] for i in range(measured)],
                           range(seed + n, seed + n + measured), psi=0.7)
     tables = [effects(score, others, rows.to(others), step) for rows in (found.plain, found.orthogonal)]
-    return FittedDirections(found, *tables, step, n)
+    return FittedDirections(found, tables[0], tables[1], step, n)

@@ -288,7 +288,7 @@ def _add(stack: list[Any], items: list[Any], kind: type) -> None:
         raise PickleRefused(f"it adds items to a {type(target).__name__}")
     if isinstance(target, list):
         target.extend(items)
-    else:
+    if isinstance(target, set):
         target.update(items)
 
 

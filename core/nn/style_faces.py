@@ -6,8 +6,9 @@ the steps, and a seed gives the same face alone or among others. It does not kno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from core.nn.autoencoder import VAE, encoder_hash, load_vae
 from core.nn.checkpoint import ModelFolderError, component_hash
 from core.nn.clip import CLIP, load_clip
 from core.nn.layers import to_pixels
+from core.nn.openvino_backend import Compiler, Composed
 from core.nn.style_networks import StyleGenerator, load_style_generator, truncated
 from core.nn.tokenizer import Tokenizer
 
@@ -49,6 +51,7 @@ class StyleFaces:
     vae: VAE
     generator: StyleGenerator
     config: dict[str, Any]
+    decode: Callable[[Tensor], Tensor] | None = None  # normalized latents -> images, where that was compiled
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> StyleFaces:
@@ -92,9 +95,23 @@ class StyleFaces:
     @torch.inference_mode()
     def pixels(self, latents: Tensor, batch_size: int = 32) -> np.ndarray:
         """Normalized latents -> uint8 [B, H, W, 3]."""
-        return np.concatenate([
-            to_pixels(self.vae.decode(self.vae.denormalize(part.contiguous(memory_format=torch.channels_last))))
-            for part in latents.split(batch_size)])
+        decode = self.decode or self._decode_with_torch
+        return np.concatenate([to_pixels(decode(part)) for part in latents.split(batch_size)])
+
+    def _decode_with_torch(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(self.vae.denormalize(latents.contiguous(memory_format=torch.channels_last)))
+
+    def compiled(self, cache: Path | None) -> StyleFaces:
+        """The same on a CPU, with the decoder, which costs most, compiled by OpenVINO and kept in the folder ``cache``
+        (None: nowhere). Raises CompileError where that is not installed or does not work."""
+        config = self.generator.config
+        example = torch.randn(2, config.output_channels, config.size, config.size,
+                              generator=torch.Generator().manual_seed(0))
+        decoder = Composed(self.vae, self.vae.denormalize, self.vae.decode)
+        weights = hashlib.sha256(b"".join(value.detach().cpu().numpy().tobytes()
+                                          for value in self.vae.state_dict().values())).hexdigest()
+        compiler = Compiler(cache, torch.get_num_threads())
+        return replace(self, decode=compiler.compile("decoder", decoder, (example,), weights))
 
     def generate(self, prompt: str, seeds: Sequence[int], psi: float = PSI) -> np.ndarray:
         """One face a seed: uint8 [B, H, W, 3]."""
