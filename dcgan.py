@@ -295,7 +295,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     ``shrunk_real`` has the same figures of real test images of the generator's size: what the size alone costs.
     """
-    from core.evaluation.adversarial_report import measure, milliseconds
+    from core.evaluation.adversarial_report import gigaflops, measure, milliseconds
     from core.nn.device import pick_device
     from core.training.run_folder import save_grid
     from dataset import FaceStore
@@ -307,7 +307,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     shrunk = measure(small, store, args.judge, args.judge_cache, seed=args.seed)
     result["shrunk_real"] = {name: shrunk[name] for name in ("n", "frechet", "frechet_over_floor", "diversity")}
     result |= {"milliseconds": milliseconds(lambda: generate(generator, [args.seed])),
-               "threads": torch.get_num_threads()}
+               "gflop": gigaflops(lambda: generate(generator, [args.seed])), "threads": torch.get_num_threads()}
     save_grid(to_images(faces[:100]), Path(args.run) / "samples.png", 10)
     (Path(args.run) / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -204,7 +204,7 @@ def release(generator: StyleGenerator, folder: Path, training: dict[str, Any]) -
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Measure the released generator with captions of unseen people; writes ``metrics.json`` and a grid into the run
     folder. ``milliseconds`` is the median from a prompt to the bytes of its PNG."""
-    from core.evaluation.adversarial_report import measure, milliseconds
+    from core.evaluation.adversarial_report import gigaflops, measure, milliseconds
     from core.evaluation.prompts import draw_prompts
     from core.training.run_folder import save_grid
     from dataset import FaceStore
@@ -217,6 +217,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     result = measure(pixels, store, args.judge, args.judge_cache, seed=args.seed, prompts=prompts, unseen=unseen)
     quick = faces.compiled(None) if installed_version() and pick_device(args.device).type == "cpu" else faces
     result |= {"psi": args.psi, "milliseconds": milliseconds(lambda: quick.png(prompts.texts[0], args.seed, args.psi)),
+               "gflop": gigaflops(lambda: faces.png(prompts.texts[0], args.seed, args.psi)),
                "threads": torch.get_num_threads(), "decoder": "torch" if quick is faces else "OpenVINO"}
     save_grid(to_images(pixels[:64]), Path(args.run) / "samples.png", 8)
     write_json(Path(args.run) / "metrics.json", result)

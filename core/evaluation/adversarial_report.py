@@ -88,3 +88,12 @@ def milliseconds(once: Callable[[], object], times: int = 21) -> float:
         once()
         taken.append(1000 * (time.perf_counter() - begun))
     return statistics.median(taken)
+
+
+def gigaflops(once: Callable[[], object]) -> float:
+    """Floating-point operations of all networks in a call, in 10^9; a multiplication and an addition are two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        once()
+    return counter.get_total_flops() / 1e9

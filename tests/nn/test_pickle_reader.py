@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import stylegan
+from core.nn.checkpoint import ModelFolderError
 from core.nn.official_weights import read_official
 from core.nn.pickle_reader import PickleRefused, read_pickle
 from core.nn.style_networks import StyleConfig, StyleGenerator
@@ -241,6 +244,18 @@ def test_an_official_generator_becomes_ours(official: Official, tmp_path: Path) 
     assert torch.equal(found.mapping.w_mean, official.mapping.w_avg)
     assert torch.equal(found.mapping.layers[1].weight, official.mapping.fc1.weight)
     assert found(torch.randn(2, 8)).shape == (2, 3, 16, 16)
+
+
+def test_the_command_converts_and_draws(official: Official, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path, folder = written(tmp_path, {"G_ema": official}), tmp_path / "model"
+    assert stylegan.main(["--convert", str(path), "--model", str(folder)]) == 0
+    assert "16 px, its licence is that of file.pkl" in capsys.readouterr().out
+    assert stylegan.main(["--sample", "--model", str(folder), "--n-images", "3", "--device", "cpu", "--out",
+                          str(tmp_path / "faces.png")]) == 0
+    with Image.open(tmp_path / "faces.png") as sheet:
+        assert sheet.size == (48, 16)
+    with pytest.raises(ModelFolderError, match="holds a trained stylegan: name another folder"):
+        stylegan.main(["--convert", str(path), "--model", str(folder)])
 
 
 @pytest.mark.parametrize(("change", "said"), [

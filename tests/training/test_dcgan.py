@@ -17,6 +17,7 @@ from core.command import SettingError
 from core.nn.checkpoint import ModelFolderError, read_index
 from core.training.curves import read_metrics
 from dataset import FaceStore, synthetic_store
+from tests.support.tiny_model import build_attribute_classifier
 from tests.support.training import checkpoint, differences
 
 
@@ -116,6 +117,20 @@ def test_collapse_is_said_in_the_log_and_the_release(store: FaceStore, tmp_path:
     config = json.loads((tmp_path / "alike-model" / "dcgan" / "config.json").read_text())
     assert "its faces differ" in config["training"]["collapse"]
     assert [row["collapsed"] for row in read_metrics(tmp_path / "alike" / "metrics.jsonl")] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_released_generator_is_measured(trained: Path, tmp_path: Path) -> None:
+    """Against real images, beside what 64 pixels alone cost; figures and a grid are kept."""
+    store = synthetic_store(tmp_path / "store", count=32)
+    judge = build_attribute_classifier(tmp_path / "judge")
+    assert dcgan.main([str(word) for word in ("--eval", "--model", trained / "whole-model", "--data", store.folder,
+                                              "--run", tmp_path / "run", "--judge", judge, "--judge-cache",
+                                              tmp_path / "cache", "--samples", 12, "--device", "cpu")]) == 0
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["n"] == 4 and found["frechet"] > 0 < found["milliseconds"] and found["gflop"] > 0
+    assert found["shrunk_real"]["n"] == 4 and found["shrunk_real"]["diversity"] == pytest.approx(1, abs=0.2)
+    with Image.open(tmp_path / "run" / "samples.png") as grid:
+        assert grid.size == (640, 128)
 
 
 def test_a_damaged_or_missing_generator_is_one_sentence(trained: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import stylegan
-from core.evaluation.adversarial_report import enlarged, measure
+from core.evaluation.adversarial_report import enlarged, gigaflops, measure, milliseconds
 from core.evaluation.style_sheets import fit_directions, mixing_table, sample_rows
 from core.imaging.watermark import find
 from core.nn.checkpoint import ModelFolderError, component_hash, save_component
@@ -275,6 +276,22 @@ def test_real_images_are_at_the_distance_of_real_images(place: Workplace, tmp_pa
     flat = measure(np.full_like(same, 128), store, judge, tmp_path / "cache")
     assert flat["diversity"] < 0.01 and flat["frechet_over_floor"] > 1.0 and flat["n"] == len(same)
     assert enlarged(same[:, ::2, ::2], 128).shape == same.shape
+
+
+def test_a_released_generator_is_measured(model: Path, place: Workplace, tmp_path: Path) -> None:
+    judge = build_attribute_classifier(tmp_path / "judge")
+    assert stylegan.main([str(word) for word in ("--eval", "--model", model, "--data", place.store, "--run",
+                                                 tmp_path / "run", "--judge", judge, "--judge-cache",
+                                                 tmp_path / "cache", "--samples", 12, "--device", "cpu")]) == 0
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["n"] == 4 and found["psi"] == 0.7 and found["milliseconds"] > 0 and found["frechet"] > 0
+    assert "alignment" in found and found["decoder"] in ("OpenVINO", "torch") and (tmp_path / "run" / "samples.png"
+                                                                                   ).exists()
+
+
+def test_a_call_is_measured_by_its_median_and_its_products() -> None:
+    assert 5.0 <= milliseconds(lambda: time.sleep(0.005), times=3) < 1000
+    assert gigaflops(lambda: torch.ones(10, 20) @ torch.ones(20, 30)) == pytest.approx(2 * 10 * 20 * 30 / 1e9)
 
 
 def test_what_is_no_network_of_nvidias_is_one_sentence(tmp_path: Path) -> None:
