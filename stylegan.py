@@ -211,6 +211,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     faces, store = StyleFaces.load(args.model, pick_device(args.device)), FaceStore.open(args.data)
     unseen = store.select("test", px=128)
+    if not len(unseen) or store.text_labels is not None:
+        raise SettingError(f"{args.data} has {len(unseen)} sharp test images"
+                           f"{' with own captions' if store.text_labels else ''}; images with attributes are needed")
     prompts = draw_prompts(store.attributes[unseen], args.samples, args.seed)
     styles = faces.styles(prompts.texts, range(args.seed, args.seed + args.samples), args.psi)
     pixels = np.concatenate([faces.pixels(faces.latents(part)) for part in styles.split(128)])
@@ -373,8 +376,15 @@ def sample_options(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
 
 
+def check_psi(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """It is a number that means something."""
+    if not 0 <= args.psi <= 2:
+        parser.error(f"--psi is {args.psi}; it must be from 0 to 2")
+
+
 def check_sample(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """One kind of sheet at a time."""
+    check_psi(parser, args)
     if sum(one is not None for one in (args.interpolate, args.mix_from, args.direction)) > 1:
         parser.error("--interpolate, --mix-from and --direction are different sheets; give one of them")
     if args.interpolate is not None and args.interpolate < 2:
@@ -408,7 +418,7 @@ def convert_options(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = (
     Command("--train", "train the style GAN and release its generator", train_options, alone(train), check_train),
-    Command("--eval", "measure a released generator against real images", eval_options, evaluate),
+    Command("--eval", "measure a released generator against real images", eval_options, evaluate, check_psi),
     Command("--sample", "draw faces, mixtures, lines and directions", sample_options, sample, check_sample),
     Command("--directions", "fit directions of attributes in w", direction_options, fit, check_directions),
     Command("--convert", "read a released pickle without running it", convert_options, convert),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.command import SettingError
 from core.evaluation.attribute_classifier import AttributeClassifier, extract_features
 from core.evaluation.prompt_sheets import GALLERY_PROMPTS
 from core.evaluation.prompts import VISIBLE
@@ -40,10 +41,10 @@ def interpolation_row(faces: StyleFaces, prompts: tuple[str, str], seeds: tuple[
 def mixing_table(faces: StyleFaces, prompt: str, coarse: Sequence[int], fine: Sequence[int], first: int, psi: float
                  ) -> Pictures:
     """A row for each seed in ``coarse``: its face, whose layers from ``first`` on are those of each seed in ``fine``.
-    Shapes: uint8 [len(coarse) * len(fine), H, W, 3]. Raises ValueError for a layer that the network does not have."""
+    Shapes: uint8 [len(coarse) * len(fine), H, W, 3]. Raises SettingError for a layer that the network does not have."""
     layers = faces.generator.config.num_layers
     if not 0 <= first <= layers:
-        raise ValueError(f"the first layer of the other style is {first}; it must be from 0 to {layers}")
+        raise SettingError(f"the first layer of the other style is {first}; it must be from 0 to {layers}")
     rows, columns = (faces.generator.broadcast(faces.styles([prompt] * len(seeds), seeds, psi))
                      for seeds in (coarse, fine))
     pairs = mixed(rows.repeat_interleave(len(fine), 0), columns.repeat(len(coarse), 1, 1), first)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.command import SettingError
 from core.nn.checkpoint import ModelFolderError, component_hash, load_component, save_component
 
 COMPONENT, OF = "style_directions", "stylegan"
@@ -30,9 +31,9 @@ class StyleDirections:
     orthogonal: Tensor
 
     def of(self, name: str, *, orthogonal: bool = True) -> Tensor:
-        """The direction [D] of an attribute. Raises ValueError for one that has none."""
+        """The direction [D] of an attribute. Raises SettingError for one that has none."""
         if name not in self.names:
-            raise ValueError(f"there is no direction {name!r}; there are {', '.join(self.names)}")
+            raise SettingError(f"there is no direction {name!r}; there are {', '.join(self.names)}")
         return (self.orthogonal if orthogonal else self.plain)[self.names.index(name)]
 
 

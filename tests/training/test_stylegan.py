@@ -21,6 +21,7 @@ from core.evaluation.adversarial_report import enlarged, gigaflops, measure, mil
 from core.evaluation.style_sheets import fit_directions, mixing_table, sample_rows
 from core.imaging.watermark import find
 from core.nn.checkpoint import ModelFolderError, component_hash, save_component
+from core.nn.clip import load_clip
 from core.nn.style_directions import (
     StyleDirections,
     effects,
@@ -32,7 +33,10 @@ from core.nn.style_directions import (
 )
 from core.nn.style_faces import PX_WEIGHT, StyleFaces, condition_of
 from core.nn.style_networks import StyleDiscriminator, StyleGenerator, load_style_generator
+from core.training.accelerator import make_accelerator
+from core.training.caption_cache import build_caption_bank
 from core.training.curves import read_metrics
+from core.training.style_data import cached_pooled
 from core.training.style_loss import StyleLoss, sample_batch, take_gradients
 from dataset import FaceStore
 from tests.support.tiny_model import build_attribute_classifier
@@ -203,10 +207,40 @@ def test_sheets_are_written(model: Path, tmp_path: Path, more: list[str]) -> Non
         assert sheet.width in (2 * 128, 3 * 128)
 
 
-def test_one_kind_of_sheet_at_a_time(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("more", "said"), [
+    (["--sample", "--mix-from", "1", "--direction", "Male"], "give one of them"),
+    (["--sample", "--interpolate", "1"], "--interpolate is 1; a line has at least its 2 ends"),
+    (["--sample", "--psi", "nan"], "--psi is nan; it must be from 0 to 2"),
+    (["--eval", "--psi", "-1"], "--psi is -1.0; it must be from 0 to 2"),
+    (["--directions"], "--directions changes a trained model: say which, with --model FOLDER"),
+])
+def test_what_makes_no_sense_is_refused(more: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        stylegan.main(["--sample", "--mix-from", "1", "--direction", "Male"])
-    assert "give one of them" in capsys.readouterr().err
+        stylegan.main(more)
+    assert said in capsys.readouterr().err
+
+
+def test_captions_are_read_once_and_as_each_alone_would_be(place: Workplace, tmp_path: Path,
+                                                           capsys: pytest.CaptureFixture) -> None:
+    clip, tokenizer = load_clip(place.model)
+    store = FaceStore.open(place.store)
+    rows = store.select("train")[:5]
+    bank = build_caption_bank(store, rows, tokenizer, captions_per_image=2, seed=0, empty_share=0.2)
+    accelerator = make_accelerator("cpu", "no")
+    pooled = cached_pooled(tmp_path, clip, "hash", bank, accelerator)
+    for row in range(5):
+        length = int(bank.lengths[row, 1])
+        with torch.inference_mode():
+            alone = clip.encode_text(bank.ids[row, 1:, :length].long(), torch.ones(1, length, dtype=torch.bool)).pooled
+        torch.testing.assert_close(pooled[row, 1:].float(), alone, rtol=2e-3, atol=2e-3)
+    kept = (tmp_path / "pooled.npy").stat().st_mtime_ns
+    assert torch.equal(cached_pooled(tmp_path, clip, "hash", bank, accelerator), pooled)
+    assert (tmp_path / "pooled.npy").stat().st_mtime_ns == kept
+    (tmp_path / "pooled.npy").write_bytes(b"cut")
+    assert torch.equal(cached_pooled(tmp_path, clip, "hash", bank, accelerator), pooled)
+    assert "its captions are read anew" in capsys.readouterr().out
+    cached_pooled(tmp_path, clip, "another", bank, accelerator)
+    assert json.loads((tmp_path / "pooled.json").read_text())["key"]
 
 
 # ---- directions ------------------------------------------------------------------------------------------------------
