@@ -94,12 +94,13 @@ def train(args: argparse.Namespace) -> None:
                   for one in (generator, critic)]
     ema = PowerEMA(generator, relative_std=0.05)
     settings = {"component": COMPONENT, "preset": args.preset, "seed": args.seed, "batch_size": args.batch_size,
-                "learning_rate": args.learning_rate, "loss": asdict(how), "data": store.fingerprint, "px": args.px,
-                "captions_per_image": args.captions_per_image, "caption_dropout": args.caption_dropout,
+                "learning_rate": args.learning_rate, "loss": asdict(how) | {"gamma": None}, "px": args.px,
+                "data": store.fingerprint, "captions_per_image": args.captions_per_image,
+                "caption_dropout": args.caption_dropout,
                 "vae": component_hash(args.model, "vae"), "clip": component_hash(args.model, "clip"),
                 "network": write_config(config)}
     run = RunFolder(Path(args.run), settings, total_steps=args.steps, decay_share=args.decay_share,
-                    how=circumstances(args, accelerator),
+                    how=circumstances(args, accelerator, gamma=args.gamma),
                     parts={"generator": generator, "critic": critic, "optimizer": optimizers[0],
                            "critic_optimizer": optimizers[1], "ema": ema})
     first = run.resume()
@@ -144,7 +145,8 @@ def train(args: argparse.Namespace) -> None:
             draw_picture(run, f"step-{step + 1:07d}", averaged(generator, ema), args.model)
     run.finish()
     if run.finished:
-        facts = settings | {"steps": args.steps, "images_seen": args.steps * args.batch_size, "collapse": collapse}
+        facts = settings | {"gamma": args.gamma, "steps": args.steps, "images_seen": args.steps * args.batch_size,
+                            "collapse": collapse}
         with releasing(args.model, COMPONENT, replace=args.replace, run=args.run):
             release(averaged(generator, ema), Path(args.model), facts)
         print(f"released to {args.model}/{COMPONENT}")
@@ -320,7 +322,8 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption-dropout", type=float, default=0.1, help="share of empty captions")
     parser.add_argument("--loss", choices=LOSSES, default=usual.kind, help="relativistic: real against generated "
                         "pictures, pair by pair; softplus: each alone")
-    parser.add_argument("--gamma", type=float, default=usual.gamma, help="weight of R1 and R2")
+    parser.add_argument("--gamma", type=float, default=usual.gamma, help="weight of R1 and R2; may change when a run "
+                        "is resumed")
     parser.add_argument("--path-weight", type=float, default=usual.path_weight, help="of the path length penalty")
     parser.add_argument("--mismatch", type=float, default=usual.mismatch, help="weight of real pictures with the "
                         "caption of another as fakes")

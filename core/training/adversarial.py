@@ -81,8 +81,11 @@ def path_lengths(images: Tensor, w: Tensor, noise: Tensor) -> Tensor:
 
 def path_length_penalty(lengths: Tensor, average: Tensor, decay: float = 0.99) -> tuple[Tensor, Tensor]:
     """(E (|J_w^T y| - a)^2, the new a): a is the running mean of the lengths (https://arxiv.org/abs/1912.04958, eq. 4
-    and section 3.2). Shapes: lengths [B], average []; returns [], []."""
-    average = average.lerp(lengths.detach().mean(), 1.0 - decay)
+    and section 3.2). An ``average`` of 0 is none yet and becomes that of this batch: risen to slowly from 0, it would
+    pull all lengths to 0 first, and with them the differences between pictures. Shapes: lengths [B], average [];
+    returns [], []."""
+    mean = lengths.detach().mean()
+    average = torch.where(average > 0, average.lerp(mean, 1.0 - decay), mean)
     return (lengths - average).square().mean(), average
 
 

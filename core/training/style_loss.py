@@ -31,12 +31,13 @@ from core.training.adversarial import (
 class StyleLoss:
     """Which loss, and the weights and shares of the batch of what is added to it.
 
-    gamma: of (R1 + R2) / 2. path_weight: of the path length penalty (0: none). mismatch: of real pictures with the
+    gamma: of (R1 + R2) / 2; it grows with the squared distance between two pictures, which is large in latents of unit
+    variance. path_weight: of the path length penalty (0: none). mismatch: of real pictures with the
     caption of another (0: none). mixing: share of pictures with two styles.
     """
 
     kind: str = "relativistic"
-    gamma: float = 0.5
+    gamma: float = 20.0
     penalty_share: float = 0.125
     path_weight: float = 2.0
     path_share: float = 0.0625

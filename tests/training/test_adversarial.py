@@ -75,6 +75,8 @@ def test_the_path_length_penalty_is_of_distances_from_the_running_mean() -> None
     penalty, average = path_length_penalty(torch.tensor([1.0, 3.0]), torch.tensor(2.0), decay=0.9)
     assert float(average) == pytest.approx(2.0) and float(penalty) == pytest.approx(1.0)
     assert float(path_length_penalty(torch.tensor([4.0]), torch.tensor(2.0), decay=0.5)[1]) == pytest.approx(3.0)
+    penalty, average = path_length_penalty(torch.tensor([1.0, 3.0]), torch.zeros(()))  # the first: none is known yet
+    assert float(average) == pytest.approx(2.0) and float(penalty) == pytest.approx(1.0)
 
 
 def test_diversity_is_relative_to_real_images() -> None:

@@ -93,6 +93,7 @@ def test_a_stopped_run_goes_on_exactly(place: Workplace, model: Path, more: list
     stop = 6 if not more else 5
     for upto in (3, stop):
         assert stylegan.main(words(place, name, model, "--replace", "--stop-at", upto, *more)) == 0
+    assert json.loads((place.root / name / "config.json").read_text())["circumstances"]["gamma"] == StyleLoss().gamma
     assert differences(checkpoint(place.root / name, stop), checkpoint(place.root / whole, stop)) == []
     logs: list[Any] = [[{key: value for key, value in row.items() if key != "wall_s"}
                         for row in read_metrics(place.root / run / "metrics.jsonl")] for run in (name, whole)]
