@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NETWORKS = {"vae", "discriminator", "train_clip", "conditional_ldm", "distill"}
+NETWORKS = {"vae", "discriminator", "train_clip", "conditional_ldm", "distill", "dcgan", "stylegan"}
 PIXELS = "core.training.augmentation"  # the one module of training that needs nothing that serving has not loaded
 MINIMUM = NETWORKS | {"start", "api", "worker", "generator", "evaluate", "dataset"}
 

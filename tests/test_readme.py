@@ -35,8 +35,8 @@ from tests.support.server import Server
 ROOT = Path(__file__).resolve().parent.parent
 ASKING = ("README.md", "docs/server.md", "docs/editing.md")  # documents that ask a running server, in this order
 DOCUMENTS = (*ASKING, "archive/README.md", "docs/benchmarks.md", "docs/clients.md", "docs/evaluation.md",
-             "docs/model.md", "docs/models.md", "docs/outside.md", "docs/page.md", "docs/scaling.md", "docs/sliders.md",
-             "docs/training.md", "docs/training/PLAN.md",
+             "docs/model.md", "docs/models.md", "docs/other_generators.md", "docs/outside.md", "docs/page.md",
+             "docs/scaling.md", "docs/sliders.md", "docs/training.md", "docs/training/PLAN.md",
              "models/celeba128/MODEL_CARD.md")
 README_BYTES = 10_000  # a newcomer reads no more; the rest is in docs/
 PORT = "127.0.0.1:5001"

@@ -56,6 +56,16 @@ def add_evaluation(parser: argparse.ArgumentParser, run: str) -> None:
     add_device(parser)
 
 
+def add_adversarial_evaluation(parser: argparse.ArgumentParser, run: str, model: str) -> None:
+    """What --eval of a network that draws in one pass takes beside `add_evaluation`; ``model`` is read unless told."""
+    add_evaluation(parser, run)
+    parser.set_defaults(samples=2500, model=model)
+    parser.add_argument("--judge", default="models/judge", help="folder of the frozen attribute classifier")
+    parser.add_argument("--judge-cache", dest="judge_cache", default="runs/judge-cache",
+                        help="where features of real images are kept")
+    parser.add_argument("--seed", type=int, default=0)
+
+
 def add_run(parser: argparse.ArgumentParser, presets: Presets, defaults: RunDefaults) -> None:
     """What every run of training takes: folder, preset, length, learning rate, seed, machine, and what it records."""
     add_data(parser)

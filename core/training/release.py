@@ -18,9 +18,10 @@ from core.nn.checkpoint import INDEX, ModelFolderError, read_index, write_json
 BUNDLED = "models/celeba128"  # what commands read that change nothing
 RECORD = "released.json"  # in the folder of a run: what it has released
 STAND_ON = {  # which components no longer fit when another takes the place of this one
-    "clip": ("unet", "turbo", "emphasis", "correction"),
-    "vae": ("unet", "turbo", "preview", "correction"),
+    "clip": ("unet", "turbo", "emphasis", "correction", "stylegan"),
+    "vae": ("unet", "turbo", "preview", "correction", "stylegan"),
     "unet": ("turbo", "emphasis", "correction"),
+    "stylegan": ("style_directions",),
 }
 
 
