@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from core.workers.messages import News
 
 log = logging.getLogger(__name__)
 AHEAD = 4  # images a worker that wait in Celery's queue: who ends a job need not wait for the way there and back
+MOST_LOSSES = 5  # workers that may be lost with one job; it may be the job that ends them
 WAIT_S = 0.02  # for news, before the queue looks for new and cancelled jobs again
 
 
@@ -59,6 +61,7 @@ class RemoteBatch:
         self._link, self._models, self._watcher = link, models, watcher
         self._attempts: dict[str, Attempt] = {}
         self._lost: list[Attempt] = []  # could not be sent
+        self._losses = Counter[str]()  # of workers, by job
         self._order = self._last_taken = self._pulses = 0
 
     # ---- what any thread may ask
@@ -116,6 +119,7 @@ class RemoteBatch:
 
     def drop(self, job: Job) -> None:
         """The job was cancelled: its worker hears it before its next step."""
+        self._losses.pop(job.id, None)
         for attempt in [one for one in self._attempts.values() if one.job is job]:
             del self._attempts[attempt.name]
             self._link.void(attempt.name)
@@ -137,7 +141,7 @@ class RemoteBatch:
         if self._link.pulses != self._pulses:
             self._pulses = self._link.pulses
             for attempt, why in self._find_lost():
-                yield self._begin_again(attempt, why)
+                yield self._lose(attempt, why)
 
     def _hear(self, attempt: Attempt, news: News) -> Iterator[tuple[Job, JobError | None]]:
         job, attempt.seen_at = attempt.job, time.monotonic()
@@ -185,6 +189,17 @@ class RemoteBatch:
                 found.append((attempt, "no worker took it"))
         return found
 
+    def _lose(self, attempt: Attempt, why: str) -> tuple[Job, JobError]:
+        """The job waits again, unless too many workers were lost with it."""
+        self._losses[attempt.job.id] += attempt.worker is not None
+        if self._losses[attempt.job.id] < MOST_LOSSES:
+            return self._begin_again(attempt, why)
+        job, _ = self._begin_again(attempt, why)
+        del self._losses[job.id]
+        self._watcher.ended(False)
+        return job, JobError("worker_lost", f"{MOST_LOSSES} workers were lost while they generated this job.",
+                             "See the logs of the workers; with fewer images or steps it may succeed.")
+
     def _begin_again(self, attempt: Attempt, why: str) -> tuple[Job, JobError]:
         log.warning("job %s waits again: %s", attempt.job.id, why, extra={"job_id": attempt.job.id})
         self._attempts.pop(attempt.name, None)
@@ -193,6 +208,7 @@ class RemoteBatch:
 
     def _end(self, attempt: Attempt) -> None:
         self._attempts.pop(attempt.name, None)
+        self._losses.pop(attempt.job.id, None)
         self._link.forget(attempt.name)
 
     def _info_of(self, job: Job) -> EngineInfo | None:

@@ -193,6 +193,22 @@ def test_killed_workers_lose_nothing(site: Served, pair: list[WorkerProcess]) ->
     site.wait_for_workers(2)
 
 
+def test_a_job_that_ends_its_workers_is_given_up(
+    site: Served, pair: list[WorkerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.workers.remote_batch.MOST_LOSSES", 2)
+    job = site.submit(n_images=8, n_inf_steps=1000)
+    for _ in range(2):
+        until(lambda: site.job(job).done > 2)
+        for worker in pair:  # one of them has it
+            worker.kill()
+            worker.start()
+        until(lambda: site.job(job).finished or site.job(job).done == 0)
+    (found,) = site.wait(job)
+    assert found.state == "failed" and (found.error or {})["code"] == "worker_lost" and ends(found) == 1
+    site.wait_for_workers(2)
+
+
 def test_a_worker_that_is_asked_to_stop_hands_back(site: Served, pair: list[WorkerProcess]) -> None:
     """Two seconds for what it draws; the rest is done elsewhere, at once."""
     jobs = [site.submit(seed=i, n_images=4, n_inf_steps=100) for i in range(6)]
