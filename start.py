@@ -228,10 +228,11 @@ def run_tests(root: Path, words: list[str], options: argparse.Namespace) -> int:
     for tool, arguments in (("ruff", ["check", "."]), ("mypy", []), ("pytest", words)):
         print("\n$ " + " ".join(shlex.quote(word) for word in (tool, *arguments)), flush=True)
         command, began = [str(venv_python(root)), "-m", tool, *arguments], time.monotonic()
-        status = abs(subprocess.call(command, cwd=str(root), env=clean_env(), **TOGETHER))
-        verdict = f"failed with status {status}" if status else "passed"
-        told.append(f"{tool} {verdict} in {time.monotonic() - began:.0f} s")
-        worst = max(worst, status)
+        # in one stream: where a crash happened stands beside the test that it ended
+        status = subprocess.call(command, cwd=str(root), env=clean_env(), stderr=subprocess.STDOUT, **TOGETHER)
+        verdict = f"failed with status {status}" if status > 0 else f"was ended by signal {-status}"
+        told.append(f"{tool} {verdict if status else 'passed'} in {time.monotonic() - began:.0f} s")
+        worst = max(worst, status if status >= 0 else 128 - status)
     print("\n" + ", ".join(told), flush=True)
     return worst
 

@@ -804,6 +804,19 @@ def test_test_runs_all_three_tools_and_returns_the_worst(house: Path) -> None:
     assert re.sub(r" in \d+ s", "", last) == "ruff passed, mypy failed with status 2, pytest failed with status 1"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals there")
+def test_a_tool_that_crashes_says_where(house: Path) -> None:
+    """In the stream of the tests, so that the line of the crash follows the name of the test."""
+    crash = "import faulthandler, os, sys\nfaulthandler.enable()\nprint('tests/test_x.py', flush=True)\nos.abort()\n"
+    for tool, code in (("ruff", ""), ("mypy", ""), ("pytest", crash)):
+        (site_packages(house) / f"{tool}.py").write_text(code, encoding="utf-8")
+    answer = run(house, "test", FACES_OFFLINE="1")
+    assert answer.returncode == 128 + signal.SIGABRT
+    where = answer.stdout.partition("tests/test_x.py\n")[2]
+    assert "Fatal Python error: Aborted" in where and "line 4 in <module>" in where
+    assert where.splitlines()[-1].startswith("ruff passed in ") and " pytest was ended by signal 6 in " in where
+
+
 def test_doctor_tells_the_truth_about_this_machine(port: int) -> None:
     """The real environment, whatever its state: what the doctor prints is what torch says."""
     command = [sys.executable, str(ROOT / "start.py"), "doctor", "--port", str(port)]
