@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,19 @@ class Compiled:
         return self(x, timestep.float(), *(getattr(condition, field.name) for field in fields(condition)))
 
 
+@cache
+def process_core() -> Any:
+    """The one `openvino.Core` of this process, which stays until it ends.
+
+    Each Core's CPU plugin gives the thread that makes it a stack for signal handlers (sigaltstack), and puts back the one
+    it found when it goes. Two that go in the order in which they came leave a stack that is unmapped, and the next
+    signal, such as Ctrl-C, ends the process with SIGSEGV (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class Compiler:
     """Compiles networks for the CPU of this machine. Raises CompileError where OpenVINO is not installed."""
 
@@ -173,9 +187,7 @@ class Compiler:
         version = installed_version()
         if version is None:
             raise CompileError("OpenVINO is not installed")
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = process_core()
         self.version, self.dtype, self._folder = version, dtype, folder
         self._hint = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
         self._settings: dict[str, Any] = {

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -492,3 +493,32 @@ def test_a_log_line_says_what_was_compiled(pair: Pair, caplog: pytest.LogCapture
     assert float(Compiler(None, 1).compile("pair", composed, (torch.ones(2, 8),), "a")(torch.ones(1, 8)).max()) <= 0
     assert "compiled the pair for this CPU (rows at once: 1) in" in caplog.text
     assert isinstance(Flat(pair), nn.Module)
+
+
+@needs_openvino
+def test_a_signal_finds_its_stack_when_compilers_come_and_go() -> None:
+    """In a process of its own, which the signal would end with SIGSEGV."""
+    code = """
+import os, signal, time
+import torch
+from core.nn.openvino_backend import Compiler
+
+layer, example = torch.nn.Linear(8, 4), (torch.zeros(2, 8),)
+older = Compiler(None, 1)
+newer = Compiler(None, 2)
+for compiler in (older, newer):
+    compiler.compile("layer", layer, example, "a", pairs=True)(torch.zeros(5, 8))
+del compiler, older
+newer.compile("layer", layer, example, "a")
+del newer
+for _ in range(3):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        print("caught", flush=True)
+"""
+    restored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          **(restored if sys.platform != "win32" else {}))
+    assert (done.returncode, done.stdout.split()) == (0, ["caught"] * 3), done.stderr[-2000:]

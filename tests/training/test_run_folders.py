@@ -581,14 +581,14 @@ def test_every_component_has_a_validation_curve(place: Workplace, kind: str, key
 
 
 def test_the_report_ends_with_its_table(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = {"judge": {"hash": "abc"}, "checks": {"rises": True, "falls": False}, "seconds": {"ladder": 2.4},
               "targets": [{"figure": "vae.psnr_db", "value": 20.0, "min": 26, "met": False},
                           {"figure": "vae.ssim", "value": 0.9, "min": 0.8, "met": True}],
               "vae": {"psnr_db": 20.0}, "settings": {"guidance": 2}}
     monkeypatch.setattr(evaluate, "measure", lambda settings: report)
-    assert evaluate.main(["--out", str(tmp_path)]) == 0
+    assert evaluate.main(["--data", str(place.store), "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "| VAE PSNR (dB) | 20 |" in lines and not any(line.startswith(("{", "}")) for line in lines)
     assert lines[-4:] == ["checks: 1 of 2 met; not met: falls",

@@ -242,9 +242,11 @@ def attack(live: Live) -> Attack:
             interval = body["guidance_interval"]
             if len(interval) == 2 and all(type(end) in (int, float) for end in interval):
                 body["guidance_interval"] = sorted(interval)
-        if isinstance(body, dict) and isinstance(body.get("latent"), list) and type(body.get("n_images", 4)) is int:
-            body["n_images"] = min(8, max(1, len(body["latent"])))
-            body.pop("candidates", None)
+        if isinstance(body, dict) and isinstance(body.get("latent"), list):
+            for name in [name for name in ("n_images", "num_images") if name in body] or ["n_images"]:
+                if type(body.get(name, 4)) is int:
+                    body[name] = min(8, max(1, len(body["latent"])))
+                    body.pop("candidates", None)
         if isinstance(body, dict) and type(body.get("candidates")) is int and 0 < body["candidates"] <= 32:
             many = next((name for name in ("n_images", "num_images", "keep") if name in body), "n_images")
             if type(body.get(many, 4)) is int and 0 < body.get(many, 4) <= 8:

@@ -190,7 +190,7 @@ def test_page_scripts_and_styles_stay_within_their_budget() -> None:
     assert {static / "app.js", static / "ui.js", static / "style.css"} <= visit and static / "photo.js" not in visit
     assert sum(path.stat().st_size for path in visit) <= 150_000
     later = {*static.glob("*.js"), *static.glob("*.css")} - visit - {static / "docs.css"}  # which only /docs asks for
-    assert sum(path.stat().st_size for path in later) <= 82_000
+    assert sum(path.stat().st_size for path in later) <= 92_000
 
 
 # ---- before the model is there ---------------------------------------------------------------------------------------
