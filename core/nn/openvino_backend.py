@@ -171,8 +171,8 @@ class Compiled:
 def process_core() -> Any:
     """The one `openvino.Core` of this process, which stays until it ends.
 
-    Each Core's CPU plugin gives the thread that makes it a stack for signal handlers (sigaltstack), and puts back the one
-    it found when it goes. Two that go in the order in which they came leave a stack that is unmapped, and the next
+    Each Core's CPU plugin gives the thread that makes it a stack for signal handlers (sigaltstack), and puts back the
+    one it found when it goes. Two that go in the order in which they came leave a stack that is unmapped, and the next
     signal, such as Ctrl-C, ends the process with SIGSEGV (OpenVINO 2026.4).
     """
     import openvino
