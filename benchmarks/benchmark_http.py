@@ -69,6 +69,8 @@ def measure(folder: Path, seconds: int) -> Section:
         job = server.submit({"prompt": "a smiling woman", "n_images": 4, "n_inf_steps": 4})
         server.wait(job)
         process = psutil.Process(server.pid)
+        while process.cpu_percent(2.0) > 5:  # a server that rests compiles what larger jobs will need
+            pass
         before = process.memory_info().rss
         root = f"http://127.0.0.1:{server.port}"
         tag = server.request("GET", f"/jobs/{job}/").headers["ETag"]

@@ -68,6 +68,7 @@ class Telemetry:
         self._requests = Counter("faces_http_requests", "Requests answered", labels, registry=self.registry)
         self._request_seconds = Histogram(
             "faces_http_request_seconds", "Time until an answer began", labels[:2], registry=self.registry)
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     # ---- what happens
 
@@ -101,6 +102,14 @@ class Telemetry:
 
     # ---- every request
 
+    def _series_of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        """The series of an answer; looked up once, since `labels` costs more than counting."""
+        key = (method, route, status)
+        if key not in self._series:
+            count = self._requests.labels(method, route, str(status))
+            self._series[key] = count, self._request_seconds.labels(method, route)
+        return self._series[key]
+
     def watch_requests(self, app: Flask) -> None:
         """Count and time every answer by its route, never by its path: ids would make a series each."""
 
@@ -113,8 +122,9 @@ class Telemetry:
             seconds = time.perf_counter() - g.get("began", time.perf_counter())
             method = request.method if request.method in METHODS else "OTHER"
             route = template(request.url_rule) if request.url_rule else "none"
-            self._requests.labels(method, route, str(response.status_code)).inc()
-            self._request_seconds.labels(method, route).observe(seconds)
+            count, timing = self._series_of(method, route, response.status_code)
+            count.inc()
+            timing.observe(seconds)
             fault = response.status_code >= 500 and response.status_code != 503  # 503 is an answer: not yet
             about = {"method": method, "route": route, "status": response.status_code, "ms": round(seconds * 1000, 1)}
             if "job_id" in (request.view_args or {}):
