@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import io
 import re
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,6 +23,7 @@ from playwright.sync_api import APIResponse, Browser, Download, Page, Route, exp
 from core.imaging.png_metadata import read_request
 from tests.support.browsing import Site, generate, visit, watched_page, write_prompt
 from tests.support.drawing import TROUBLE, DrawingEngine
+from tests.support.loopback import PATIENCE_S
 
 PROMPTS = ("a smiling woman", "an old man with glasses", "a young man")
 
@@ -148,22 +151,30 @@ def test_delete_can_be_undone_until_it_is_done(page: Page, site: Site) -> None:
     expect(page.locator(f'.job[data-job="{job_id}"]')).to_have_count(0)
 
 
-def test_who_takes_a_deletion_back_before_the_server_answered_is_heard(page: Page, site: Site) -> None:
-    """Ctrl+Z while the DELETE of an image is still on its way: restored as soon as it was deleted."""
+def test_who_takes_a_deletion_back_before_the_server_answered_is_heard(
+    page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl+Z while the server has not answered the DELETE of an image: restored as soon as it was deleted."""
     job_id = drawn(page, site, "somebody to bring back at once")
     page.get_by_role("button", name=re.compile("^Face 1 of 2: somebody to bring back")).click()
     expect(page.get_by_role("dialog")).to_be_visible()
-    held: list[Route] = []
-    page.route("**/images/0", lambda route: held.append(route))
+    came, may_go, answer = threading.Event(), threading.Event(), site.app.wsgi_app
+
+    def slow(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] == "DELETE":
+            came.set()
+            may_go.wait(PATIENCE_S)
+        return answer(environ, start_response)
+
+    monkeypatch.setattr(site.app, "wsgi_app", slow)
     page.keyboard.press("Delete")
     expect(page.get_by_role("button", name="Undo")).to_be_visible()
     page.keyboard.press("Escape")
+    assert came.wait(PATIENCE_S)
     with page.expect_response(lambda answer: answer.url.endswith("/restore")) as brought_back:
         page.keyboard.press("Control+z")
-        while not held:  # the DELETE is asked for after the key was pressed, in its own time
-            page.wait_for_timeout(20)
         page.wait_for_timeout(50)
-        held.pop().continue_()
+        may_go.set()
     assert brought_back.value.status < 300
     told = site.app.test_client().get(f"/jobs/{job_id}/?include=none").get_json()["response"]
     assert [one["index"] for one in told] == [0, 1]
