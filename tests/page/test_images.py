@@ -228,7 +228,9 @@ def test_an_older_answer_does_not_undo_a_favourite_that_was_just_pressed(page: P
 
         with page.expect_request(re.compile(r"/jobs/\?limit=24")):
             page.route(re.compile(r"/jobs/\?limit=24"), hold, times=1)
-        while not held:
+        for _ in range(1500):  # half a minute
+            if held:
+                break
             page.wait_for_timeout(20)
         with page.expect_response(lambda answer: answer.request.method == "PUT"):
             page.locator("#days .tile-open").press("f")
