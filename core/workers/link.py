@@ -35,7 +35,7 @@ class Link:
     def __init__(self, broker: Broker, pace: Pace = USUAL_PACE) -> None:
         self.broker, self.pace, self.session = broker, pace, secrets.token_hex(8)
         self.catalogue, self.workers = "", tuple[WorkerState, ...]()
-        self.strangers: tuple[WorkerState, ...] = ()  # workers with other models
+        self.other_workers: tuple[WorkerState, ...] = ()  # workers with other models
         self.connected_since: float | None = None  # by time.monotonic; None while Redis is away
         self.pulses = 0  # times that the workers were looked at
         self.queue_length = 0  # of the tasks that no worker has taken
@@ -162,7 +162,7 @@ class Link:
             except (TypeError, ValueError):
                 log.debug("worker %s is of another version", name)
         self.workers = tuple(one for one in found if one.catalogue == self.catalogue)
-        self.strangers = tuple(one for one in found if one.catalogue != self.catalogue)
+        self.other_workers = tuple(one for one in found if one.catalogue != self.catalogue)
         self.queue_length = queue_length
         self._flush()
         if self.connected_since is None:

@@ -54,15 +54,15 @@ class Workers:
             return ""
         if not link.connected:
             return "The job broker (Redis) does not answer. Jobs wait, and go on when it does."
-        if link.strangers:
-            return (f"No worker has this server's model: {link.strangers[0].name} has "
-                    f"{named(link.strangers[0].model_hashes)}. Jobs wait.")
+        if link.other_workers:
+            return (f"No worker has this server's model: {link.other_workers[0].name} has "
+                    f"{named(link.other_workers[0].model_hashes)}. Jobs wait.")
         return "No worker is there. Jobs wait, and go on when one is."
 
     @property
     def states(self) -> Sequence[dict[str, Any]]:
         """What each worker says of itself; one with other models takes no jobs."""
-        return [told(one, True) for one in self.link.workers] + [told(one, False) for one in self.link.strangers]
+        return [told(one, True) for one in self.link.workers] + [told(one, False) for one in self.link.other_workers]
 
     def close(self) -> None:
         """Take nothing more; running jobs begin again with the next server on the same data."""

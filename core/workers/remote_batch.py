@@ -44,7 +44,7 @@ class RemoteCosts:
 @dataclass(eq=False)
 class Attempt:
     """A job that was sent. `order` rises with every attempt of this server; `seen_at` is when its worker last said, or
-    could have been heard to say, that it has it."""
+    could have said to us, that it has it."""
 
     job: Job
     order: int
